@@ -1,0 +1,78 @@
+//! The commands, and how they end.
+
+pub mod check;
+pub mod reload;
+pub mod serve;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::cli::{Cli, Command, Level, Settings};
+use crate::config::Origin;
+
+/// How the process ends; the numbers are those of sysexits.h(3head) and of clap, and are listed
+/// in `--help` and the manual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All went well.
+    Success = 0,
+    /// The arguments make no sense.
+    Usage = 2,
+    /// An address is taken or not there.
+    Unavailable = 69,
+    /// A system call failed that must not.
+    Os = 71,
+    /// A permission is missing.
+    Permission = 77,
+    /// The configuration, or a passed socket, cannot be used.
+    Config = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+impl Exit {
+    /// The status for an error of the system.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => Self::Permission,
+            Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => Self::Unavailable,
+            // A name that cannot be resolved.
+            None => Self::Unavailable,
+            Some(_) => Self::Os,
+        }
+    }
+}
+
+/// Runs what the command line says.
+#[must_use]
+pub fn run(cli: &Cli) -> Exit {
+    let origin = origin(&cli.settings);
+    match &cli.command {
+        None | Some(Command::Serve) => serve::run(origin),
+        Some(Command::Check { config_only }) => check::run(&origin, *config_only),
+        Some(Command::Reload) => reload::run(),
+    }
+}
+
+fn origin(settings: &Settings) -> Origin {
+    Origin {
+        file: settings.config.clone(),
+        listen: settings.listen.clone(),
+        level: settings.log,
+        format: settings.log_format,
+        fallback_level: std::env::var("RUST_LOG")
+            .ok()
+            .and_then(|text| Level::from_rust_log(&text)),
+    }
+}
+
+/// Tells an error of a command on standard error.
+fn complain(text: &str) {
+    // There is nobody left to tell when this fails.
+    let _ = writeln!(io::stderr(), "tcp-echo: {text}");
+}

@@ -1,0 +1,287 @@
+//! The configuration as it is written: every key is optional, none is unknown.
+//!
+//! `section!` defines a table once: its keys, and how a later file is laid over an earlier one,
+//! key by key.  Ranges are the business of the types ([`super::units`]), so that an error carries
+//! its place in the file.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+use super::Error;
+use super::address::Address;
+use super::units::{Count, OrAuto, OrOff, Seconds, Size, Span};
+
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+        #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+        pub struct $name { $($(#[$field_doc])* pub $field: Option<$type>),+ }
+
+        impl $name {
+            /// These settings, and those of `base` where nothing is said here.
+            #[must_use]
+            pub fn over(self, base: Self) -> Self {
+                Self { $($field: self.$field.or(base.$field)),+ }
+            }
+
+            /// The keys that differ between the two.
+            #[must_use]
+            pub fn differ(&self, other: &Self) -> Vec<String> {
+                let mut keys = Vec::new();
+                $(if self.$field != other.$field {
+                    keys.push(stringify!($field).replace('_', "-"));
+                })+
+                keys
+            }
+        }
+    };
+}
+
+section! {
+    /// Options of a listener's socket and of the connections that it accepts; what is absent is
+    /// left as it is.  Source of each: socket(7), tcp(7), ip(7), ipv6(7).
+    Options {
+        /// Where to listen; only in a `[listener.NAME]` table.
+        address: Address,
+        /// `SO_REUSEADDR`: listen again over connections in TIME-WAIT.
+        reuse_address: bool,
+        /// `SO_REUSEPORT`: let other processes of the same user share the port.
+        reuse_port: bool,
+        /// `IPV6_V6ONLY`: whether an IPv6 socket leaves IPv4 alone.
+        v6only: bool,
+        /// Callers that wait to be accepted, listen(2).
+        backlog: Count<1, 1_000_000>,
+        /// `SO_RCVBUF`, in bytes; "auto" leaves the kernel's autotuning on.
+        receive_buffer: OrAuto<Size>,
+        /// `SO_SNDBUF`, in bytes; "auto" leaves the kernel's autotuning on.
+        send_buffer: OrAuto<Size>,
+        /// `TCP_NODELAY`: send small segments at once.
+        nodelay: bool,
+        /// `TCP_QUICKACK`: acknowledge at once; set again after each read.
+        quickack: bool,
+        /// `SO_KEEPALIVE`: probe idle peers.
+        keepalive: bool,
+        /// `TCP_KEEPIDLE`: silence before the first probe.
+        keepalive_idle: Seconds<32767>,
+        /// `TCP_KEEPINTVL`: between probes.
+        keepalive_interval: Seconds<32767>,
+        /// `TCP_KEEPCNT`: unanswered probes before the connection is dropped.
+        keepalive_probes: Count<1, 127>,
+        /// `TCP_USER_TIMEOUT`: how long sent data may stay unacknowledged.
+        user_timeout: OrOff<Span>,
+        /// `TCP_NOTSENT_LOWAT`: unsent bytes in the send queue above which it counts as full.
+        notsent_lowat: OrOff<Size>,
+        /// `TCP_CONGESTION`: the algorithm, such as "cubic".
+        congestion: Congestion,
+        /// The differentiated services code point (RFC 2474), 0 to 63.
+        dscp: Count<0, 63>,
+    }
+}
+
+section! {
+    /// `[limits]`.
+    LimitsFile {
+        /// Connections at a time.
+        max_connections: OrAuto<Count<1, 1_000_000>>,
+        /// Connections at a time from one source.
+        max_connections_per_source: OrOff<Count<1, 1_000_000>>,
+        /// See [`crate::echo::Limits`].
+        idle_timeout: OrOff<Span>,
+        /// See [`crate::echo::Limits`].
+        stall_timeout: OrOff<Span>,
+        /// See [`crate::echo::Limits`].
+        max_lifetime: OrOff<Span>,
+        /// See [`crate::echo::Limits`].
+        max_bytes: OrOff<Size>,
+        /// See [`crate::echo::Limits`].
+        stop_timeout: Span,
+    }
+}
+
+section! {
+    /// `[log]`.
+    LogFile {
+        /// What is told.
+        level: crate::cli::Level,
+        /// How it is told.
+        format: crate::cli::Format,
+        /// Bytes of payload in a turn's event at level trace.
+        payload_preview: Count<0, 65536>,
+        /// Ended connections told one by one, each second.
+        connection_rate: Count<0, 1_000_000>,
+    }
+}
+
+section! {
+    /// The keys before the first table.
+    MainFile {
+        /// The longest sleep of the loop.
+        poll_timeout: OrOff<Span>,
+        /// Listening beyond loopback is intended.
+        open: bool,
+    }
+}
+
+/// The name of a congestion control algorithm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Congestion(pub String);
+
+impl<'de> Deserialize<'de> for Congestion {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        // TCP_CA_NAME_MAX is 16 with the final zero.
+        if name.is_empty() || name.len() > 15 || !name.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(D::Error::custom(
+                "not a congestion control; expected a name of at most 15 characters, such as \"cubic\" \
+                 (see net.ipv4.tcp_available_congestion_control)",
+            ));
+        }
+        Ok(Self(name))
+    }
+}
+
+/// `[socket]`: options without an address.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct SocketSection(Options);
+
+impl<'de> Deserialize<'de> for SocketSection {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let options = Options::deserialize(deserializer)?;
+        if options.address.is_some() {
+            return Err(D::Error::custom(
+                "`address` belongs into a [listener.NAME] table",
+            ));
+        }
+        Ok(Self(options))
+    }
+}
+
+/// All files, laid over each other.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FileConfig {
+    /// The keys before the first table.
+    pub main: MainFile,
+    /// `[limits]`.
+    pub limits: LimitsFile,
+    /// `[log]`.
+    pub log: LogFile,
+    /// `[socket]`.
+    pub socket: Options,
+    /// `[listener.NAME]`.
+    pub listeners: BTreeMap<String, Options>,
+    /// The files that were read, in order.
+    pub read: Vec<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+struct Tables {
+    poll_timeout: Option<OrOff<Span>>,
+    open: Option<bool>,
+    limits: LimitsFile,
+    log: LogFile,
+    socket: SocketSection,
+    listener: BTreeMap<String, Options>,
+}
+
+impl FileConfig {
+    /// Reads the main file and its drop-ins: `FILE.d/*.toml`, in the order of their names.
+    ///
+    /// A main file that is absent is fine unless it is `required`.
+    ///
+    /// # Errors
+    /// [`Error`] names the file, and the place in it.
+    pub fn load(file: &Path, required: bool) -> Result<Self, Error> {
+        let mut config = Self::default();
+        match std::fs::read_to_string(file) {
+            Ok(text) => config = Self::parse(file, &text)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => {}
+            Err(error) => {
+                return Err(Error::Read {
+                    file: file.into(),
+                    error,
+                });
+            }
+        }
+        let mut folder = file.as_os_str().to_owned();
+        folder.push(".d");
+        for drop_in in drop_ins(Path::new(&folder))? {
+            let text = std::fs::read_to_string(&drop_in).map_err(|error| Error::Read {
+                file: drop_in.clone(),
+                error,
+            })?;
+            config = Self::parse(&drop_in, &text)?.over(config);
+        }
+        Ok(config)
+    }
+
+    fn parse(file: &Path, text: &str) -> Result<Self, Error> {
+        let tables: Tables = toml::from_str(text).map_err(|error| Error::Parse {
+            file: file.into(),
+            error: Box::new(error),
+        })?;
+        Ok(Self {
+            main: MainFile {
+                poll_timeout: tables.poll_timeout,
+                open: tables.open,
+            },
+            limits: tables.limits,
+            log: tables.log,
+            socket: tables.socket.0,
+            listeners: tables.listener,
+            read: vec![file.into()],
+        })
+    }
+
+    fn over(self, base: Self) -> Self {
+        let mut listeners = base.listeners;
+        for (name, options) in self.listeners {
+            let under = listeners.remove(&name).unwrap_or_default();
+            listeners.insert(name, options.over(under));
+        }
+        let mut read = base.read;
+        read.extend(self.read);
+        Self {
+            main: self.main.over(base.main),
+            limits: self.limits.over(base.limits),
+            log: self.log.over(base.log),
+            socket: self.socket.over(base.socket),
+            listeners,
+            read,
+        }
+    }
+}
+
+fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            return Err(Error::Read {
+                file: folder.into(),
+                error,
+            });
+        }
+    };
+    let mut files = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| Error::Read {
+            file: folder.into(),
+            error,
+        })?;
+    // A leading dot marks an editor's file; the order is that of the names.
+    files.retain(|file| {
+        file.extension()
+            .is_some_and(|extension| extension == "toml")
+            && file
+                .file_name()
+                .is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."))
+    });
+    files.sort();
+    Ok(files)
+}

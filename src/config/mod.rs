@@ -1,0 +1,493 @@
+//! The configuration as it is meant: defaults filled in, ranges checked, files forgotten.
+//!
+//! Twice on purpose: [`file`] is what was written, [`Config`] is what the daemon uses, and
+//! [`Origin::load`] is the only way from one to the other.  Precedence, from low to high: built
+//! in, `config.toml`, `config.toml.d/*.toml`, environment, command line.
+//!
+//! [`Options`] keeps its optional values: absent means that a socket is left as it is.  A listener
+//! of our own gets [`Options::built_in`] underneath; one that the socket unit made keeps what the
+//! unit says.
+
+pub mod address;
+pub mod file;
+pub mod units;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::{Format, Level};
+use crate::echo;
+use address::Address;
+use file::FileConfig;
+pub use file::Options;
+use units::{Count, OrAuto, OrOff, Seconds, Size, Span};
+
+/// Where the configuration is looked for when nothing is said.
+pub const DEFAULT_FILE: &str = "/etc/tcp-echo/config.toml";
+
+/// What cannot be used, and where it stands.
+#[derive(Debug)]
+pub enum Error {
+    /// A file cannot be read.
+    Read {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// A file says something that cannot be meant.
+    Parse {
+        /// Which.
+        file: PathBuf,
+        /// Line, column, the line itself and what would be right.
+        error: Box<toml::de::Error>,
+    },
+}
+
+impl std::error::Error for Error {}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read { file, error } => {
+                write!(f, "{}: cannot be read: {error}", file.display())?;
+                match error.kind() {
+                    std::io::ErrorKind::PermissionDenied => {
+                        write!(
+                            f,
+                            "; the service reads it without privileges: chmod a+r {}",
+                            file.display()
+                        )
+                    }
+                    std::io::ErrorKind::NotFound => {
+                        f.write_str("; name another file with --config")
+                    }
+                    _ => Ok(()),
+                }
+            }
+            Self::Parse { file, error } => {
+                write!(f, "{}: {}", file.display(), error.to_string().trim_end())
+            }
+        }
+    }
+}
+
+/// The settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The listeners that the configuration names.
+    pub listeners: Vec<Listener>,
+    /// Common options, also for passed sockets of no table.
+    pub socket: Options,
+    /// What a connection may take.
+    pub limits: echo::Limits,
+    /// Connections at a time; `None`: as many as there are descriptors.
+    pub max_connections: Option<usize>,
+    /// Connections at a time from one source.
+    pub per_source: PerSource,
+    /// What is told, and how.
+    pub log: Log,
+    /// The longest sleep of the loop.
+    pub poll_timeout: Option<Duration>,
+    /// Listening beyond loopback is intended.
+    pub open: bool,
+    /// The files that were read.
+    pub read: Vec<PathBuf>,
+}
+
+/// One named listener.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    /// Its table's name; a passed socket of this name takes its place.
+    pub name: String,
+    /// Where to listen; `None`: only on a passed socket.
+    pub address: Option<Address>,
+    /// What is asked of its socket, common options included.
+    pub options: Options,
+}
+
+/// How many connections one source may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PerSource {
+    /// A quarter of all.
+    Quarter,
+    /// As many as there are.
+    Off,
+    /// So many.
+    Most(usize),
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// What is told.
+    pub level: Level,
+    /// How it is told.
+    pub format: Format,
+    /// Bytes of payload in a turn's event.
+    pub payload_preview: usize,
+    /// Ended connections told one by one, each second.
+    pub connection_rate: u32,
+}
+
+impl Options {
+    /// What a listener of our own has where nothing else is said.
+    #[must_use]
+    pub fn built_in() -> Self {
+        Self {
+            address: None,
+            reuse_address: Some(true),
+            reuse_port: Some(false),
+            v6only: None,
+            backlog: Some(Count(4096)),
+            receive_buffer: Some(OrAuto(None)),
+            send_buffer: Some(OrAuto(None)),
+            nodelay: Some(true),
+            quickack: Some(false),
+            keepalive: Some(true),
+            keepalive_idle: Some(Seconds(Duration::from_secs(300))),
+            keepalive_interval: Some(Seconds(Duration::from_secs(15))),
+            keepalive_probes: Some(Count(5)),
+            user_timeout: Some(OrOff(None)),
+            notsent_lowat: Some(OrOff(Some(Size(128 * 1024)))),
+            congestion: None,
+            dscp: Some(Count(0)),
+        }
+    }
+}
+
+/// Where the configuration comes from: kept, so that a reload asks the same places.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// `--config` or `TCP_ECHO_CONFIG`.
+    pub file: Option<PathBuf>,
+    /// `--listen`; when given at all, it replaces the listeners of the files.
+    pub listen: Vec<Address>,
+    /// `--log`.
+    pub level: Option<Level>,
+    /// `--log-format`.
+    pub format: Option<Format>,
+    /// `RUST_LOG`, below the files.
+    pub fallback_level: Option<Level>,
+}
+
+impl Origin {
+    /// Reads, checks and completes the configuration.
+    ///
+    /// # Errors
+    /// [`Error`] names the file, and the place in it.
+    pub fn load(&self) -> Result<Config, Error> {
+        let path = self.file.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+        let file = FileConfig::load(path, self.file.is_some())?;
+        Ok(self.complete(file))
+    }
+
+    fn complete(&self, file: FileConfig) -> Config {
+        let FileConfig {
+            main,
+            limits,
+            log,
+            socket,
+            listeners,
+            read,
+        } = file;
+        let listeners = if self.listen.is_empty() {
+            listeners
+                .into_iter()
+                .map(|(name, mut options)| Listener {
+                    name,
+                    address: options.address.take(),
+                    options: options.over(socket.clone()),
+                })
+                .collect()
+        } else {
+            self.listen
+                .iter()
+                .map(|address| Listener {
+                    name: address.to_string(),
+                    address: Some(address.clone()),
+                    options: socket.clone(),
+                })
+                .collect()
+        };
+        let usual = echo::Limits::default();
+        let span = |written: Option<OrOff<Span>>, usual| match written {
+            Some(OrOff(span)) => span.map(|Span(span)| span),
+            None => usual,
+        };
+        Config {
+            listeners,
+            socket,
+            limits: echo::Limits {
+                idle: span(limits.idle_timeout, usual.idle),
+                stall: span(limits.stall_timeout, usual.stall),
+                lifetime: span(limits.max_lifetime, usual.lifetime),
+                bytes: limits
+                    .max_bytes
+                    .and_then(|OrOff(size)| size)
+                    .map(|Size(size)| size),
+                leave: limits.stop_timeout.map_or(usual.leave, |Span(span)| span),
+            },
+            max_connections: limits
+                .max_connections
+                .and_then(|OrAuto(most)| most)
+                .map(|most| most.0 as usize),
+            per_source: match limits.max_connections_per_source {
+                None => PerSource::Quarter,
+                Some(OrOff(None)) => PerSource::Off,
+                Some(OrOff(Some(Count(most)))) => PerSource::Most(most as usize),
+            },
+            log: Log {
+                level: self
+                    .level
+                    .or(log.level)
+                    .or(self.fallback_level)
+                    .unwrap_or(Level::Info),
+                format: self.format.or(log.format).unwrap_or(Format::Auto),
+                payload_preview: log.payload_preview.map_or(0, |bytes| bytes.0 as usize),
+                connection_rate: log.connection_rate.map_or(50, |rate| rate.0),
+            },
+            poll_timeout: span(main.poll_timeout, None),
+            open: main.open.unwrap_or(false),
+            read,
+        }
+    }
+}
+
+impl PerSource {
+    /// The number for a daemon that serves `connections` at a time; at least one.
+    #[must_use]
+    pub fn most(self, connections: usize) -> Option<usize> {
+        match self {
+            Self::Quarter => Some((connections / 4).max(1)),
+            Self::Off => None,
+            Self::Most(most) => Some(most),
+        }
+    }
+}
+
+impl Config {
+    /// What is asked of a passed socket of this name.
+    #[must_use]
+    pub fn options_for(&self, name: &str) -> &Options {
+        self.listeners
+            .iter()
+            .find(|listener| listener.name == name)
+            .map_or(&self.socket, |l| &l.options)
+    }
+
+    /// The keys that a reload to `new` cannot bring into effect.
+    #[must_use]
+    pub fn needs_restart(&self, new: &Self) -> Vec<String> {
+        let mut keys = Vec::new();
+        if self.log.format != new.log.format {
+            keys.push("log.format".to_owned());
+        }
+        let common = fixed(&self.socket, &new.socket);
+        keys.extend(common.iter().map(|key| format!("socket.{key}")));
+        for name in names(self, new) {
+            let find = |config: &Self| config.listeners.iter().find(|l| l.name == name).cloned();
+            let (Some(old), Some(new)) = (find(self), find(new)) else {
+                keys.push(format!("listener.{name}"));
+                continue;
+            };
+            if old.address != new.address {
+                keys.push(format!("listener.{name}.address"));
+            }
+            let own = fixed(&old.options, &new.options)
+                .into_iter()
+                .filter(|key| !common.contains(key));
+            keys.extend(own.map(|key| format!("listener.{name}.{key}")));
+        }
+        keys
+    }
+}
+
+/// The options that differ and cannot be set on a socket that listens.
+fn fixed(old: &Options, new: &Options) -> Vec<String> {
+    let mut keys = old.differ(new);
+    keys.retain(|key| match key.as_str() {
+        "reuse-address" | "reuse-port" | "v6only" | "backlog" => true,
+        // Once a size was set, the kernel does not tune the socket's buffer again.
+        "receive-buffer" => !matches!(new.receive_buffer, Some(OrAuto(Some(_)))),
+        "send-buffer" => !matches!(new.send_buffer, Some(OrAuto(Some(_)))),
+        _ => false,
+    });
+    keys
+}
+
+fn names(one: &Config, other: &Config) -> Vec<String> {
+    let mut names: Vec<String> = one
+        .listeners
+        .iter()
+        .chain(&other.listeners)
+        .map(|listener| listener.name.clone())
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path =
+                std::env::temp_dir().join(format!("tcp-echo-config-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(path.join("config.toml.d")).unwrap();
+            Self(path)
+        }
+
+        fn write(&self, name: &str, text: &str) -> &Self {
+            std::fs::write(self.0.join(name), text).unwrap();
+            self
+        }
+
+        fn origin(&self) -> Origin {
+            Origin {
+                file: Some(self.0.join("config.toml")),
+                ..Origin::default()
+            }
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn an_absent_default_file_is_fine_and_a_named_one_is_not() {
+        assert!(FileConfig::load(Path::new("/nonexistent/config.toml"), false).is_ok());
+        let error = FileConfig::load(Path::new("/nonexistent/config.toml"), true).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("/nonexistent/config.toml: cannot be read"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn drop_ins_merge_by_key_in_the_order_of_their_names() {
+        let folder = Folder::new("merge");
+        folder
+            .write("config.toml", "[limits]\nidle-timeout = '1min'\nmax-bytes = 7\n[listener.a]\naddress = '*:1'\nnodelay = false\n")
+            .write("config.toml.d/20-b.toml", "[limits]\nidle-timeout = '3min'\n[listener.a]\naddress = '*:2'\n")
+            .write("config.toml.d/10-a.toml", "[limits]\nidle-timeout = '2min'\n[socket]\nquickack = true\n")
+            .write("config.toml.d/.hidden.toml", "nonsense")
+            .write("config.toml.d/README", "nonsense");
+        let config = folder.origin().load().unwrap();
+        assert_eq!(config.limits.idle, Some(Duration::from_secs(180)));
+        assert_eq!(config.limits.bytes, Some(7));
+        let listener = &config.listeners[0];
+        assert_eq!(listener.address, Some(Address::Any(2)));
+        assert_eq!(
+            (listener.options.nodelay, listener.options.quickack),
+            (Some(false), Some(true))
+        );
+        assert_eq!(config.read.len(), 3);
+    }
+
+    #[test]
+    fn errors_name_file_line_column_and_what_would_be_right() {
+        for (text, parts) in [
+            (
+                "nodelay = true",
+                &[
+                    "line 1, column 1",
+                    "unknown field `nodelay`",
+                    "`poll-timeout`",
+                ][..],
+            ),
+            (
+                "[limits]\nidle-timeout = '5 elephants'",
+                &[
+                    "line 2, column 16",
+                    "idle-timeout = '5 elephants'",
+                    "\"90s\"",
+                ],
+            ),
+            (
+                "[listener.x]\naddress = '224.0.0.1:7'",
+                &["line 2, column 11", "multicast"],
+            ),
+            ("[socket]\naddress = '*:7'", &["[listener.NAME]"]),
+            (
+                "[socket]\nkeepalive-probes = 300",
+                &["line 2, column 20", "from 1 to 127"],
+            ),
+            ("[log]\nlevel = 'loud'", &["line 2, column 9", "`debug`"]),
+            ("[limits", &["line 1, column 8"]),
+        ] {
+            let folder = Folder::new("errors");
+            let error = folder
+                .write("config.toml", text)
+                .origin()
+                .load()
+                .unwrap_err()
+                .to_string();
+            for part in parts.iter().chain([&"config.toml: "]) {
+                assert!(
+                    error.contains(part),
+                    "{text:?} gives {error:?} without {part:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_command_line_wins_and_rust_log_is_the_last() {
+        let folder = Folder::new("precedence");
+        folder.write(
+            "config.toml",
+            "[log]\nlevel = 'warn'\n[listener.a]\naddress = '*:1'\n",
+        );
+        let mut origin = folder.origin();
+        origin.fallback_level = Some(Level::Trace);
+        assert_eq!(origin.load().unwrap().log.level, Level::Warn);
+        origin.level = Some(Level::Debug);
+        origin.listen = vec!["127.0.0.1:0".parse().unwrap()];
+        let config = origin.load().unwrap();
+        assert_eq!(config.log.level, Level::Debug);
+        assert_eq!(config.listeners.len(), 1);
+        assert_eq!(config.listeners[0].name, "127.0.0.1:0");
+        folder.write("config.toml", "");
+        origin.level = None;
+        assert_eq!(origin.load().unwrap().log.level, Level::Trace);
+    }
+
+    #[test]
+    fn a_reload_names_what_it_cannot_change() {
+        let folder = Folder::new("restart");
+        let old = folder
+            .write("config.toml", "[listener.a]\naddress = '*:1'\n")
+            .origin()
+            .load()
+            .unwrap();
+        let new = folder
+            .write("config.toml", "[listener.a]\naddress = '*:2'\nbacklog = 5\nnodelay = false\n[listener.b]\naddress = '*:3'\n")
+            .origin()
+            .load()
+            .unwrap();
+        assert_eq!(
+            old.needs_restart(&new),
+            ["listener.a.address", "listener.a.backlog", "listener.b"]
+        );
+        assert!(old.needs_restart(&old).is_empty());
+    }
+
+    #[test]
+    fn a_quarter_is_at_least_one() {
+        assert_eq!(PerSource::Quarter.most(2), Some(1));
+        assert_eq!(PerSource::Quarter.most(100), Some(25));
+        assert_eq!(PerSource::Off.most(100), None);
+    }
+}

@@ -1,0 +1,311 @@
+//! The units of the configuration file: spans of time, sizes, counts, and "off" or "auto" beside
+//! them.
+//!
+//! Every range is checked here, while the file is read, so that an error can point at its line.
+//! What has passed needs no second check.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+
+/// No span is longer: instants must not overflow.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// A value that is written as text or as a whole number.
+pub trait Unit: Sized {
+    /// What would be right, for the error.
+    const EXPECTED: &'static str;
+
+    /// Reads the text.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn from_text(text: &str) -> Result<Self, String>;
+
+    /// Reads the number.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn from_number(number: i64) -> Result<Self, String>;
+}
+
+struct UnitVisitor<T>(PhantomData<T>);
+
+impl<T: Unit> Visitor<'_> for UnitVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::EXPECTED)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        T::from_text(text).map_err(|why| E::custom(format!("{why}; expected {}", T::EXPECTED)))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
+        T::from_number(number).map_err(|why| E::custom(format!("{why}; expected {}", T::EXPECTED)))
+    }
+}
+
+macro_rules! deserialize_unit {
+    ($([$($generic:tt)*] $type:ty),+ $(,)?) => {$(
+        impl<'de, $($generic)*> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any(UnitVisitor(PhantomData))
+            }
+        }
+    )+};
+}
+deserialize_unit!([] Span, [] Size, [const LEAST: u32, const MOST: u32] Count<LEAST, MOST>,
+    [const MOST: u64] Seconds<MOST>, [T: Unit + Zero] OrOff<T>, [T: Unit] OrAuto<T>);
+
+/// A span of time, as in "90s", "5min" or "1h 30min".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl Unit for Span {
+    const EXPECTED: &'static str = "a span of time such as \"90s\", \"500ms\" or \"5min\"";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let span = humantime::parse_duration(text).map_err(|error| format!("{text:?}: {error}"))?;
+        if span > LONGEST {
+            return Err(format!("{text:?} is longer than 100 years"));
+        }
+        Ok(Self(span))
+    }
+
+    fn from_number(number: i64) -> Result<Self, String> {
+        Err(format!("{number} has no unit"))
+    }
+}
+
+/// Whole seconds from one to `MOST`: what the keepalive options of tcp(7) take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seconds<const MOST: u64>(pub Duration);
+
+impl<const MOST: u64> Unit for Seconds<MOST> {
+    const EXPECTED: &'static str =
+        "a span of whole seconds such as \"300s\", from \"1s\" to \"32767s\"";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let Span(span) = Span::from_text(text)?;
+        if span.subsec_nanos() != 0 || !(1..=MOST).contains(&span.as_secs()) {
+            return Err(format!("{text:?} is out of range"));
+        }
+        Ok(Self(span))
+    }
+
+    fn from_number(number: i64) -> Result<Self, String> {
+        Err(format!("{number} has no unit"))
+    }
+}
+
+/// A number of bytes, as in "64KiB" or 65536.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl Unit for Size {
+    const EXPECTED: &'static str = "a size such as \"64KiB\" or a number of bytes";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        match bytesize::ByteSize::from_str(text) {
+            Ok(size) if size.0 <= i64::MAX as u64 => Ok(Self(size.0)),
+            Ok(_) => Err(format!("{text:?} is too large")),
+            Err(_) => Err(format!("{text:?} is not a size")),
+        }
+    }
+
+    fn from_number(number: i64) -> Result<Self, String> {
+        u64::try_from(number)
+            .map(Self)
+            .map_err(|_| format!("{number} is negative"))
+    }
+}
+
+/// A whole number from `LEAST` to `MOST`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count<const LEAST: u32, const MOST: u32>(pub u32);
+
+impl<const LEAST: u32, const MOST: u32> Unit for Count<LEAST, MOST> {
+    const EXPECTED: &'static str = "a whole number in range";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Err(format!("{text:?} is not a number"))
+    }
+
+    fn from_number(number: i64) -> Result<Self, String> {
+        u32::try_from(number)
+            .ok()
+            .filter(|number| (LEAST..=MOST).contains(number))
+            .map(Self)
+            .ok_or_else(|| format!("{number} is not in the range from {LEAST} to {MOST}"))
+    }
+}
+
+/// Values whose zero would be ambiguous beside "off".
+pub trait Zero {
+    /// Whether this is zero.
+    fn is_zero(&self) -> bool;
+}
+
+impl Zero for Span {
+    fn is_zero(&self) -> bool {
+        self.0.is_zero()
+    }
+}
+
+impl Zero for Size {
+    fn is_zero(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl<const LEAST: u32, const MOST: u32> Zero for Count<LEAST, MOST> {
+    fn is_zero(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// A value above zero, or "off".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrOff<T>(pub Option<T>);
+
+impl<T: Unit + Zero> OrOff<T> {
+    fn above_zero(value: T) -> Result<Self, String> {
+        if value.is_zero() {
+            return Err("zero would be ambiguous: write \"off\" to switch it off".into());
+        }
+        Ok(Self(Some(value)))
+    }
+}
+
+impl<T: Unit + Zero> Unit for OrOff<T> {
+    const EXPECTED: &'static str = T::EXPECTED;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        T::from_text(text)
+            .map_err(|why| format!("{why} (\"off\" switches it off)"))
+            .and_then(Self::above_zero)
+    }
+
+    fn from_number(number: i64) -> Result<Self, String> {
+        T::from_number(number).and_then(Self::above_zero)
+    }
+}
+
+/// A value, or "auto".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrAuto<T>(pub Option<T>);
+
+impl<T: Unit> Unit for OrAuto<T> {
+    const EXPECTED: &'static str = T::EXPECTED;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self(None));
+        }
+        T::from_text(text)
+            .map(|value| Self(Some(value)))
+            .map_err(|why| format!("{why} (or \"auto\")"))
+    }
+
+    fn from_number(number: i64) -> Result<Self, String> {
+        T::from_number(number).map(|value| Self(Some(value)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct File<T> {
+        key: T,
+    }
+
+    fn read<T: Unit>(value: &str) -> Result<T, String>
+    where
+        T: for<'de> Deserialize<'de>,
+    {
+        toml::from_str::<File<T>>(&format!("key = {value}"))
+            .map(|file| file.key)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn spans() {
+        for (text, span) in [
+            ("\"90s\"", Duration::from_secs(90)),
+            ("\"5min\"", Duration::from_secs(300)),
+            ("\"5.5s\"", Duration::from_millis(5500)),
+            ("\"1h 30min\"", Duration::from_secs(5400)),
+            ("\"0s\"", Duration::ZERO),
+        ] {
+            assert_eq!(read::<Span>(text).unwrap().0, span, "{text}");
+        }
+        for text in [
+            "90",
+            "\"90\"",
+            "\"-1s\"",
+            "\"\"",
+            "\"101years\"",
+            "\"1s\\u0000\"",
+            "true",
+            "[]",
+        ] {
+            let error = read::<Span>(text).unwrap_err();
+            assert!(error.contains("expected a span of time"), "{text}: {error}");
+            assert!(error.contains("line 1"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, size) in [
+            ("\"64KiB\"", 65536),
+            ("65536", 65536),
+            ("\"1MB\"", 1_000_000),
+            ("0", 0),
+        ] {
+            assert_eq!(read::<Size>(text).unwrap().0, size, "{text}");
+        }
+        for text in [
+            "\"64 elephants\"",
+            "-1",
+            "\"\"",
+            "1.5",
+            "\"99999999999GiB\"",
+        ] {
+            assert!(read::<Size>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn counts_seconds_and_words() {
+        assert_eq!(read::<Count<1, 127>>("5").unwrap().0, 5);
+        assert!(
+            read::<Count<1, 127>>("128")
+                .unwrap_err()
+                .contains("from 1 to 127")
+        );
+        assert!(read::<Count<1, 127>>("0").is_err());
+        assert!(read::<Seconds<32767>>("\"32768s\"").is_err());
+        assert!(read::<Seconds<32767>>("\"1500ms\"").is_err());
+        assert_eq!(read::<OrOff<Span>>("\"off\"").unwrap(), OrOff(None));
+        assert!(
+            read::<OrOff<Span>>("\"0s\"")
+                .unwrap_err()
+                .contains("\"off\"")
+        );
+        assert!(read::<OrOff<Size>>("0").is_err());
+        assert_eq!(read::<OrAuto<Size>>("\"auto\"").unwrap(), OrAuto(None));
+        assert_eq!(read::<OrAuto<Size>>("7").unwrap(), OrAuto(Some(Size(7))));
+    }
+}

@@ -1,0 +1,55 @@
+//! The echo itself: pure logic over a borrowed stream.
+//!
+//! Nothing in this folder reads a clock, makes a system call except through the stream that it
+//! is handed, logs, names a descriptor or knows an address.  Time and limits are arguments.  So a
+//! test drives thousands of conversations through every kind of short write and reset without a
+//! socket, and with a clock of its own.
+//!
+//! In reading order: [`backlog`] (where bytes wait), [`timers`] (an ordered set of deadlines),
+//! [`counters`], [`connection`] (one conversation), [`shard`] (many of them).
+
+pub mod backlog;
+pub mod connection;
+pub mod counters;
+pub mod shard;
+pub mod timers;
+
+use std::time::Duration;
+
+/// Bytes of the one buffer through which everything passes, and the most that a connection can
+/// owe: we read only when nothing is owed.  64 KiB keeps a stalled connection well under 128 KiB.
+pub const SCRATCH: usize = 64 * 1024;
+
+/// Bytes that one connection may receive in one turn before the others get theirs.
+pub const BUDGET: usize = 256 * 1024;
+
+/// How long input is thrown away after our FIN, so that closing does not turn unread input into a
+/// reset that destroys what is still in flight (RFC 1122 section 4.2.2.13).
+pub const LINGER: Duration = Duration::from_millis(400);
+
+/// What a connection may take, in time and in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Close after so long without a byte in either direction while nothing is owed.
+    pub idle: Option<Duration>,
+    /// Close after so long without a byte accepted by the peer while something is owed.
+    pub stall: Option<Duration>,
+    /// Leave after so long altogether.
+    pub lifetime: Option<Duration>,
+    /// Leave after so many bytes received.
+    pub bytes: Option<u64>,
+    /// How long leaving may take before what is still owed is abandoned.
+    pub leave: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            idle: None,
+            stall: Some(Duration::from_secs(300)),
+            lifetime: None,
+            bytes: None,
+            leave: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! placeholder
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod echo;
+pub mod server;
+pub mod system;

@@ -1,0 +1,124 @@
+//! Serving, leaving, over: a table, and nothing but a table.
+
+use std::time::{Duration, Instant};
+
+use crate::system::signals::Request;
+
+/// Where in its life the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Connections come and go.
+    Serving,
+    /// No more come; those that are here leave.
+    Leaving {
+        /// When the rest is abandoned.
+        until: Instant,
+    },
+    /// Nothing more is done.
+    Over,
+}
+
+/// What a request asks the server to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Stop accepting, and ask every connection to leave.
+    Leave,
+    /// Read the configuration again.
+    Reload,
+    /// Tell the counters.
+    Report,
+}
+
+impl Life {
+    /// Takes a request.
+    pub fn on(&mut self, request: Request, now: Instant, stop_timeout: Duration) -> Option<Action> {
+        match (*self, request) {
+            (Self::Serving, Request::Stop) => {
+                *self = Self::Leaving {
+                    until: now + stop_timeout,
+                };
+                Some(Action::Leave)
+            }
+            // Asked twice: at once.
+            (Self::Leaving { .. }, Request::Stop) => {
+                *self = Self::Over;
+                None
+            }
+            (Self::Serving, Request::Reload) => Some(Action::Reload),
+            (Self::Serving | Self::Leaving { .. }, Request::Report) => Some(Action::Report),
+            (Self::Leaving { .. }, Request::Reload) | (Self::Over, _) => None,
+        }
+    }
+
+    /// Notes the time, and whether anything is left to do.
+    pub fn tick(&mut self, now: Instant, done: bool) {
+        if let Self::Leaving { until } = *self {
+            if done || until <= now {
+                *self = Self::Over;
+            }
+        }
+    }
+
+    /// When [`Life::tick`] has to be called next.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        match self {
+            Self::Leaving { until } => Some(*until),
+            Self::Serving | Self::Over => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table() {
+        let now = Instant::now();
+        let span = Duration::from_secs(10);
+        let leaving = Life::Leaving { until: now + span };
+        for (before, request, after, action) in [
+            (Life::Serving, Request::Stop, leaving, Some(Action::Leave)),
+            (
+                Life::Serving,
+                Request::Reload,
+                Life::Serving,
+                Some(Action::Reload),
+            ),
+            (
+                Life::Serving,
+                Request::Report,
+                Life::Serving,
+                Some(Action::Report),
+            ),
+            (leaving, Request::Stop, Life::Over, None),
+            (leaving, Request::Reload, leaving, None),
+            (leaving, Request::Report, leaving, Some(Action::Report)),
+            (Life::Over, Request::Stop, Life::Over, None),
+            (Life::Over, Request::Report, Life::Over, None),
+        ] {
+            let mut life = before;
+            assert_eq!(
+                life.on(request, now, span),
+                action,
+                "{before:?} {request:?}"
+            );
+            assert_eq!(life, after, "{before:?} {request:?}");
+        }
+    }
+
+    #[test]
+    fn leaving_ends_when_done_or_when_it_took_too_long() {
+        let now = Instant::now();
+        let until = now + Duration::from_secs(1);
+        for (at, done, over) in [(now, false, false), (now, true, true), (until, false, true)] {
+            let mut life = Life::Leaving { until };
+            life.tick(at, done);
+            assert_eq!(life == Life::Over, over);
+        }
+        let mut life = Life::Serving;
+        life.tick(until, true);
+        assert_eq!(life, Life::Serving);
+    }
+}

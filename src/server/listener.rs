@@ -1,0 +1,321 @@
+//! A listener: accepts in bursts, waits when it has to, and is never deaf.
+//!
+//! Edge triggering announces callers once.  Whatever is not accepted then (the burst is used up,
+//! the connection limit is reached, descriptors are short, accept failed) is not announced again:
+//! [`State`] remembers it, and the server comes back.  While a listener is paused the kernel's
+//! queue holds the callers; nobody is accepted only to be closed.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use mio::event::Source;
+use mio::net::{TcpListener, UnixListener};
+use mio::{Interest, Registry, Token};
+
+use super::stream::Socket;
+use crate::config::Options;
+use crate::system::activation::ListenSocket;
+use crate::system::bind::OwnPath;
+use crate::system::events::Endpoint;
+
+/// Callers accepted in one turn before connections get theirs.
+pub const BURST: usize = 64;
+
+/// Between attempts while descriptors are short: others may free some.
+pub const SHORT: Duration = Duration::from_millis(50);
+
+/// Between attempts while the listener itself fails.
+pub const FAILING: Duration = Duration::from_secs(1);
+
+/// What the server has to do about a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing until the kernel announces callers.
+    Armed,
+    /// Try again in the next round.
+    Ready,
+    /// Try again when a connection has closed.
+    Full,
+    /// Try again then, or when a connection has closed.
+    Short(Instant),
+    /// Nothing any more.
+    Closed,
+}
+
+/// One listener.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its name in the configuration, or that of the passed socket.
+    pub name: String,
+    /// Where it listens.
+    pub local: Endpoint,
+    /// Whether the service manager holds it too.
+    pub passed: bool,
+    /// What was asked of its socket.
+    pub options: Options,
+    /// What to do about it.
+    pub state: State,
+    /// Options were set while callers may have been in the queue already: what is accepted gets
+    /// them one by one, until the queue was seen empty.
+    pub fresh: bool,
+    /// The kernel has announced callers since the last burst.
+    pub announced: bool,
+    /// How many more callers are accepted after the stop; `None` while serving.
+    last: Option<usize>,
+    socket: Option<ListenerSocket>,
+    path: Option<OwnPath>,
+}
+
+#[derive(Debug)]
+enum ListenerSocket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// What an error of accept(2) means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Nobody waits.
+    Drained,
+    /// That one caller is lost; the next may be fine.
+    Caller,
+    /// Descriptors or memory are short.
+    Short,
+    /// The listener fails, perhaps for good.
+    Failing,
+}
+
+impl Failure {
+    /// Sorts the errors, all that accept(2) and its Linux notes name.
+    #[must_use]
+    pub fn of(errno: i32) -> Self {
+        match errno {
+            libc::EAGAIN => Self::Drained,
+            // Of the new socket: Linux passes pending network errors on.
+            libc::ECONNABORTED
+            | libc::ECONNRESET
+            | libc::EINTR
+            | libc::EPERM
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::ENETDOWN
+            | libc::ENETUNREACH
+            | libc::ENONET
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP
+            | libc::ETIMEDOUT => Self::Caller,
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ENOSR => Self::Short,
+            _ => Self::Failing,
+        }
+    }
+}
+
+impl Listener {
+    /// A listener from a socket that is non-blocking already.
+    ///
+    /// # Errors
+    /// Those of getsockname(2).
+    pub fn new(
+        name: String,
+        socket: ListenSocket,
+        passed: bool,
+        options: Options,
+        path: Option<OwnPath>,
+    ) -> io::Result<Self> {
+        let local = match &socket {
+            ListenSocket::Tcp(socket) => Endpoint::Ip(socket.local_addr()?),
+            ListenSocket::Unix(socket) => {
+                Endpoint::Unix(socket.local_addr()?.as_pathname().map(Into::into))
+            }
+        };
+        let socket = match socket {
+            ListenSocket::Tcp(socket) => ListenerSocket::Tcp(TcpListener::from_std(socket)),
+            ListenSocket::Unix(socket) => ListenerSocket::Unix(UnixListener::from_std(socket)),
+        };
+        Ok(Self {
+            name,
+            local,
+            passed,
+            options,
+            state: State::Armed,
+            // What we bound ourselves had its options before its first caller.
+            fresh: passed,
+            announced: false,
+            last: None,
+            socket: Some(socket),
+            path,
+        })
+    }
+
+    /// Callers were announced.
+    pub fn announce(&mut self) {
+        if self.state == State::Armed {
+            self.state = State::Ready;
+            self.announced = true;
+        }
+    }
+
+    /// A connection has closed, or there may be more of them: there may be room.
+    pub fn vacancy(&mut self) {
+        if matches!(self.state, State::Full | State::Short(_)) {
+            self.state = State::Ready;
+        }
+    }
+
+    /// Whether to try now.
+    #[must_use]
+    pub fn is_due(&self, now: Instant) -> bool {
+        match self.state {
+            State::Ready => true,
+            State::Short(until) => until <= now,
+            State::Armed | State::Full | State::Closed => false,
+        }
+    }
+
+    /// We are stopping: takes those who wait already, and closes then.  As many as the queue can
+    /// hold, or a stream of new callers would keep us here.
+    pub fn drain(&mut self) {
+        let backlog = self
+            .options
+            .backlog
+            .map_or(4096, |backlog| backlog.0 as usize);
+        self.last = Some(backlog);
+        if self.state == State::Armed {
+            self.state = State::Ready;
+        }
+    }
+
+    /// Whether we are stopping.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// The queue was seen empty.
+    pub fn drained(&mut self, registry: &Registry) {
+        self.fresh = false;
+        self.state = State::Armed;
+        if self.is_draining() {
+            self.close(registry);
+        }
+    }
+
+    /// A burst is over before the queue was; goes on in `state`.
+    pub fn spent(&mut self, taken: usize, state: State, registry: &Registry) {
+        self.state = state;
+        if let Some(last) = &mut self.last {
+            *last = last.saturating_sub(taken);
+            if *last == 0 {
+                self.close(registry);
+            }
+        }
+    }
+
+    /// Accepts one caller.
+    ///
+    /// # Errors
+    /// Those of accept(2); [`Failure::of`] sorts them.
+    pub fn accept(&mut self) -> io::Result<Socket> {
+        match &self.socket {
+            Some(ListenerSocket::Tcp(socket)) => socket
+                .accept()
+                .map(|(socket, peer)| Socket::Tcp(socket, peer)),
+            Some(ListenerSocket::Unix(socket)) => {
+                socket.accept().map(|(socket, _)| Socket::Unix(socket))
+            }
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// Whether an accepted socket inherits its options: not from a Unix listener.
+    #[must_use]
+    pub fn inherits(&self) -> bool {
+        matches!(self.socket, Some(ListenerSocket::Tcp(_)))
+    }
+
+    /// Registers it for callers.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        match &mut self.socket {
+            Some(ListenerSocket::Tcp(socket)) => {
+                socket.register(registry, token, Interest::READABLE)
+            }
+            Some(ListenerSocket::Unix(socket)) => {
+                socket.register(registry, token, Interest::READABLE)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes no more callers.  Our own socket is closed, and new callers are refused; one that was
+    /// passed stays open and keeps them for our successor.
+    pub fn close(&mut self, registry: &Registry) {
+        self.state = State::Closed;
+        // Failing means that it was not registered.
+        let _ = match &mut self.socket {
+            Some(ListenerSocket::Tcp(socket)) => socket.deregister(registry),
+            Some(ListenerSocket::Unix(socket)) => socket.deregister(registry),
+            None => Ok(()),
+        };
+        if !self.passed {
+            self.socket = None;
+            if let Some(path) = self.path.take() {
+                path.unlink();
+            }
+        }
+    }
+
+    /// The socket, unless it is closed.
+    #[must_use]
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(|socket| match socket {
+            ListenerSocket::Tcp(socket) => socket.as_fd(),
+            ListenerSocket::Unix(socket) => socket.as_fd(),
+        })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(path) = self.path.take() {
+            path.unlink();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_of_accept_has_its_meaning() {
+        for (errno, failure) in [
+            (libc::EAGAIN, Failure::Drained),
+            (libc::EWOULDBLOCK, Failure::Drained),
+            (libc::ECONNABORTED, Failure::Caller),
+            (libc::EINTR, Failure::Caller),
+            (libc::EPERM, Failure::Caller),
+            (libc::EPROTO, Failure::Caller),
+            (libc::EHOSTUNREACH, Failure::Caller),
+            (libc::EMFILE, Failure::Short),
+            (libc::ENFILE, Failure::Short),
+            (libc::ENOBUFS, Failure::Short),
+            (libc::ENOMEM, Failure::Short),
+            (libc::EINVAL, Failure::Failing),
+            (libc::EBADF, Failure::Failing),
+            (libc::ENOTSOCK, Failure::Failing),
+            (libc::EFAULT, Failure::Failing),
+        ] {
+            assert_eq!(
+                Failure::of(errno),
+                failure,
+                "{}",
+                io::Error::from_raw_os_error(errno)
+            );
+        }
+    }
+}

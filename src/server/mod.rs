@@ -1,0 +1,466 @@
+//! What is polled, and the loop.
+//!
+//! One `Poll` holds the signals, the listeners and the connections; the loop is
+//! [`Server::run`] and stays that size.  The clock is read once a round, right after the poll:
+//! everything in the round shares that reading, and the next time-out is reckoned from it.
+//!
+//! Nothing in a round may take long.  A connection has a budget a turn, a listener a burst, and a
+//! round an allowance ([`ROUND`]); what is left over stands in a list of ours, and while there is
+//! any, the poll does not wait.  So signals, new callers and the watchdog are never more than a
+//! few milliseconds away, whatever the number of flooders.
+//!
+//! The loop never blocks: not on the log (a queue), not on the manager (its own socket), not in
+//! accept (every listener is non-blocking).  The one exception is reading the configuration on
+//! HUP.
+//!
+//! In reading order: [`source`], [`lifecycle`], [`stream`], [`listener`], then the parts of
+//! [`Server`] in this file, `intake` (accepting) and `reload`.
+
+mod intake;
+pub mod lifecycle;
+pub mod listener;
+mod reload;
+pub mod source;
+pub mod stream;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use mio::event::Event as Announced;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::cli::Level;
+use crate::config::{Config, Origin};
+use crate::echo::connection::{Duplex, Hint, Reason, Summary, Want};
+use crate::echo::shard::{Shard, Turn};
+use crate::system::events::{Event, Who};
+use crate::system::kernel::Kernel;
+use crate::system::logging::Log;
+use crate::system::notify::Manager;
+use crate::system::rate::{Fold, Gate};
+use crate::system::signals::Signals;
+use crate::system::socket::size;
+use lifecycle::{Action, Life};
+use listener::{Listener, State};
+use source::Source;
+use stream::Stream;
+
+/// Bytes that may move in one round, received and sent together, before the poll is asked again.
+const ROUND: u64 = 4 * 1024 * 1024;
+
+/// Events taken from the kernel in one round.
+const EVENTS: usize = 1024;
+
+/// For input: urgent data is input too, and its announcement a hint to read on.
+const INPUT: Interest = Interest::READABLE.add(Interest::PRIORITY);
+
+/// What the server is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The poll.
+    pub poll: Poll,
+    /// The signals, not yet registered.
+    pub signals: Signals,
+    /// The settings.
+    pub config: Config,
+    /// Where they came from.
+    pub origin: Origin,
+    /// The most connections that the descriptors allow.
+    pub descriptors: usize,
+    /// The kernel's settings.
+    pub kernel: Kernel,
+    /// The manager.
+    pub manager: Manager,
+    /// The log.
+    pub log: Log,
+}
+
+/// The daemon at work.
+#[derive(Debug)]
+pub struct Server {
+    poll: Poll,
+    signals: Signals,
+    listeners: Vec<Listener>,
+    /// The names of the listeners, and of passed connections behind them.
+    names: Vec<String>,
+    shard: Shard<Stream>,
+    /// Connections by source, where there is a cap.
+    sources: HashMap<IpAddr, usize>,
+    life: Life,
+    config: Config,
+    origin: Origin,
+    descriptors: usize,
+    max_connections: usize,
+    per_source: Option<usize>,
+    kernel: Kernel,
+    manager: Manager,
+    log: Log,
+    fold: Fold,
+    refusals: Gate,
+    pauses: Gate,
+    failures: Gate,
+    /// Connections closed at once for their source's sake.
+    refused: u64,
+    /// Connections so far, for their numbers.
+    number: u64,
+    /// The last reload failed.
+    stale: bool,
+    /// This round's reading of the clock.
+    now: Instant,
+    /// Bytes that may still move in this round.
+    allowance: u64,
+}
+
+impl Server {
+    /// Puts a server together; listeners and passed connections are added to it.
+    ///
+    /// # Errors
+    /// The signals cannot be registered.
+    pub fn new(parts: Parts, now: Instant) -> io::Result<Self> {
+        let Parts {
+            poll,
+            mut signals,
+            config,
+            origin,
+            descriptors,
+            kernel,
+            manager,
+            log,
+        } = parts;
+        poll.registry()
+            .register(signals.source(), Source::Signals.into(), Interest::READABLE)?;
+        let mut server = Self {
+            poll,
+            signals,
+            listeners: Vec::new(),
+            names: Vec::new(),
+            shard: Shard::new(config.limits.clone()),
+            sources: HashMap::new(),
+            life: Life::Serving,
+            fold: Fold::new(config.log.connection_rate),
+            config,
+            origin,
+            descriptors,
+            max_connections: 0,
+            per_source: None,
+            kernel,
+            manager,
+            log,
+            refusals: Gate::default(),
+            pauses: Gate::default(),
+            failures: Gate::default(),
+            refused: 0,
+            number: 0,
+            stale: false,
+            now,
+            allowance: 0,
+        };
+        server.size_up();
+        server.log.tell(Event::Started {
+            read: server.config.read.clone(),
+            max_connections: server.max_connections,
+            per_source: server.per_source,
+        });
+        server.log.tell(Event::Kernel(server.kernel));
+        Ok(server)
+    }
+
+    /// Says that all is registered.
+    pub fn ready(&mut self, hint: Option<String>) {
+        let listen = self
+            .listeners
+            .iter()
+            .map(|listener| listener.local.to_string())
+            .collect::<Vec<_>>()
+            .join(" ");
+        let status = self.status();
+        self.manager.ready(&listen, &status, self.now);
+        self.log.tell(Event::Ready { listen, hint });
+    }
+
+    /// Serves until it is over.
+    ///
+    /// # Errors
+    /// The poll itself fails.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS);
+        while self.life != Life::Over {
+            match self.poll.poll(&mut events, self.sleep()) {
+                // A signal: its pipe is readable in the next round.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => result?,
+            }
+            self.now = Instant::now();
+            self.allowance = ROUND;
+            for event in &events {
+                match Source::from(event.token()) {
+                    Source::Signals => self.obey(),
+                    Source::Listener(index) => self.listeners[index].announce(),
+                    Source::Connection(key) => self.announced(key, event),
+                }
+            }
+            self.accept();
+            while self.allowance > 0 {
+                let Some(key) = self.shard.next_ready() else {
+                    break;
+                };
+                self.turn(key, Hint::Plain);
+            }
+            while let Some((key, turn)) = self.shard.expire(self.now) {
+                self.settle(key, turn);
+            }
+            self.housekeep();
+        }
+        self.end();
+        Ok(())
+    }
+
+    /// How long the poll may wait: until the first thing that is due, or for ever.
+    fn sleep(&self) -> Option<Duration> {
+        if self.shard.ready() > 0
+            || self
+                .listeners
+                .iter()
+                .any(|listener| listener.state == State::Ready)
+        {
+            return Some(Duration::ZERO);
+        }
+        let listeners = self
+            .listeners
+            .iter()
+            .filter_map(|listener| match listener.state {
+                State::Short(until) => Some(until),
+                _ => None,
+            });
+        let due = [
+            self.shard.next_due(),
+            self.life.next_due(),
+            self.manager.next_due(),
+            self.fold.next_due(),
+        ];
+        let wait = due
+            .into_iter()
+            .flatten()
+            .chain(listeners)
+            .min()
+            .map(|due| due.saturating_duration_since(self.now));
+        match (wait, self.config.poll_timeout) {
+            (Some(wait), Some(most)) => Some(wait.min(most)),
+            (wait, most) => wait.or(most),
+        }
+    }
+
+    fn announced(&mut self, key: usize, event: &Announced) {
+        // The peer's end and an urgent mark may stand behind what a short read returns.
+        let hint = if event.is_read_closed() || event.is_priority() {
+            Hint::ReadOn
+        } else {
+            Hint::Plain
+        };
+        // One that is in the list gets its turn there: events must not give it more than others.
+        if self.allowance == 0 || self.shard.queued(key) {
+            self.shard.queue(key, hint);
+        } else {
+            self.turn(key, hint);
+        }
+    }
+
+    fn turn(&mut self, key: usize, hint: Hint) {
+        let before = self.shard.counters();
+        let turn = self.shard.turn(key, hint, self.now);
+        let after = self.shard.counters();
+        let (received, sent) = (after.received - before.received, after.sent - before.sent);
+        self.allowance = self.allowance.saturating_sub(received + sent);
+        if self.log.wants(Level::Trace) {
+            self.trace(key, received, sent);
+        }
+        self.settle(key, turn);
+    }
+
+    fn settle(&mut self, key: usize, turn: Turn) {
+        match turn {
+            Turn::Same => {}
+            Turn::Rearm(want) => {
+                let interest = match want {
+                    Want::Read => INPUT,
+                    Want::Write => Interest::WRITABLE,
+                };
+                let token = Token::from(Source::Connection(key));
+                let registered =
+                    self.poll
+                        .registry()
+                        .reregister(self.shard.stream_mut(key), token, interest);
+                if let Err(error) = registered {
+                    // It would never be announced again.
+                    self.fail(key, &error);
+                }
+            }
+            Turn::Over(summary) => self.close(key, &summary),
+        }
+    }
+
+    fn fail(&mut self, key: usize, error: &io::Error) {
+        let turn = self.shard.end(
+            key,
+            Reason::Error(error.raw_os_error().unwrap_or(0)),
+            self.now,
+        );
+        self.settle(key, turn);
+    }
+
+    fn close(&mut self, key: usize, summary: &Summary) {
+        let mut stream = self.shard.remove(key);
+        if self.fold.admit(summary, self.now) && self.log.wants(Level::Info) {
+            let who = self.who(&stream);
+            self.log.tell(Event::Closed(who, *summary));
+        }
+        self.forget_source(&stream);
+        if stream.shared {
+            // Whoever passed it may hold it still: the peer waits for our FIN, and the poll would
+            // go on announcing it.
+            let _ = stream.finish_write();
+            let _ = self.poll.registry().deregister(&mut stream);
+        }
+        drop(stream);
+        for listener in &mut self.listeners {
+            listener.vacancy();
+        }
+    }
+
+    fn obey(&mut self) {
+        for request in self.signals.pending() {
+            match self.life.on(request, self.now, self.config.limits.leave) {
+                Some(Action::Leave) => self.leave(),
+                Some(Action::Reload) => self.reload(),
+                Some(Action::Report) => self.report(),
+                None => {}
+            }
+        }
+    }
+
+    fn leave(&mut self) {
+        let span = self.config.limits.leave;
+        let status = self.status();
+        self.manager.stopping(span, &status, self.now);
+        self.log.tell(Event::Stopping {
+            open: self.shard.counters().open(),
+            span,
+        });
+        for listener in &mut self.listeners {
+            listener.drain();
+        }
+        self.shard.leave_all(self.now);
+    }
+
+    fn report(&mut self) {
+        let owed = self
+            .shard
+            .connections()
+            .map(|(_, connection)| connection.owed())
+            .sum();
+        let counters = self.shard.counters();
+        self.log.tell(Event::Counters {
+            counters,
+            refused: self.refused,
+            owed,
+        });
+        let status = self.status();
+        self.manager.report(&status, self.now);
+    }
+
+    /// Everything that is done by the clock and not by an event.
+    fn housekeep(&mut self) {
+        if let Some(event) = self.fold.flush(self.now, false) {
+            self.log.tell(event);
+        }
+        let idle = self.shard.is_empty();
+        if idle && self.listeners.is_empty() && self.life == Life::Serving {
+            // The conversations that we were started for are over.
+            self.life = Life::Over;
+        }
+        let closed = self
+            .listeners
+            .iter()
+            .all(|listener| listener.state == State::Closed);
+        self.life.tick(self.now, idle && closed);
+        let counters = self.shard.counters();
+        let mark = (counters.accepted + counters.closed(), counters.sent);
+        if self.manager.is_status_due(mark, self.now) {
+            let status = self.status();
+            self.manager.status(mark, status, self.now);
+        }
+        self.manager.tick(self.now);
+        if let Some(error) = self.manager.trouble() {
+            self.log.tell(Event::Manager(error));
+        }
+    }
+
+    /// The end: whatever is left is abandoned, told and counted.
+    fn end(mut self) {
+        for (key, turn) in self.shard.abandon_all(self.now) {
+            self.settle(key, turn);
+        }
+        if let Some(event) = self.fold.flush(self.now, true) {
+            self.log.tell(event);
+        }
+        self.log.tell(Event::Stopped {
+            counters: self.shard.counters(),
+            refused: self.refused,
+        });
+    }
+
+    /// One line for the manager.
+    fn status(&self) -> String {
+        let counters = self.shard.counters();
+        let (listeners, open) = (self.listeners.len(), counters.open());
+        format!(
+            "{}{listeners} listener{}, {open} connection{}, {} echoed{}",
+            if self.life == Life::Serving {
+                ""
+            } else {
+                "stopping: "
+            },
+            if listeners == 1 { "" } else { "s" },
+            if open == 1 { "" } else { "s" },
+            size(counters.sent),
+            if self.stale {
+                "; the last reload failed, the old configuration is in effect"
+            } else {
+                ""
+            }
+        )
+    }
+
+    fn who(&self, stream: &Stream) -> Who {
+        Who {
+            number: stream.number,
+            peer: stream.peer(),
+            local: stream
+                .local()
+                .unwrap_or(crate::system::events::Endpoint::Unix(None)),
+            listener: self.names[stream.listener as usize].clone(),
+        }
+    }
+
+    fn trace(&mut self, key: usize, received: u64, sent: u64) {
+        let Some(connection) = self.shard.connection(key) else {
+            return;
+        };
+        let owed = connection.owed();
+        let number = self.shard.stream_mut(key).number;
+        let most = self.config.log.payload_preview;
+        let preview = (most > 0 && received > 0).then(|| {
+            let read = self.shard.last_read();
+            read[..read.len().min(most)].escape_ascii().to_string()
+        });
+        self.log.tell(Event::Turned {
+            number,
+            received,
+            sent,
+            owed,
+            preview,
+        });
+    }
+}

@@ -1,0 +1,181 @@
+//! The stream of a connection as the server knows it: a socket, whose it is, and what has to be
+//! done for it per read.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use mio::event::Source;
+use mio::net::{TcpStream, UnixStream};
+use mio::{Interest, Registry, Token};
+use socket2::SockRef;
+
+use crate::echo::connection::Duplex;
+use crate::system::events::Endpoint;
+
+/// A connected socket and what the server remembers of it.
+#[derive(Debug)]
+pub struct Stream {
+    socket: Socket,
+    /// Its number in this process.
+    pub number: u64,
+    /// The index of the listener that accepted it.
+    pub listener: u32,
+    /// Whether `TCP_QUICKACK` is set again after each read: the kernel forgets it (tcp(7)).
+    pub quickack: bool,
+    /// Whether somebody else may hold the socket too: it was passed.
+    pub shared: bool,
+}
+
+/// A socket of either family, and the peer's address.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP.
+    Tcp(TcpStream, SocketAddr),
+    /// A Unix stream; its peer has no address worth telling.
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// A stream that was accepted, or passed.
+    #[must_use]
+    pub fn new(socket: Socket, number: u64, listener: u32, quickack: bool) -> Self {
+        Self {
+            socket,
+            number,
+            listener,
+            quickack,
+            shared: false,
+        }
+    }
+
+    /// The other side.
+    #[must_use]
+    pub fn peer(&self) -> Endpoint {
+        match &self.socket {
+            Socket::Tcp(_, peer) => Endpoint::Ip(canonical(*peer)),
+            Socket::Unix(_) => Endpoint::Unix(None),
+        }
+    }
+
+    /// The other side's address, if it has one.
+    #[must_use]
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Tcp(_, peer) => Some(canonical(*peer)),
+            Socket::Unix(_) => None,
+        }
+    }
+
+    /// Our side, by getsockname(2).
+    ///
+    /// # Errors
+    /// Those of getsockname(2).
+    pub fn local(&self) -> io::Result<Endpoint> {
+        match &self.socket {
+            Socket::Tcp(socket, _) => socket
+                .local_addr()
+                .map(|address| Endpoint::Ip(canonical(address))),
+            Socket::Unix(socket) => socket
+                .local_addr()
+                .map(|address| Endpoint::Unix(address.as_pathname().map(Into::into))),
+        }
+    }
+}
+
+/// An IPv4 peer of a dual-stack socket is an IPv4 peer.
+#[must_use]
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    if address.is_ipv4() {
+        address
+    } else {
+        match address.ip().to_canonical() {
+            std::net::IpAddr::V4(ip) => (ip, address.port()).into(),
+            std::net::IpAddr::V6(_) => address,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.socket {
+            Socket::Tcp(socket, _) => {
+                let count = socket.read(buffer)?;
+                if self.quickack {
+                    // Refused by a peer that is gone: the next read says so.
+                    let _ = SockRef::from(&*socket).set_tcp_quickack(true);
+                }
+                Ok(count)
+            }
+            Socket::Unix(socket) => socket.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.socket {
+            Socket::Tcp(socket, _) => socket.write(bytes),
+            Socket::Unix(socket) => socket.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Duplex for Stream {
+    fn finish_write(&mut self) -> io::Result<()> {
+        match &self.socket {
+            Socket::Tcp(socket, _) => socket.shutdown(Shutdown::Write),
+            Socket::Unix(socket) => socket.shutdown(Shutdown::Write),
+        }
+    }
+
+    fn stops_short(&self) -> bool {
+        matches!(self.socket, Socket::Unix(_))
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Tcp(socket, _) => socket.as_fd(),
+            Socket::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl Source for Stream {
+    fn register(
+        &mut self,
+        registry: &Registry,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        match &mut self.socket {
+            Socket::Tcp(socket, _) => socket.register(registry, token, interest),
+            Socket::Unix(socket) => socket.register(registry, token, interest),
+        }
+    }
+
+    fn reregister(
+        &mut self,
+        registry: &Registry,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        match &mut self.socket {
+            Socket::Tcp(socket, _) => socket.reregister(registry, token, interest),
+            Socket::Unix(socket) => socket.reregister(registry, token, interest),
+        }
+    }
+
+    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        match &mut self.socket {
+            Socket::Tcp(socket, _) => socket.deregister(registry),
+            Socket::Unix(socket) => socket.deregister(registry),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Sockets that were passed to us, sd_listen_fds(3): taken by name and kind, never by number.
+//!
+//! The order of the descriptors differs between versions of systemd, so the number says nothing.
+//! sd-notify knows the names, listenfd the descriptors; it also removes `LISTEN_PID` and
+//! `LISTEN_FDS` from the environment.  Both are asked before any thread and any other descriptor
+//! exists.
+//!
+//! A listening stream socket is a listener, a connected one is a conversation (a unit with
+//! `Accept=yes`).  Anything else is a mistake in the configuration, refused with its number, name
+//! and kind.
+
+use std::fmt;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use listenfd::ListenFd;
+use socket2::{Domain, SockRef};
+
+/// Descriptors of these names are ours, from a version that keeps connections over a restart.
+const RESERVED: &str = "survival-";
+
+/// The name of a descriptor that has none, as sd_listen_fds_with_names(3) gives it.
+const NAMELESS: &str = "unknown";
+
+/// What was passed.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// Listening sockets, by name; names need not be unique.
+    pub listeners: Vec<(String, ListenSocket)>,
+    /// Connected sockets, by name.
+    pub connections: Vec<(String, StreamSocket)>,
+    /// The names of descriptors that were closed because their names are reserved.
+    pub reserved: Vec<String>,
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub enum ListenSocket {
+    /// TCP over IPv4 or IPv6.
+    Tcp(TcpListener),
+    /// A Unix stream socket.
+    Unix(UnixListener),
+}
+
+/// A connected socket.
+#[derive(Debug)]
+pub enum StreamSocket {
+    /// TCP over IPv4 or IPv6.
+    Tcp(TcpStream),
+    /// A Unix stream socket.
+    Unix(UnixStream),
+}
+
+/// A descriptor that cannot be served.
+#[derive(Debug)]
+pub struct Stranger {
+    number: usize,
+    name: String,
+    kind: String,
+}
+
+impl fmt::Display for Stranger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "passed descriptor {} (LISTEN_FDS index {}, name {:?}) is {}; tcp-echo takes stream sockets that \
+             listen or are connected (ListenStream= in the socket unit)",
+            self.number + 3,
+            self.number,
+            self.name,
+            self.kind
+        )
+    }
+}
+
+/// Takes all passed descriptors, once.
+///
+/// # Errors
+/// The first one that cannot be served.
+pub fn take() -> Result<Passed, Stranger> {
+    // An error here means that the environment is not meant for us: no names.
+    let names: Vec<String> = sd_notify::listen_fds_with_names()
+        .map(|fds| fds.map(|(_, name)| name).collect())
+        .unwrap_or_default();
+    let mut descriptors = ListenFd::from_env();
+    let mut passed = Passed::default();
+    for number in 0..descriptors.len() {
+        let name = names
+            .get(number)
+            .filter(|name| !name.is_empty())
+            .map_or(NAMELESS, String::as_str)
+            .to_owned();
+        let stranger = |kind: String| Stranger {
+            number,
+            name: name.clone(),
+            kind,
+        };
+        let taken = take_stream(&mut descriptors, number);
+        if name.starts_with(RESERVED) {
+            passed.reserved.push(name);
+            continue;
+        }
+        let Some((domain, socket)) = taken else {
+            return Err(stranger(kind_of(&mut descriptors, number)));
+        };
+        let socket_ref = SockRef::from(&socket);
+        let listening = socket_ref.is_listener().unwrap_or(false);
+        if !listening && socket_ref.peer_addr().is_err() {
+            return Err(stranger(
+                "a stream socket that neither listens nor is connected".into(),
+            ));
+        }
+        // It belongs to the open socket, not to us: systemd passes it blocking.
+        socket_ref
+            .set_nonblocking(true)
+            .map_err(|error| stranger(format!("unusable: {error}")))?;
+        match (domain, listening) {
+            (Domain::UNIX, true) => passed
+                .listeners
+                .push((name, ListenSocket::Unix(socket.into()))),
+            (Domain::UNIX, false) => passed
+                .connections
+                .push((name, StreamSocket::Unix(socket.into()))),
+            (_, true) => passed
+                .listeners
+                .push((name, ListenSocket::Tcp(socket.into()))),
+            (_, false) => passed
+                .connections
+                .push((name, StreamSocket::Tcp(socket.into()))),
+        }
+    }
+    Ok(passed)
+}
+
+fn take_stream(descriptors: &mut ListenFd, number: usize) -> Option<(Domain, OwnedFd)> {
+    // listenfd takes IPv6 for IPv4 here.
+    [Domain::IPV4, Domain::UNIX].into_iter().find_map(|domain| {
+        let taken: io::Result<Option<OwnedFd>> =
+            descriptors.take_custom(number, domain.into(), libc::SOCK_STREAM, "stream socket");
+        taken.ok().flatten().map(|socket| (domain, socket))
+    })
+}
+
+/// Finds words for a descriptor that is no stream socket.
+fn kind_of(descriptors: &mut ListenFd, number: usize) -> String {
+    let kinds = [
+        (libc::SOCK_DGRAM, "a datagram socket"),
+        (libc::SOCK_SEQPACKET, "a sequential-packet socket"),
+        (libc::SOCK_RAW, "a raw socket"),
+    ];
+    for (kind, words) in kinds {
+        for domain in [
+            libc::AF_INET,
+            libc::AF_UNIX,
+            libc::AF_NETLINK,
+            libc::AF_VSOCK,
+        ] {
+            let taken: io::Result<Option<OwnedFd>> =
+                descriptors.take_custom(number, domain, kind, words);
+            if let Ok(Some(_)) = taken {
+                return words.into();
+            }
+        }
+    }
+    match std::fs::read_link(format!("/proc/self/fd/{}", number + 3)) {
+        Ok(path) => format!("not a stream socket ({})", path.display()),
+        Err(_) => "not open".into(),
+    }
+}

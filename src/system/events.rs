@@ -1,0 +1,617 @@
+//! What is told: every log line of the program, beside its message id.
+//!
+//! An [`Event`] is a value.  The loop makes it and forgets it; the sink's thread turns it into a
+//! `tracing` call ([`Event::tell`]).  The names of the fields are the journal's with a dot in
+//! place of the underscore (`echo.peer` becomes `ECHO_PEER=`); `message_id` and `errno` keep their
+//! own.  Messages say the same in words, for a reader who sees only them.
+//!
+//! Nothing that a peer sends gets here, but for its address and, when asked for, a preview of its
+//! payload, escaped.
+
+use std::fmt::{self, Write};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing::{debug, error, info, trace, warn};
+
+use super::kernel::Kernel;
+use super::socket::{Refused, Row, duration, size};
+use crate::cli::Level;
+use crate::echo::connection::{Reason, Summary};
+use crate::echo::counters::Counters;
+
+/// The ids by which a machine finds an event (`journalctl MESSAGE_ID=`), 128 random bits each.
+mod id {
+    pub(super) const STARTED: &str = "e28f14c0857c416cbca1090fae4718ae";
+    pub(super) const LISTENING: &str = "66da9798332243448a6c1590529d5d3d";
+    pub(super) const READY: &str = "709de5214d8b42cfae309a00711e4fe5";
+    pub(super) const STOPPING: &str = "dfc5bc61aaf64d89826286cb2ac52781";
+    pub(super) const STOPPED: &str = "b546b27959714ab0a1bc5dd82d5806ce";
+    pub(super) const RELOADED: &str = "62ac936182ba4e0ca4887977cb2d0437";
+    pub(super) const RELOAD_FAILED: &str = "3135d613ff064fc4b2e013bc4e288c01";
+    pub(super) const START_FAILED: &str = "5d7e87ea61024e1cb87e5535c77e00be";
+    pub(super) const OPENED: &str = "f6c24715b886444f891659a28a47d8fb";
+    pub(super) const TURNED: &str = "b3930fa0301e4c589e4d63185b5b3a78";
+    pub(super) const CLOSED: &str = "4e825188735243ffa04e59da89f838a7";
+    pub(super) const FOLDED: &str = "2fa50739ecdd4fc98b8fd9d8c9df4fa2";
+    pub(super) const REFUSED: &str = "00afb773cbf34747b73808877767c7a7";
+    pub(super) const PAUSED: &str = "2eb21e7394684092af1c3d8501e53566";
+    pub(super) const ACCEPT_FAILED: &str = "f9316b0a3ce74e5cb515b067af13cd8b";
+    pub(super) const COUNTERS: &str = "7cc00e0f218a49398192dbfc1f40e617";
+    pub(super) const KERNEL: &str = "238a737fc79f4b0185228c0b8d8ebe5f";
+    pub(super) const OPEN: &str = "4019bf40d6cf43249b84868d863db712";
+    pub(super) const ROOT: &str = "4a7a4ac7b2de40719e1b671c79eb50a7";
+    pub(super) const OPTION: &str = "3c8b796df26747aaab009f1360cd62c1";
+    pub(super) const UNUSED: &str = "b5e75560545b465aba693fd700a0b2eb";
+    pub(super) const ABSENT: &str = "d18f50018b084175b9e13ce0c55d910a";
+    pub(super) const RESERVED: &str = "735b864c75c142fe8aea4073798c2c2c";
+    pub(super) const MANAGER: &str = "847d50b682e04215bd0fb1d7ee9ed904";
+    pub(super) const CLAMPED: &str = "f9d7d794254e496c95186bd7b67f6ece";
+    pub(super) const LOST: &str = "2651cf1d49be4b07abf3c1e4c1548b0b";
+}
+
+/// An address of a socket, ours or the peer's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// TCP.
+    Ip(SocketAddr),
+    /// A Unix stream socket, by its path if it has one.
+    Unix(Option<PathBuf>),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => write!(f, "{address}"),
+            Self::Unix(Some(path)) => write!(f, "unix:{}", path.display()),
+            Self::Unix(None) => f.write_str("unix"),
+        }
+    }
+}
+
+/// Why a listener is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// As many connections as there may be.
+    Limit,
+    /// No descriptors, or no memory for them: errno(3).
+    Short(i32),
+    /// The listener itself fails: errno(3).
+    Failing(i32),
+}
+
+/// Who has which connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Who {
+    /// Its number in this process.
+    pub number: u64,
+    /// The other side.
+    pub peer: Endpoint,
+    /// Our side.
+    pub local: Endpoint,
+    /// The listener that accepted it.
+    pub listener: String,
+}
+
+/// What happened.
+#[expect(missing_docs, reason = "each field is explained where it is told")]
+#[derive(Debug)]
+pub enum Event {
+    /// The process serves from these files.
+    Started {
+        read: Vec<PathBuf>,
+        max_connections: usize,
+        per_source: Option<usize>,
+    },
+    /// What the kernel is set to.
+    Kernel(Kernel),
+    /// A listener is open.
+    Listening {
+        listener: String,
+        local: Endpoint,
+        passed: bool,
+        rows: Vec<Row>,
+    },
+    /// Every listener is registered.
+    Ready {
+        listen: String,
+        hint: Option<String>,
+    },
+    /// The process leaves.
+    Stopping { open: u64, span: Duration },
+    /// The process ends.
+    Stopped { counters: Counters, refused: u64 },
+    /// A new configuration is in effect, but for some keys.
+    Reloaded {
+        read: Vec<PathBuf>,
+        restart: Vec<String>,
+    },
+    /// The old configuration stays.
+    ReloadFailed(String),
+    /// The process cannot start.
+    StartFailed(String),
+    /// A connection began.
+    Opened(Who),
+    /// A connection had a turn.
+    Turned {
+        number: u64,
+        received: u64,
+        sent: u64,
+        owed: u64,
+        preview: Option<String>,
+    },
+    /// A connection ended.
+    Closed(Who, Summary),
+    /// Connections ended faster than they are told one by one.
+    Folded {
+        reasons: Vec<(&'static str, u64)>,
+        received: u64,
+        sent: u64,
+    },
+    /// Connections were closed at once: their sources have as many as they may.
+    Refused {
+        peer: Endpoint,
+        most: usize,
+        count: u64,
+    },
+    /// A listener waits.
+    Paused {
+        listener: String,
+        pause: Pause,
+        open: u64,
+        count: u64,
+    },
+    /// A connection could not be taken in.
+    AcceptFailed {
+        listener: String,
+        errno: i32,
+        count: u64,
+    },
+    /// The counters, on demand.
+    Counters {
+        counters: Counters,
+        refused: u64,
+        owed: u64,
+    },
+    /// Others than this host can reach a listener.
+    Open { listener: String, local: Endpoint },
+    /// The process has privileges that it does not need.
+    Root,
+    /// An option was refused.
+    Option { listener: String, refused: Refused },
+    /// A listener has neither an address nor a passed socket.
+    Unused { listener: String },
+    /// The host lacks an address.
+    Absent(String),
+    /// A descriptor of a reserved name was closed.
+    Reserved { name: String },
+    /// The service manager cannot be reached.
+    Manager(io::Error),
+    /// A limit is lower than was asked.
+    Clamped { asked: usize, effective: usize },
+    /// Events were lost.
+    Lost(u64),
+}
+
+impl Event {
+    /// How important it is.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        match self {
+            Self::StartFailed(_) | Self::ReloadFailed(_) => Level::Error,
+            Self::Refused { .. }
+            | Self::Paused { .. }
+            | Self::AcceptFailed { .. }
+            | Self::Open { .. }
+            | Self::Root
+            | Self::Option { .. }
+            | Self::Unused { .. }
+            | Self::Reserved { .. }
+            | Self::Manager(_)
+            | Self::Clamped { .. }
+            | Self::Lost(_) => Level::Warn,
+            Self::Opened(_) => Level::Debug,
+            Self::Turned { .. } => Level::Trace,
+            _ => Level::Info,
+        }
+    }
+
+    /// Hands it to `tracing`.
+    pub fn tell(&self) {
+        match self {
+            Self::Started {
+                read,
+                max_connections,
+                per_source,
+            } => {
+                let files = list(
+                    read.iter().map(|file| file.display()),
+                    "no file (built-in defaults)",
+                );
+                info!(
+                    message_id = id::STARTED,
+                    "echo.version" = env!("CARGO_PKG_VERSION"),
+                    "echo.files" = files,
+                    "echo.max_connections" = max_connections,
+                    "echo.per_source" = per_source,
+                    "tcp-echo {} starts with {files}; at most {max_connections} connections{}",
+                    env!("CARGO_PKG_VERSION"),
+                    per_source.map_or_else(String::new, |most| format!(", {most} from one source"))
+                );
+            }
+            Self::Kernel(kernel) => tell_kernel(kernel),
+            Self::Listening {
+                listener,
+                local,
+                passed,
+                rows,
+            } => {
+                let options = list(
+                    rows.iter()
+                        .map(|row| format!("{}={}", row.option, row.effective)),
+                    "none",
+                );
+                let notes: Vec<String> = rows
+                    .iter()
+                    .filter(|row| {
+                        matches!(row.option, "backlog")
+                            || (!row.note.is_empty() && row.asked != "auto" && row.asked != "on")
+                    })
+                    .map(note)
+                    .collect();
+                info!(
+                    message_id = id::LISTENING, "echo.listener" = listener, "echo.local" = %local,
+                    "echo.passed" = passed, "echo.options" = options,
+                    "listening on {local} (listener {listener}, {}){}",
+                    if *passed { "passed by the service manager" } else { "bound here" },
+                    notes.iter().fold(String::new(), |text, note| text + "; " + note)
+                );
+            }
+            Self::Ready { listen, hint } => info!(
+                message_id = id::READY,
+                "echo.listen" = listen,
+                "ready on {listen}{}",
+                hint.as_ref()
+                    .map_or_else(String::new, |hint| format!("; try: {hint}"))
+            ),
+            Self::Stopping { open, span } => info!(
+                message_id = id::STOPPING,
+                "echo.open" = open,
+                "echo.stop_timeout_ms" = millis(*span),
+                "stopping: {open} connections are open, and have {} to be paid what they are owed",
+                duration(*span)
+            ),
+            Self::Stopped { counters, refused } => {
+                tell_counters("stopped: ", counters, *refused, None, id::STOPPED)
+            }
+            Self::Reloaded { read, restart } => {
+                let files = list(
+                    read.iter().map(|file| file.display()),
+                    "no file (built-in defaults)",
+                );
+                let keys = list(restart.iter(), "");
+                if restart.is_empty() {
+                    info!(
+                        message_id = id::RELOADED,
+                        "echo.files" = files,
+                        "reloaded {files}"
+                    );
+                } else {
+                    warn!(
+                        message_id = id::RELOADED,
+                        "echo.files" = files,
+                        "echo.needs_restart" = keys,
+                        "reloaded {files}; these need a restart to take effect: {keys}"
+                    );
+                }
+            }
+            Self::ReloadFailed(why) => error!(
+                message_id = id::RELOAD_FAILED,
+                "reload failed, the old configuration stays: {why}"
+            ),
+            Self::StartFailed(why) => error!(message_id = id::START_FAILED, "cannot start: {why}"),
+            Self::Opened(who) => debug!(
+                message_id = id::OPENED, "echo.connection" = who.number, "echo.peer" = %who.peer,
+                "echo.local" = %who.local, "echo.listener" = who.listener,
+                "connection {} from {} to {} opened", who.number, who.peer, who.local
+            ),
+            Self::Turned {
+                number,
+                received,
+                sent,
+                owed,
+                preview,
+            } => trace!(
+                message_id = id::TURNED,
+                "echo.connection" = number,
+                "echo.received" = received,
+                "echo.sent" = sent,
+                "echo.owed" = owed,
+                "echo.preview" = preview,
+                "connection {number} had a turn: received {received}, sent {sent}, owed {owed}{}",
+                preview
+                    .as_ref()
+                    .map_or_else(String::new, |preview| format!(", payload \"{preview}\""))
+            ),
+            Self::Closed(who, summary) => tell_closed(who, summary),
+            Self::Folded {
+                reasons,
+                received,
+                sent,
+            } => {
+                let total: u64 = reasons.iter().map(|(_, count)| count).sum();
+                let reasons = list(
+                    reasons
+                        .iter()
+                        .map(|(reason, count)| format!("{reason} {count}")),
+                    "",
+                );
+                info!(
+                    message_id = id::FOLDED,
+                    "echo.count" = total,
+                    "echo.reasons" = reasons,
+                    "echo.received" = received,
+                    "echo.sent" = sent,
+                    "{total} more connections ended ({reasons}), received {received}, sent {sent}"
+                );
+            }
+            Self::Refused { peer, most, count } => warn!(
+                message_id = id::REFUSED, "echo.peer" = %peer, "echo.limit" = most, "echo.count" = count,
+                "closed {count} connections at once, the last from {peer}: a source may have {most} \
+                 (limits.max-connections-per-source)"
+            ),
+            Self::Paused {
+                listener,
+                pause,
+                open,
+                count,
+            } => tell_paused(listener, *pause, *open, *count),
+            Self::AcceptFailed {
+                listener,
+                errno,
+                count,
+            } => warn!(
+                message_id = id::ACCEPT_FAILED,
+                "echo.listener" = listener,
+                errno,
+                "echo.count" = count,
+                "listener {listener}: {count} connections were lost before they began: {}",
+                io::Error::from_raw_os_error(*errno)
+            ),
+            Self::Counters {
+                counters,
+                refused,
+                owed,
+            } => tell_counters("", counters, *refused, Some(*owed), id::COUNTERS),
+            Self::Open { listener, local } => warn!(
+                message_id = id::OPEN, "echo.listener" = listener, "echo.local" = %local,
+                "listener {listener} is open to others on {local}: limit who may reach it (IPAddressAllow= in the \
+                 socket unit, or a firewall), then say open = true in the configuration"
+            ),
+            Self::Root => warn!(
+                message_id = id::ROOT,
+                "running as root, which an echo does not need: use tcp-echo.service, or User= in a unit"
+            ),
+            Self::Option { listener, refused } => warn!(
+                message_id = id::OPTION,
+                "echo.listener" = listener,
+                "echo.option" = refused.option,
+                errno = refused.error.raw_os_error(),
+                "listener {listener}: {} stays as it was: {}",
+                refused.option,
+                refused.error
+            ),
+            Self::Unused { listener } => warn!(
+                message_id = id::UNUSED,
+                "echo.listener" = listener,
+                "listener {listener} is not used: give it an address, or pass a socket with \
+                 FileDescriptorName={listener}"
+            ),
+            Self::Absent(why) => info!(
+                message_id = id::ABSENT,
+                "going on without one address: {why}"
+            ),
+            Self::Reserved { name } => warn!(
+                message_id = id::RESERVED,
+                "echo.name" = name,
+                "closed the passed descriptor {name:?}: it was kept by another version of tcp-echo, with the \
+                 connections in it"
+            ),
+            Self::Manager(error) => warn!(
+                message_id = id::MANAGER,
+                errno = error.raw_os_error(),
+                "the service manager cannot be reached (NOTIFY_SOCKET): {error}"
+            ),
+            Self::Clamped { asked, effective } => warn!(
+                message_id = id::CLAMPED,
+                "echo.asked" = asked,
+                "echo.max_connections" = effective,
+                "limits.max-connections is {effective}, not {asked}: there are not enough descriptors \
+                 (LimitNOFILE= in the unit, ulimit -n)"
+            ),
+            Self::Lost(count) => warn!(
+                message_id = id::LOST,
+                "echo.count" = count,
+                "{count} events were lost while the log could not take them"
+            ),
+        }
+    }
+}
+
+fn tell_closed(who: &Who, summary: &Summary) {
+    let Who {
+        number,
+        peer,
+        local,
+        listener,
+    } = who;
+    let Summary {
+        reason,
+        received,
+        sent,
+        owed,
+        duration: span,
+    } = summary;
+    let errno = match reason {
+        Reason::Error(errno) => Some(*errno),
+        _ => None,
+    };
+    let mut text = String::new();
+    if *owed > 0 {
+        let _ = write!(text, ", {owed} bytes could not be given back");
+    }
+    if let Some(errno) = errno {
+        let _ = write!(text, ": {}", io::Error::from_raw_os_error(errno));
+    }
+    info!(
+        message_id = id::CLOSED, "echo.connection" = number, "echo.peer" = %peer, "echo.local" = %local,
+        "echo.listener" = listener, "echo.received" = received, "echo.sent" = sent, "echo.owed" = owed,
+        "echo.duration_ms" = millis(*span), "echo.reason" = reason.as_str(), errno,
+        "connection {number} from {peer} ended ({}): received {received}, sent {sent}, in {:.3} s{text}",
+        reason.as_str(), span.as_secs_f64()
+    );
+}
+
+fn tell_counters(
+    prefix: &str,
+    counters: &Counters,
+    refused: u64,
+    owed: Option<u64>,
+    message_id: &str,
+) {
+    let reasons = list(
+        counters
+            .by_reason()
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| format!("{reason} {count}")),
+        "none",
+    );
+    info!(
+        message_id,
+        "echo.accepted" = counters.accepted,
+        "echo.open" = counters.open(),
+        "echo.refused" = refused,
+        "echo.received" = counters.received,
+        "echo.sent" = counters.sent,
+        "echo.owed" = owed,
+        "echo.reasons" = reasons,
+        "{prefix}{} connections accepted, {} open, {refused} refused; received {}, sent {}; ended: {reasons}",
+        counters.accepted,
+        counters.open(),
+        size(counters.received),
+        size(counters.sent)
+    );
+}
+
+fn tell_paused(listener: &str, pause: Pause, open: u64, count: u64) {
+    let errno = match pause {
+        Pause::Limit => None,
+        Pause::Short(errno) | Pause::Failing(errno) => Some(errno),
+    };
+    let text = errno.map_or_else(String::new, |errno| {
+        io::Error::from_raw_os_error(errno).to_string()
+    });
+    let cause = match pause {
+        Pause::Limit => "limit",
+        Pause::Short(_) => "short",
+        Pause::Failing(_) => "failing",
+    };
+    let advice = match pause {
+        Pause::Limit => "as many connections as there may be (limits.max-connections)".to_owned(),
+        Pause::Short(_) => format!("{text} (raise LimitNOFILE= in the unit, or see fs.file-max)"),
+        Pause::Failing(_) => format!("{text}; trying again"),
+    };
+    warn!(
+        message_id = id::PAUSED,
+        "echo.listener" = listener,
+        "echo.cause" = cause,
+        errno,
+        "echo.open" = open,
+        "echo.count" = count,
+        "listener {listener} is paused, callers wait in the kernel's queue: {advice}; {open} are open"
+    );
+}
+
+fn tell_kernel(kernel: &Kernel) {
+    let mut text = String::new();
+    let mut add = |part: Option<String>| {
+        if let Some(part) = part {
+            text.push_str(if text.is_empty() { "" } else { "; " });
+            text.push_str(&part);
+        }
+    };
+    add(kernel
+        .connect_timeout()
+        .map(|span| format!("a handshake is given up after {}", duration(span))));
+    add(kernel
+        .data_timeout()
+        .map(|span| format!("unacknowledged data after {} at least", duration(span))));
+    add(kernel
+        .somaxconn
+        .map(|most| format!("at most {most} callers wait in a listen queue")));
+    add(kernel
+        .tcp_max_syn_backlog
+        .map(|most| format!("{most} half-open")));
+    add(kernel.tcp_slow_start_after_idle.map(|on| {
+        format!(
+            "slow start after idle is {}",
+            if on == 0 { "off" } else { "on" }
+        )
+    }));
+    if text.is_empty() {
+        text.push_str(
+            "its settings cannot be seen from here; run tcp-echo check outside of the sandbox",
+        );
+    }
+    info!(
+        message_id = id::KERNEL,
+        "echo.connect_timeout_ms" = kernel.connect_timeout().map(millis),
+        "echo.data_timeout_ms" = kernel.data_timeout().map(millis),
+        "echo.somaxconn" = kernel.somaxconn,
+        "echo.tcp_max_syn_backlog" = kernel.tcp_max_syn_backlog,
+        "echo.rmem_max" = kernel.rmem_max,
+        "echo.wmem_max" = kernel.wmem_max,
+        "echo.tcp_rmem_max" = kernel.tcp_rmem_max,
+        "echo.tcp_wmem_max" = kernel.tcp_wmem_max,
+        "echo.tcp_synack_retries" = kernel.tcp_synack_retries,
+        "echo.tcp_retries2" = kernel.tcp_retries2,
+        "echo.slow_start_after_idle" = kernel.tcp_slow_start_after_idle,
+        "kernel: {text}"
+    );
+}
+
+/// What a row says, in a few words.
+fn note(row: &Row) -> String {
+    let Row {
+        option,
+        asked,
+        effective,
+        note,
+    } = row;
+    let mut text = format!("{option} {effective}");
+    if !asked.is_empty() && asked != effective {
+        let _ = write!(text, " (asked {asked})");
+    }
+    if !note.is_empty() {
+        let _ = write!(text, ": {note}");
+    }
+    text
+}
+
+fn list(items: impl Iterator<Item = impl fmt::Display>, none: &str) -> String {
+    let text = items
+        .map(|item| item.to_string())
+        .collect::<Vec<_>>()
+        .join(", ");
+    if text.is_empty() {
+        none.to_owned()
+    } else {
+        text
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

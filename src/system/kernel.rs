@@ -1,0 +1,146 @@
+//! What the kernel is set to, and what that means in seconds.
+//!
+//! Read from `/proc/sys`, where a sandbox may show nothing: an unreadable value is `None` and is
+//! left out, never guessed.
+
+use std::time::Duration;
+
+/// `TCP_TIMEOUT_INIT` of Linux: the first wait for an answer to SYN or SYN-ACK (RFC 6298).
+const FIRST_RTO: Duration = Duration::from_secs(1);
+
+/// `TCP_RTO_MIN` of Linux: the least wait before data is sent again.
+const LEAST_RTO: Duration = Duration::from_millis(200);
+
+/// The settings that matter to an echo service; sources: tcp(7), listen(2),
+/// the kernel's ip-sysctl document.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kernel {
+    /// `net.core.somaxconn`: the longest accept queue.
+    pub somaxconn: Option<u64>,
+    /// `net.ipv4.tcp_max_syn_backlog`: the most half-open handshakes of a listener.
+    pub tcp_max_syn_backlog: Option<u64>,
+    /// `net.core.rmem_max`: the most that `SO_RCVBUF` may ask for, in bytes.
+    pub rmem_max: Option<u64>,
+    /// `net.core.wmem_max`: the most that `SO_SNDBUF` may ask for, in bytes.
+    pub wmem_max: Option<u64>,
+    /// The third number of `net.ipv4.tcp_rmem`: the most that autotuning gives, in bytes.
+    pub tcp_rmem_max: Option<u64>,
+    /// The third number of `net.ipv4.tcp_wmem`: the most that autotuning gives, in bytes.
+    pub tcp_wmem_max: Option<u64>,
+    /// `net.ipv4.tcp_synack_retries`.
+    pub tcp_synack_retries: Option<u64>,
+    /// `net.ipv4.tcp_retries2`.
+    pub tcp_retries2: Option<u64>,
+    /// `net.ipv4.tcp_rto_max_ms` (since Linux 6.15; 120 s before).
+    pub tcp_rto_max_ms: Option<u64>,
+    /// `net.ipv4.tcp_slow_start_after_idle`.
+    pub tcp_slow_start_after_idle: Option<u64>,
+    /// `net.ipv4.ip_unprivileged_port_start`.
+    pub unprivileged_port_start: Option<u64>,
+}
+
+impl Kernel {
+    /// Reads the settings as they are now.
+    #[must_use]
+    pub fn read() -> Self {
+        let ipv4 = |name: &str| sysctl(&format!("net/ipv4/{name}"), 0);
+        Self {
+            somaxconn: sysctl("net/core/somaxconn", 0),
+            tcp_max_syn_backlog: ipv4("tcp_max_syn_backlog"),
+            rmem_max: sysctl("net/core/rmem_max", 0),
+            wmem_max: sysctl("net/core/wmem_max", 0),
+            tcp_rmem_max: sysctl("net/ipv4/tcp_rmem", 2),
+            tcp_wmem_max: sysctl("net/ipv4/tcp_wmem", 2),
+            tcp_synack_retries: ipv4("tcp_synack_retries"),
+            tcp_retries2: ipv4("tcp_retries2"),
+            tcp_rto_max_ms: ipv4("tcp_rto_max_ms"),
+            tcp_slow_start_after_idle: ipv4("tcp_slow_start_after_idle"),
+            unprivileged_port_start: ipv4("ip_unprivileged_port_start"),
+        }
+    }
+
+    /// How long a half-open handshake is kept: the SYN-ACK is sent again
+    /// `tcp_synack_retries` times, each wait twice the one before, and the last one is waited out.
+    #[must_use]
+    pub fn connect_timeout(&self) -> Option<Duration> {
+        let retries = self.tcp_synack_retries?;
+        Some(
+            (0..=retries)
+                .map(|retry| doubled(FIRST_RTO, retry, self.rto_max()))
+                .sum(),
+        )
+    }
+
+    /// The least time after which data that is never acknowledged ends a connection: the sum of
+    /// the waits for `tcp_retries2` retransmissions at the smallest time-out (tcp(7) gives 924.6 s
+    /// for 15).
+    #[must_use]
+    pub fn data_timeout(&self) -> Option<Duration> {
+        let retries = self.tcp_retries2?;
+        Some(
+            (0..=retries)
+                .map(|retry| doubled(LEAST_RTO, retry, self.rto_max()))
+                .sum(),
+        )
+    }
+
+    fn rto_max(&self) -> Duration {
+        Duration::from_millis(self.tcp_rto_max_ms.unwrap_or(120_000))
+    }
+}
+
+fn doubled(first: Duration, times: u64, most: Duration) -> Duration {
+    let factor = 1_u32
+        .checked_shl(u32::try_from(times).unwrap_or(u32::MAX))
+        .unwrap_or(u32::MAX);
+    first.saturating_mul(factor).min(most)
+}
+
+fn sysctl(name: &str, field: usize) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
+    text.split_ascii_whitespace().nth(field)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_outs_are_the_sums_of_the_back_offs() {
+        for (retries, seconds) in [(0, 1), (1, 3), (5, 63), (6, 127), (7, 247), (8, 367)] {
+            let kernel = Kernel {
+                tcp_synack_retries: Some(retries),
+                ..Kernel::default()
+            };
+            assert_eq!(
+                kernel.connect_timeout(),
+                Some(Duration::from_secs(seconds)),
+                "{retries}"
+            );
+        }
+        for (retries, millis) in [(0, 200), (3, 3000), (8, 102_200), (15, 924_600)] {
+            let kernel = Kernel {
+                tcp_retries2: Some(retries),
+                ..Kernel::default()
+            };
+            assert_eq!(
+                kernel.data_timeout(),
+                Some(Duration::from_millis(millis)),
+                "{retries}"
+            );
+        }
+        let kernel = Kernel {
+            tcp_synack_retries: Some(255),
+            tcp_rto_max_ms: Some(1000),
+            ..Kernel::default()
+        };
+        assert_eq!(kernel.connect_timeout(), Some(Duration::from_secs(256)));
+        assert_eq!(Kernel::default().data_timeout(), None);
+    }
+
+    #[test]
+    fn an_unreadable_setting_is_left_out() {
+        assert_eq!(sysctl("net/ipv4/no_such_setting", 0), None);
+        assert_eq!(sysctl("net/core/somaxconn", 9), None);
+    }
+}

@@ -1,0 +1,254 @@
+//! The sink: one thread that turns events into journal entries, lines or JSON.
+//!
+//! The loop must never wait for its log.  tracing-journald's socket blocks, and so does a pipe
+//! that nobody reads; so events go into a bounded queue, and a thread of its own may block as long
+//! as it likes.  What does not fit is counted, and the count is told when the sink is back.
+//!
+//! There is exactly one sink.  It is the journal when standard error is connected to it
+//! (`JOURNAL_STREAM` names the very file that is our standard error, systemd.exec(5)); else lines
+//! on standard error, with the priorities of sd-daemon(3) in front when it is not a terminal.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use tracing::field::{Field, Visit};
+use tracing::{Dispatch, Event as Told, Level as TracingLevel, Subscriber};
+use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::{LookupSpan, Registry};
+
+use super::events::Event;
+use crate::cli::{Format, Level};
+
+/// Events that may wait for the sink.
+const QUEUE: usize = 1024;
+
+/// How long the end of the process waits for the queue.
+const FLUSH: Duration = Duration::from_millis(500);
+
+/// What became of the events.
+#[derive(Debug, Default)]
+struct Health {
+    lost: AtomicU64,
+    failing: AtomicBool,
+}
+
+/// The loop's end of the queue.
+#[derive(Clone, Debug)]
+pub struct Log {
+    queue: SyncSender<Event>,
+    health: Arc<Health>,
+    level: Level,
+}
+
+/// The other end; held by whoever ends the process.
+#[derive(Debug)]
+pub struct Sink(Receiver<()>);
+
+impl Log {
+    /// Starts the sink.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub fn start(level: Level, format: Format) -> io::Result<(Self, Sink)> {
+        let (queue, events) = sync_channel(QUEUE);
+        let (done, finished) = sync_channel(1);
+        let health = Arc::new(Health::default());
+        let log = Self {
+            queue,
+            health: Arc::clone(&health),
+            level,
+        };
+        thread::Builder::new().name("log".into()).spawn(move || {
+            tracing::dispatcher::with_default(&dispatch(format, &health), || {
+                drain(&events, &health)
+            });
+            drop(done);
+        })?;
+        Ok((log, Sink(finished)))
+    }
+
+    /// Tells an event, or counts it as lost.
+    pub fn tell(&self, event: Event) {
+        if event.level() <= self.level && self.queue.try_send(event).is_err() {
+            self.health.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether an event of this level would be told, so that an expensive one need not be made.
+    #[must_use]
+    pub fn wants(&self, level: Level) -> bool {
+        level <= self.level
+    }
+
+    /// Changes what is told.
+    pub fn set_level(&mut self, level: Level) {
+        self.level = level;
+    }
+}
+
+impl Sink {
+    /// Waits until everything is told, for half a second at most.  Every [`Log`] must be gone.
+    pub fn finish(self) {
+        // An error is what we wait for: the thread has dropped its end.
+        let _ = self.0.recv_timeout(FLUSH);
+    }
+}
+
+fn drain(events: &Receiver<Event>, health: &Health) {
+    for event in events {
+        event.tell();
+        if !health.failing.load(Ordering::Relaxed) {
+            let lost = health.lost.swap(0, Ordering::Relaxed);
+            if lost > 0 {
+                Event::Lost(lost).tell();
+                if health.failing.load(Ordering::Relaxed) {
+                    health.lost.fetch_add(lost - 1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+fn dispatch(format: Format, health: &Arc<Health>) -> Dispatch {
+    let stderr = Stderr(Arc::clone(health));
+    let writer = move || stderr.clone();
+    let journal = format == Format::Auto && stderr_is_journal();
+    if journal {
+        // Without it (the socket is not there), lines with priorities reach the journal as well.
+        if let Ok(layer) = tracing_journald::layer() {
+            let layer = layer
+                .with_field_prefix(None)
+                .with_syslog_identifier("tcp-echo".into())
+                .with_priority_mappings(PriorityMappings {
+                    error: Priority::Error,
+                    warn: Priority::Warning,
+                    info: Priority::Informational,
+                    debug: Priority::Debug,
+                    trace: Priority::Debug,
+                });
+            return Registry::default().with(layer).into();
+        }
+    }
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    if format == Format::Json {
+        let layer = layer
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .with_target(false);
+        return Registry::default().with(layer).into();
+    }
+    let prefix = !io::IsTerminal::is_terminal(&io::stderr());
+    Registry::default()
+        .with(layer.event_format(Line {
+            prefix,
+            time: !journal,
+        }))
+        .into()
+}
+
+/// Whether our standard error is the journal's stream: the variable alone may be inherited.
+fn stderr_is_journal() -> bool {
+    let Some(stream) = std::env::var("JOURNAL_STREAM").ok() else {
+        return false;
+    };
+    let Some((device, inode)) = stream.split_once(':') else {
+        return false;
+    };
+    rustix::fs::fstat(io::stderr())
+        .is_ok_and(|stat| device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino))
+}
+
+/// Standard error that never fails and never panics: what cannot be written is counted.
+#[derive(Clone, Debug)]
+struct Stderr(Arc<Health>);
+
+impl Write for Stderr {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut rest = line;
+        while !rest.is_empty() {
+            match io::stderr().write(rest) {
+                Ok(count) if count > 0 => rest = &rest[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // Somebody made it non-blocking.  This thread may wait.
+                    let _ = poll(&mut [PollFd::new(&io::stderr(), PollFlags::OUT)], None);
+                }
+                _ => {
+                    self.0.failing.store(true, Ordering::Relaxed);
+                    self.0.lost.fetch_add(1, Ordering::Relaxed);
+                    return Ok(line.len());
+                }
+            }
+        }
+        self.0.failing.store(false, Ordering::Relaxed);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One line for an event: its message, which says all that matters; the fields are for machines.
+#[derive(Debug)]
+struct Line {
+    prefix: bool,
+    time: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Told<'_>,
+    ) -> fmt::Result {
+        let (priority, word) = match *event.metadata().level() {
+            TracingLevel::ERROR => (3, "error: "),
+            TracingLevel::WARN => (4, "warning: "),
+            TracingLevel::INFO => (6, ""),
+            TracingLevel::DEBUG | TracingLevel::TRACE => (7, ""),
+        };
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        for line in message.0.lines() {
+            if self.prefix {
+                write!(writer, "<{priority}>")?;
+            }
+            if self.time {
+                SystemTime.format_time(&mut writer)?;
+                writer.write_char(' ')?;
+            }
+            writeln!(writer, "{word}{line}")?;
+        }
+        Ok(())
+    }
+}
+
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            // A configuration file is quoted in its errors; a terminal must not act on it.
+            self.0 =
+                format!("{value:?}").replace(|c: char| c.is_control() && c != '\n', "\u{fffd}");
+        }
+    }
+}

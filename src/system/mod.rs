@@ -1,0 +1,12 @@
+//! Everything that touches the system outside the data path: descriptors, sockets and their
+//! options, the service manager, signals, the kernel's settings, the log.
+
+pub mod activation;
+pub mod bind;
+pub mod events;
+pub mod kernel;
+pub mod logging;
+pub mod notify;
+pub mod rate;
+pub mod signals;
+pub mod socket;

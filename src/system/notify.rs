@@ -1,0 +1,352 @@
+//! The service manager's protocol, sd_notify(3): readiness, reload, stop, status, watchdog.
+//!
+//! sd-notify formats the messages and parses the environment.  Sending is ours, because its socket
+//! blocks, and a manager that does not read must never stop an echo: one non-blocking socket for
+//! the life of the process.  What a full queue refuses is sent again a little later; of the status
+//! and the watchdog only the latest counts, the changes of state keep their order.
+//!
+//! Without `NOTIFY_SOCKET` nothing here does anything.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+
+/// Before the first attempt to send again what was refused; each further wait is twice as long.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// The longest such wait: a socket that is gone for good must not keep us awake.
+const RETRY_MOST: Duration = Duration::from_secs(60);
+
+/// Between two messages of status.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Changes of state that may wait: when more do, the oldest no longer matter.
+const WAITING: usize = 64;
+
+/// The service manager.
+#[derive(Debug, Default)]
+pub struct Manager {
+    link: Option<(UnixDatagram, SocketAddr)>,
+    waiting: VecDeque<String>,
+    retry: Option<Instant>,
+    /// The next wait.
+    wait: Duration,
+    /// The last failure that was not a full queue, until it is told.
+    trouble: Option<io::Error>,
+    told: bool,
+    watchdog: Option<Watchdog>,
+    status: Status,
+}
+
+#[derive(Debug)]
+struct Watchdog {
+    interval: Duration,
+    due: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Status {
+    /// What the text was made from.
+    mark: (u64, u64),
+    text: String,
+    sent: Option<Instant>,
+    due: Option<Instant>,
+}
+
+impl Manager {
+    /// Finds the manager in the environment.
+    ///
+    /// # Errors
+    /// `NOTIFY_SOCKET` cannot be used; the service can do without.
+    pub fn from_env(now: Instant) -> io::Result<Self> {
+        let Some(address) = std::env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty())
+        else {
+            return Ok(Self::default());
+        };
+        let address = match address.as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            [b'/', ..] => SocketAddr::from_pathname(&address)?,
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "neither a path nor an abstract address",
+                ));
+            }
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        // At half the interval, so that one late feeding does no harm; at least a millisecond, so
+        // that feeding is not all that we do.
+        let watchdog = sd_notify::watchdog_enabled().map(|interval| Watchdog {
+            interval: (interval / 2).max(Duration::from_millis(1)),
+            due: now,
+        });
+        Ok(Self {
+            link: Some((socket, address)),
+            watchdog,
+            ..Self::default()
+        })
+    }
+
+    /// Serving: every listener is registered.  `listen` is where, for supervisors and tests that
+    /// asked for port 0.
+    pub fn ready(&mut self, listen: &str, status: &str, now: Instant) {
+        let listen = format!("X_TCP_ECHO_LISTEN={}", clean(listen));
+        self.state(
+            &[
+                NotifyState::Ready,
+                NotifyState::Status(&clean(status)),
+                NotifyState::Custom(&listen),
+            ],
+            now,
+        );
+        self.status.sent = Some(now);
+    }
+
+    /// Reading the configuration again.
+    pub fn reloading(&mut self, now: Instant) {
+        // Both in one message, or Type=notify-reload waits for ever.
+        if let Ok(monotonic) = NotifyState::monotonic_usec_now() {
+            self.state(&[NotifyState::Reloading, monotonic], now);
+        }
+    }
+
+    /// Done with reading the configuration, well or not.
+    pub fn reloaded(&mut self, status: &str, now: Instant) {
+        self.state(
+            &[NotifyState::Ready, NotifyState::Status(&clean(status))],
+            now,
+        );
+        self.status.sent = Some(now);
+    }
+
+    /// Stopping, which may take `span`.
+    pub fn stopping(&mut self, span: Duration, status: &str, now: Instant) {
+        // A little more than we need ourselves: the end is ours to decide, not the manager's.
+        let extend = format!(
+            "EXTEND_TIMEOUT_USEC={}",
+            (span + Duration::from_secs(5)).as_micros()
+        );
+        self.state(
+            &[
+                NotifyState::Stopping,
+                NotifyState::Custom(&extend),
+                NotifyState::Status(&clean(status)),
+            ],
+            now,
+        );
+        self.status.sent = Some(now);
+    }
+
+    /// Tells the status at once.
+    pub fn report(&mut self, status: &str, now: Instant) {
+        self.status.text.clear();
+        self.send_status(status.to_owned(), now);
+    }
+
+    /// Whether the status has changed and may be told again: at most once a second.  `mark` is
+    /// what the text is made from; as long as it stays the same, nothing is done and nothing
+    /// wakes us.
+    pub fn is_status_due(&mut self, mark: (u64, u64), now: Instant) -> bool {
+        if self.link.is_none() || mark == self.status.mark {
+            return false;
+        }
+        let due = self.status.sent.map_or(now, |sent| sent + STATUS_INTERVAL);
+        self.status.due = (now < due).then_some(due);
+        now >= due
+    }
+
+    /// Tells the status, unless its text is the same.
+    pub fn status(&mut self, mark: (u64, u64), text: String, now: Instant) {
+        self.status.mark = mark;
+        self.send_status(text, now);
+    }
+
+    /// Feeds the watchdog and sends again what was refused, when due.
+    pub fn tick(&mut self, now: Instant) {
+        if self.retry.is_some_and(|at| at <= now) {
+            self.retry = None;
+            self.flush(now);
+        }
+        if let Some(watchdog) = self
+            .watchdog
+            .as_mut()
+            .filter(|watchdog| watchdog.due <= now)
+        {
+            watchdog.due = now + watchdog.interval;
+            let soon = now + RETRY.min(watchdog.interval);
+            if !self.send(&NotifyState::Watchdog.to_string()) {
+                if let Some(watchdog) = &mut self.watchdog {
+                    watchdog.due = soon;
+                }
+            }
+        }
+    }
+
+    /// Why the manager cannot be reached, once.
+    pub fn trouble(&mut self) -> Option<io::Error> {
+        self.trouble.take()
+    }
+
+    /// When [`Manager::tick`] or [`Manager::status`] has to be called next.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        let watchdog = self.watchdog.as_ref().map(|watchdog| watchdog.due);
+        [watchdog, self.retry, self.status.due]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn send_status(&mut self, text: String, now: Instant) {
+        if text == self.status.text {
+            return;
+        }
+        // A refused status is not worth a retry of its own: the next change brings it.
+        if self.waiting.is_empty() && self.send(&NotifyState::Status(&clean(&text)).to_string()) {
+            self.status.text = text;
+        }
+        self.status.sent = Some(now);
+    }
+
+    fn state(&mut self, states: &[NotifyState<'_>], now: Instant) {
+        if self.link.is_none() {
+            return;
+        }
+        let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
+        if self.waiting.len() == WAITING {
+            self.waiting.pop_front();
+        }
+        self.waiting.push_back(lines.join("\n"));
+        self.flush(now);
+    }
+
+    fn flush(&mut self, now: Instant) {
+        while let Some(message) = self.waiting.pop_front() {
+            if !self.send(&message) {
+                self.waiting.push_front(message);
+                self.wait = (self.wait * 2).clamp(RETRY, RETRY_MOST);
+                self.retry = Some(now + self.wait);
+                return;
+            }
+            self.wait = Duration::ZERO;
+        }
+    }
+
+    /// Whether the message is out, or can never be.
+    fn send(&mut self, message: &str) -> bool {
+        let Some((socket, address)) = &self.link else {
+            return true;
+        };
+        match socket.send_to_addr(message.as_bytes(), address) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            // It may be away only while the manager executes itself again.
+            Err(error) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    self.trouble = Some(error);
+                }
+                false
+            }
+        }
+    }
+}
+
+/// A newline in a value would begin another assignment.
+fn clean(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn pair(name: &str) -> (Manager, UnixDatagram) {
+        let address =
+            SocketAddr::from_abstract_name(format!("tcp-echo-{name}-{}", std::process::id()))
+                .unwrap();
+        let inbox = UnixDatagram::bind_addr(&address).unwrap();
+        inbox.set_nonblocking(true).unwrap();
+        let socket = UnixDatagram::unbound().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        (
+            Manager {
+                link: Some((socket, address)),
+                ..Manager::default()
+            },
+            inbox,
+        )
+    }
+
+    fn received(inbox: &UnixDatagram) -> Vec<String> {
+        let mut buffer = [0; 4096];
+        std::iter::from_fn(|| {
+            inbox
+                .recv(&mut buffer)
+                .ok()
+                .map(|n| String::from_utf8_lossy(&buffer[..n]).into_owned())
+        })
+        .collect()
+    }
+
+    #[test]
+    fn a_value_cannot_smuggle_in_an_assignment() {
+        let (mut manager, inbox) = pair("clean");
+        manager.ready("a\nMAINPID=1", "b\nREADY=0", Instant::now());
+        assert_eq!(
+            received(&inbox),
+            ["READY=1\nSTATUS=b READY=0\nX_TCP_ECHO_LISTEN=a MAINPID=1"]
+        );
+    }
+
+    #[test]
+    fn a_full_queue_delays_but_loses_no_change_of_state() {
+        let (mut manager, inbox) = pair("full");
+        let start = Instant::now();
+        for _ in 0..40 {
+            manager.reloading(start);
+        }
+        assert!(manager.next_due().is_some(), "the queue was never full");
+        let mut seen = received(&inbox).len();
+        for second in 1..20 {
+            manager.tick(start + Duration::from_secs(second));
+            seen += received(&inbox).len();
+        }
+        assert_eq!(seen, 40);
+        assert_eq!(manager.next_due(), None);
+    }
+
+    #[test]
+    fn the_status_is_told_when_it_changed_and_once_a_second() {
+        let (mut manager, inbox) = pair("status");
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        for (mark, millis, due, text) in [
+            (0, 0, false, ""),
+            (1, 0, true, "one"),
+            (2, 10, false, ""),
+            (3, 1000, true, "three"),
+            (3, 5000, false, ""),
+            (4, 6000, true, "three"),
+        ] {
+            assert_eq!(
+                manager.is_status_due((mark, 0), at(millis)),
+                due,
+                "at {millis}"
+            );
+            if due {
+                manager.status((mark, 0), text.into(), at(millis));
+            } else if mark == 2 {
+                assert_eq!(manager.next_due(), Some(at(1000)));
+            }
+        }
+        assert_eq!(received(&inbox), ["STATUS=one", "STATUS=three"]);
+        assert_eq!(manager.next_due(), None);
+    }
+}

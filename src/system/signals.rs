@@ -1,0 +1,87 @@
+//! Signals as requests, delivered through the same poll as everything else.
+//!
+//! signal-hook's self-pipe says that something is pending, each signal once and in the order of
+//! their numbers, not of their arrival.  So a batch is a set, and the order in which it is acted
+//! on is ours: stopping beats everything.
+//!
+//! The handlers are installed whatever disposition was inherited.  A mask that was inherited is
+//! cleared: a blocked TERM would make the daemon deaf.
+
+use std::fmt;
+use std::io;
+
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// TERM, INT, USR2: stop in good order.
+    Stop,
+    /// HUP: read the configuration again.
+    Reload,
+    /// USR1: tell the counters.
+    Report,
+}
+
+/// The signals of this process, as a mio source.
+pub struct Signals(signal_hook_mio::v1_0::Signals);
+
+impl fmt::Debug for Signals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Signals")
+    }
+}
+
+impl Signals {
+    /// Clears the inherited mask and installs the handlers.
+    ///
+    /// # Errors
+    /// Those of sigaction(2) and socketpair(2).
+    pub fn install() -> io::Result<Self> {
+        // ALRM would end the process by default; here it asks for nothing.
+        let signals = [SIGTERM, SIGINT, SIGUSR2, SIGHUP, SIGUSR1, SIGALRM];
+        let installed = signal_hook_mio::v1_0::Signals::new(signals)?;
+        clear_mask()?;
+        Ok(Self(installed))
+    }
+
+    /// What has been asked for since the last call, in the order to act on it.
+    pub fn pending(&mut self) -> impl Iterator<Item = Request> + use<> {
+        let (mut stop, mut reload, mut report) = (false, false, false);
+        for signal in self.0.pending() {
+            match signal {
+                SIGTERM | SIGINT | SIGUSR2 => stop = true,
+                SIGHUP => reload = true,
+                SIGUSR1 => report = true,
+                _ => {}
+            }
+        }
+        [
+            (stop, Request::Stop),
+            (reload, Request::Reload),
+            (report, Request::Report),
+        ]
+        .into_iter()
+        .filter_map(|(asked, request)| asked.then_some(request))
+    }
+
+    /// The source to register with a poll.
+    pub fn source(&mut self) -> &mut signal_hook_mio::v1_0::Signals {
+        &mut self.0
+    }
+}
+
+#[expect(unsafe_code, reason = "no crate in the tree gives sigprocmask(2)")]
+fn clear_mask() -> io::Result<()> {
+    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset fills the set before sigprocmask reads it; the old mask is not asked for.
+    let result = unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -1,0 +1,363 @@
+//! Socket options: set as the configuration asks, read back as the kernel has them.
+//!
+//! Options are set on the listener and inherited by what it accepts, so a connection costs no
+//! system call for them.  A handshake that completed before an option was set does not have it,
+//! and a Unix socket inherits nothing: [`apply`] serves those too.
+//!
+//! An option that the kernel refuses is a [`Refused`], told as a warning: a service that echoes
+//! without a special buffer size is worth more than one that does not start.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, TcpKeepalive};
+
+use super::kernel::Kernel;
+use crate::config::Options;
+use crate::config::units::{OrAuto, OrOff, Size};
+
+/// An option that could not be set.
+#[derive(Debug)]
+pub struct Refused {
+    /// Its key in the configuration.
+    pub option: &'static str,
+    /// What the kernel said.
+    pub error: io::Error,
+}
+
+/// Sets what can be set on a socket at any time, listening or connected.  What the options do not
+/// name is left as it is.
+pub fn apply(socket: &impl AsFd, options: &Options) -> Vec<Refused> {
+    let socket = SockRef::from(socket);
+    let mut refused = Vec::new();
+    let mut note = |option, result: io::Result<()>| {
+        if let Err(error) = result {
+            refused.push(Refused { option, error });
+        }
+    };
+    let bytes = |size: u64| {
+        usize::try_from(size)
+            .unwrap_or(usize::MAX)
+            .min(i32::MAX as usize / 2)
+    };
+    // Urgent bytes stay where they stand in the stream, or the echo would lose them (tcp(7)).
+    note("oobinline", socket.set_out_of_band_inline(true));
+    if let Some(OrAuto(Some(Size(size)))) = options.receive_buffer {
+        note("receive-buffer", socket.set_recv_buffer_size(bytes(size)));
+    }
+    if let Some(OrAuto(Some(Size(size)))) = options.send_buffer {
+        note("send-buffer", socket.set_send_buffer_size(bytes(size)));
+    }
+    let Some(domain) = domain(&socket) else {
+        return refused;
+    };
+    if domain == Domain::UNIX {
+        return refused;
+    }
+    if let Some(on) = options.nodelay {
+        note("nodelay", socket.set_tcp_nodelay(on));
+    }
+    if let Some(on) = options.quickack {
+        note("quickack", socket.set_tcp_quickack(on));
+    }
+    note("keepalive", keepalive(&socket, options));
+    if let Some(OrOff(span)) = options.user_timeout {
+        note(
+            "user-timeout",
+            socket.set_tcp_user_timeout(span.map(|span| span.0)),
+        );
+    }
+    if let Some(OrOff(size)) = options.notsent_lowat {
+        // Zero stands for the kernel's own setting, net.ipv4.tcp_notsent_lowat.
+        let size = size.map_or(0, |Size(size)| u32::try_from(size).unwrap_or(u32::MAX));
+        note("notsent-lowat", socket.set_tcp_notsent_lowat(size));
+    }
+    if let Some(congestion) = &options.congestion {
+        note(
+            "congestion",
+            socket.set_tcp_congestion(congestion.0.as_bytes()),
+        );
+    }
+    if let Some(dscp) = options.dscp {
+        // The two low bits belong to ECN (RFC 3168).
+        let tos = dscp.0 << 2;
+        if domain == Domain::IPV6 {
+            note("dscp", socket.set_tclass_v6(tos));
+            if !socket.only_v6().unwrap_or(true) {
+                note("dscp", socket.set_tos_v4(tos));
+            }
+        } else {
+            note("dscp", socket.set_tos_v4(tos));
+        }
+    }
+    refused
+}
+
+fn keepalive(socket: &SockRef<'_>, options: &Options) -> io::Result<()> {
+    let mut times = TcpKeepalive::new();
+    let mut named = false;
+    if let Some(idle) = options.keepalive_idle {
+        times = times.with_time(idle.0);
+        named = true;
+    }
+    if let Some(interval) = options.keepalive_interval {
+        times = times.with_interval(interval.0);
+        named = true;
+    }
+    if let Some(probes) = options.keepalive_probes {
+        times = times.with_retries(probes.0);
+        named = true;
+    }
+    if named {
+        // Setting the times also switches keepalive on, which was not asked.
+        let on = socket.keepalive()?;
+        socket.set_tcp_keepalive(&times)?;
+        socket.set_keepalive(on)?;
+    }
+    options
+        .keepalive
+        .map_or(Ok(()), |on| socket.set_keepalive(on))
+}
+
+/// One option as asked and as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its key in the configuration.
+    pub option: &'static str,
+    /// As asked; empty: not asked.
+    pub asked: String,
+    /// As the kernel has it.
+    pub effective: String,
+    /// Who made the difference, if there is one, or what to know.
+    pub note: String,
+}
+
+/// Reads back what a TCP listener has.
+#[must_use]
+pub fn read_back(socket: &impl AsFd, options: &Options, kernel: &Kernel) -> Vec<Row> {
+    let queue = accept_queue(socket);
+    let socket = SockRef::from(socket);
+    let mut rows = Vec::new();
+    let mut row = |option, asked: Option<String>, effective: io::Result<String>, note: String| {
+        if let Ok(effective) = effective {
+            rows.push(Row {
+                option,
+                asked: asked.unwrap_or_default(),
+                effective,
+                note,
+            });
+        }
+    };
+    let on = |on: bool| if on { "on" } else { "off" }.to_owned();
+    let span = |span: Option<Duration>| span.map_or_else(|| "off".to_owned(), duration);
+    row(
+        "reuse-address",
+        options.reuse_address.map(on),
+        socket.reuse_address().map(on),
+        String::new(),
+    );
+    row(
+        "reuse-port",
+        options.reuse_port.map(on),
+        socket.reuse_port().map(on),
+        String::new(),
+    );
+    if domain(&socket) == Some(Domain::IPV6) {
+        row(
+            "v6only",
+            options.v6only.map(on),
+            socket.only_v6().map(on),
+            String::new(),
+        );
+    }
+    if let Some(queue) = queue {
+        let asked = options.backlog.map(|backlog| u64::from(backlog.0));
+        let note = match (asked, kernel.somaxconn) {
+            (Some(asked), Some(most)) if asked > most => {
+                format!("limited by net.core.somaxconn = {most}")
+            }
+            _ => String::new(),
+        };
+        row(
+            "backlog",
+            asked.map(|n| n.to_string()),
+            Ok(queue.limit.to_string()),
+            note,
+        );
+    }
+    for (option, asked, effective, name, most, tuned) in [
+        (
+            "receive-buffer",
+            options.receive_buffer,
+            socket.recv_buffer_size(),
+            "rmem_max",
+            kernel.rmem_max,
+            kernel.tcp_rmem_max,
+        ),
+        (
+            "send-buffer",
+            options.send_buffer,
+            socket.send_buffer_size(),
+            "wmem_max",
+            kernel.wmem_max,
+            kernel.tcp_wmem_max,
+        ),
+    ] {
+        let note = match asked {
+            Some(OrAuto(Some(Size(asked)))) => match most {
+                Some(most) if asked > most => format!(
+                    "limited by net.core.{name} = {most}, then doubled by the kernel; autotuning is off"
+                ),
+                _ => "doubled by the kernel for its own bookkeeping; autotuning is off".to_owned(),
+            },
+            _ => tuned.map_or_else(String::new, |most| {
+                format!("autotuned by the kernel up to {}", size(most))
+            }),
+        };
+        let asked = asked
+            .map(|OrAuto(asked)| asked.map_or_else(|| "auto".to_owned(), |asked| size(asked.0)));
+        row(
+            option,
+            asked,
+            effective.map(|bytes| size(bytes as u64)),
+            note,
+        );
+    }
+    row(
+        "nodelay",
+        options.nodelay.map(on),
+        socket.tcp_nodelay().map(on),
+        String::new(),
+    );
+    let quickack = if options.quickack == Some(true) {
+        "set again after each read: costs a system call"
+    } else {
+        ""
+    };
+    row(
+        "quickack",
+        options.quickack.map(on),
+        Ok(on(options.quickack == Some(true))),
+        quickack.into(),
+    );
+    row(
+        "keepalive",
+        options.keepalive.map(on),
+        socket.keepalive().map(on),
+        String::new(),
+    );
+    row(
+        "keepalive-idle",
+        options.keepalive_idle.map(|s| duration(s.0)),
+        socket.tcp_keepalive_time().map(duration),
+        String::new(),
+    );
+    row(
+        "keepalive-interval",
+        options.keepalive_interval.map(|s| duration(s.0)),
+        socket.tcp_keepalive_interval().map(duration),
+        String::new(),
+    );
+    row(
+        "keepalive-probes",
+        options.keepalive_probes.map(|n| n.0.to_string()),
+        socket.tcp_keepalive_retries().map(|n| n.to_string()),
+        String::new(),
+    );
+    row(
+        "user-timeout",
+        options.user_timeout.map(|OrOff(s)| span(s.map(|s| s.0))),
+        socket.tcp_user_timeout().map(span),
+        String::new(),
+    );
+    row(
+        "notsent-lowat",
+        options
+            .notsent_lowat
+            .map(|OrOff(s)| s.map_or_else(|| "off".to_owned(), |s| size(s.0))),
+        socket.tcp_notsent_lowat().map(|bytes| {
+            if bytes == 0 {
+                "off".to_owned()
+            } else {
+                size(u64::from(bytes))
+            }
+        }),
+        String::new(),
+    );
+    row(
+        "congestion",
+        options.congestion.as_ref().map(|name| name.0.clone()),
+        socket.tcp_congestion().map(|name| {
+            String::from_utf8_lossy(&name)
+                .trim_end_matches('\0')
+                .to_owned()
+        }),
+        String::new(),
+    );
+    let tos = if domain(&socket) == Some(Domain::IPV6) {
+        socket.tclass_v6()
+    } else {
+        socket.tos_v4()
+    };
+    row(
+        "dscp",
+        options.dscp.map(|dscp| dscp.0.to_string()),
+        tos.map(|tos| (tos >> 2).to_string()),
+        String::new(),
+    );
+    rows
+}
+
+/// The accept queue of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Callers that wait in it.
+    pub depth: u32,
+    /// Callers that may wait in it: the backlog as the kernel has it.
+    pub limit: u32,
+}
+
+/// Asks a TCP listener for its accept queue (`TCP_INFO`, tcp(7)); `None` for any other socket.
+#[expect(unsafe_code, reason = "no crate in the tree gives TCP_INFO")]
+pub fn accept_queue(socket: &impl AsFd) -> Option<Queue> {
+    if !SockRef::from(socket).is_listener().unwrap_or(false) {
+        return None;
+    }
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes into `info`, which is zeroed plain data.
+    let (result, info) = unsafe {
+        let result = libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        );
+        (result, info.assume_init())
+    };
+    // In state LISTEN the two fields hold the queue (net/ipv4/tcp.c, tcp_get_info).
+    (result == 0).then_some(Queue {
+        depth: info.tcpi_unacked,
+        limit: info.tcpi_sacked,
+    })
+}
+
+/// The address family of a socket.
+#[must_use]
+pub fn domain(socket: &SockRef<'_>) -> Option<Domain> {
+    socket.domain().ok()
+}
+
+/// A size as a person would write it.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).display().iec().to_string()
+}
+
+/// A span as a person would write it.
+#[must_use]
+pub fn duration(span: Duration) -> String {
+    humantime::format_duration(span).to_string()
+}

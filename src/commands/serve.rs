@@ -88,7 +88,7 @@ pub fn run(origin: Origin) -> Exit {
     let outcome = match (config, passed) {
         (Err(error), _) => Err(Trouble::Config(error)),
         (_, Err(stranger)) => Err(Trouble::Stranger(stranger)),
-        (Ok(config), Ok(passed)) => serve(config, origin, passed, log.clone()),
+        (Ok(config), Ok(passed)) => serve(&config, origin, passed, &log),
     };
     let exit = match outcome {
         Ok(()) => Exit::Success,
@@ -102,7 +102,7 @@ pub fn run(origin: Origin) -> Exit {
     exit
 }
 
-fn serve(config: Config, origin: Origin, passed: Passed, log: Log) -> Result<(), Trouble> {
+fn serve(config: &Config, origin: Origin, passed: Passed, log: &Log) -> Result<(), Trouble> {
     let now = Instant::now();
     let signals =
         Signals::install().map_err(|error| Trouble::System("signals cannot be handled", error))?;
@@ -129,7 +129,7 @@ fn serve(config: Config, origin: Origin, passed: Passed, log: Log) -> Result<(),
     };
     let mut server = Server::new(parts, now)
         .map_err(|error| Trouble::System("signals cannot be registered", error))?;
-    let hint = listen(&mut server, &config, passed, &log)?;
+    let hint = listen(&mut server, config, passed, log)?;
     server.ready(hint);
     drop(log);
     server

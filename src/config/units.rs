@@ -230,10 +230,7 @@ mod tests {
         key: T,
     }
 
-    fn read<T: Unit>(value: &str) -> Result<T, String>
-    where
-        T: for<'de> Deserialize<'de>,
-    {
+    fn read<T: for<'de> Deserialize<'de>>(value: &str) -> Result<T, String> {
         toml::from_str::<File<T>>(&format!("key = {value}"))
             .map(|file| file.key)
             .map_err(|error| error.to_string())

@@ -284,7 +284,7 @@ impl Event {
                 duration(*span)
             ),
             Self::Stopped { counters, refused } => {
-                tell_counters("stopped: ", counters, *refused, None, id::STOPPED)
+                tell_counters("stopped: ", counters, *refused, None, id::STOPPED);
             }
             Self::Reloaded { read, restart } => {
                 let files = list(

@@ -70,7 +70,7 @@ impl Log {
         };
         thread::Builder::new().name("log".into()).spawn(move || {
             tracing::dispatcher::with_default(&dispatch(format, &health), || {
-                drain(&events, &health)
+                drain(&events, &health);
             });
             drop(done);
         })?;

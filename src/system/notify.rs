@@ -223,7 +223,9 @@ impl Manager {
             self.waiting.pop_front();
         }
         self.waiting.push_back(lines.join("\n"));
-        self.flush(now);
+        if self.retry.is_none() {
+            self.flush(now);
+        }
     }
 
     fn flush(&mut self, now: Instant) {
@@ -309,17 +311,30 @@ mod tests {
     fn a_full_queue_delays_but_loses_no_change_of_state() {
         let (mut manager, inbox) = pair("full");
         let start = Instant::now();
-        for _ in 0..40 {
+        while manager.send("FILL=1") {}
+        for _ in 0..5 {
             manager.reloading(start);
         }
-        assert!(manager.next_due().is_some(), "the queue was never full");
-        let mut seen = received(&inbox).len();
-        for second in 1..20 {
-            manager.tick(start + Duration::from_secs(second));
-            seen += received(&inbox).len();
-        }
-        assert_eq!(seen, 40);
+        assert_eq!(manager.next_due(), Some(start + RETRY));
+        assert!(received(&inbox).iter().all(|message| message == "FILL=1"));
+        manager.tick(start + RETRY);
+        assert_eq!(received(&inbox).len(), 5);
         assert_eq!(manager.next_due(), None);
+    }
+
+    #[test]
+    fn a_socket_that_is_gone_is_told_once_and_does_not_keep_us_awake() {
+        let (mut manager, inbox) = pair("gone");
+        drop(inbox);
+        let mut now = Instant::now();
+        manager.ready("", "", now);
+        assert!(manager.trouble().is_some());
+        for _ in 0..20 {
+            now = manager.next_due().unwrap();
+            manager.tick(now);
+        }
+        assert_eq!(manager.next_due(), Some(now + RETRY_MOST));
+        assert!(manager.trouble().is_none());
     }
 
     #[test]

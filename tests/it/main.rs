@@ -1,1 +1,34 @@
-//! The integration tests: one binary, one file per promise.
+//! The integration tests: one binary, one file per promise, none of which needs root.
+//!
+//! - `echo`: every byte comes back, whatever the client does
+//! - `activation`: sockets that are passed to the daemon
+//! - `notify`: the service manager's protocol
+//! - `reload`: a new configuration, right or wrong
+//! - `stop`: draining, deadlines, the second signal
+//! - `limits`: connections, sources, time-outs, bytes
+//! - `faults`: system calls that fail, descriptors that run out
+//! - `logging`: what is told, and a log that cannot be written
+//! - `check`: what the configuration means
+//! - `recipe`: the shipped recipe, read back from real sockets
+//! - `shipped`: the files that are installed
+//! - `simulation`: thousands of scripted conversations, seeded
+//! - `kernel`: the facts of the kernel that the design rests on
+//! - `layers`: who may import whom
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod daemon;
+
+mod activation;
+mod check;
+mod echo;
+mod faults;
+mod kernel;
+mod layers;
+mod limits;
+mod logging;
+mod notify;
+mod recipe;
+mod reload;
+mod shipped;
+mod simulation;
+mod stop;

@@ -1,0 +1,473 @@
+//! The fixture: a real daemon in a folder of its own, with verbs.
+//!
+//! Readiness comes through a notify socket of the fixture's, so no test sleeps to wait for it.
+//! Every wait has a deadline; a daemon that outlives its test is killed by its process id, and
+//! its folder is removed.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long anything may take that should take no time.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// The path of the program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tcp-echo");
+
+/// A folder that is removed with its owner.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path =
+            std::env::temp_dir().join(format!("tcp-echo-it-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A daemon to be started.
+#[derive(Debug)]
+pub struct Plan {
+    folder: Folder,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
+    passed: Vec<OwnedFd>,
+    names: String,
+    notify: bool,
+}
+
+impl Plan {
+    /// On the listener `127.0.0.1:0`, without the host's own configuration.
+    pub fn new() -> Self {
+        Self::bare().argument("--listen").argument("127.0.0.1:0")
+    }
+
+    /// Without a listener and without the host's own configuration.
+    pub fn bare() -> Self {
+        Self {
+            folder: Folder::new(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            wrapper: Vec::new(),
+            passed: Vec::new(),
+            names: String::new(),
+            notify: true,
+        }
+        .config("")
+    }
+
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Writes the configuration file that the daemon reads.
+    pub fn config(self, text: &str) -> Self {
+        self.folder.write("config.toml", text);
+        self
+    }
+
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Runs the daemon under another program, such as `["strace", "-f"]` or `["prlimit", "--nofile=64"]`,
+    /// which must execute it in the same process or forward its signals.
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// Passes up to two sockets as systemd does, with the content of `LISTEN_FDNAMES`.
+    pub fn pass(mut self, sockets: Vec<OwnedFd>, names: &str) -> Self {
+        assert!(sockets.len() <= 2);
+        self.passed = sockets;
+        self.names = names.into();
+        self
+    }
+
+    /// Without a notify socket: nothing is waited for.
+    pub fn unnotified(mut self) -> Self {
+        self.notify = false;
+        self
+    }
+
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// The command that would be run, with standard error going to the file `log` in the folder.
+    pub fn command(&mut self) -> Command {
+        let count = self.passed.len();
+        let mut words: Vec<String> = Vec::new();
+        if count > 0 {
+            let script = match count {
+                1 => "exec 3<&0 0</dev/null",
+                _ => "exec 3<&0 4<&1 0</dev/null 1>/dev/null",
+            };
+            words.extend(["sh".into(), "-c".into()]);
+            words.push(format!("{script}; LISTEN_PID=$$ exec \"$@\""));
+            words.push("sh".into());
+        }
+        words.extend(self.wrapper.clone());
+        words.push(PROGRAM.into());
+        words.extend([
+            "--config".into(),
+            self.folder.path("config.toml").display().to_string(),
+        ]);
+        words.extend(self.arguments.clone());
+        let mut command = Command::new(&words[0]);
+        command
+            .args(&words[1..])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        for name in [
+            "NOTIFY_SOCKET",
+            "WATCHDOG_USEC",
+            "WATCHDOG_PID",
+            "JOURNAL_STREAM",
+            "RUST_LOG",
+            "TCP_ECHO_CONFIG",
+        ] {
+            command.env_remove(name);
+        }
+        if count > 0 {
+            command
+                .env("LISTEN_FDS", count.to_string())
+                .env("LISTEN_FDNAMES", &self.names);
+            let mut passed = self.passed.drain(..);
+            command.stdin(passed.next().unwrap());
+            if let Some(second) = passed.next() {
+                command.stdout(second);
+            }
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let log = std::fs::File::create(self.folder.path("log")).unwrap();
+        command.stderr(log);
+        command
+    }
+
+    /// Starts the daemon and waits until it is ready.
+    pub fn start(mut self) -> Daemon {
+        let mut command = self.command();
+        let notify = self.notify.then(|| {
+            let path = self.folder.path("notify");
+            command.env("NOTIFY_SOCKET", &path);
+            UnixDatagram::bind(path).unwrap()
+        });
+        let child = command.spawn().unwrap();
+        drop(command);
+        let mut daemon = Daemon {
+            child,
+            notify,
+            folder: self.folder,
+            listen: Vec::new(),
+            status: None,
+        };
+        if daemon.notify.is_some() {
+            let ready = daemon.notified("READY=1");
+            let listen = ready
+                .lines()
+                .find_map(|line| line.strip_prefix("X_TCP_ECHO_LISTEN="))
+                .unwrap();
+            daemon.listen = listen
+                .split(' ')
+                .filter(|word| !word.is_empty())
+                .map(Into::into)
+                .collect();
+        }
+        daemon
+    }
+
+    /// Runs the program to its end; returns its status and all that it wrote.
+    pub fn run(mut self) -> (ExitStatus, String) {
+        let mut command = self.command();
+        let output = self.folder.path("output");
+        command.stdout(std::fs::File::create(&output).unwrap());
+        let child = command.spawn().unwrap();
+        let mut daemon = Daemon {
+            child,
+            notify: None,
+            folder: self.folder,
+            listen: Vec::new(),
+            status: None,
+        };
+        let status = daemon.exited(SOON);
+        let text = std::fs::read_to_string(output).unwrap() + &daemon.log();
+        (status, text)
+    }
+}
+
+/// A daemon at work.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    notify: Option<UnixDatagram>,
+    pub folder: Folder,
+    /// Where it listens, as it says itself.
+    pub listen: Vec<String>,
+    status: Option<ExitStatus>,
+}
+
+impl Daemon {
+    pub fn start() -> Self {
+        Plan::new().start()
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// The address of its first TCP listener.
+    pub fn address(&self) -> SocketAddr {
+        self.listen
+            .iter()
+            .find_map(|listen| listen.parse().ok())
+            .expect("no TCP listener")
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        connect(self.address())
+    }
+
+    /// The next message of the manager that contains a line beginning with `start`.
+    #[track_caller]
+    pub fn notified(&self, start: &str) -> String {
+        self.notified_within(start, SOON)
+            .unwrap_or_else(|| panic!("no {start} in time; log:\n{}", self.log()))
+    }
+
+    pub fn notified_within(&self, start: &str, within: Duration) -> Option<String> {
+        let deadline = Instant::now() + within;
+        let notify = self
+            .notify
+            .as_ref()
+            .expect("started without a notify socket");
+        let mut buffer = [0; 8192];
+        loop {
+            let left = deadline
+                .checked_duration_since(Instant::now())
+                .filter(|left| !left.is_zero())?;
+            notify.set_read_timeout(Some(left)).unwrap();
+            let Ok(count) = notify.recv(&mut buffer) else {
+                continue;
+            };
+            let message = String::from_utf8_lossy(&buffer[..count]).into_owned();
+            if message.lines().any(|line| line.starts_with(start)) {
+                return Some(message);
+            }
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        if self.status.is_none() {
+            kill_process(self.pid(), signal).unwrap();
+        }
+    }
+
+    /// Replaces the configuration, sends HUP and waits for the answer.
+    pub fn reload(&self, config: &str) -> String {
+        self.folder.write("config.toml", config);
+        self.signal(Signal::HUP);
+        self.notified("RELOADING=1");
+        self.notified("READY=1")
+    }
+
+    /// Sends TERM and waits for the end.
+    #[track_caller]
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.exited(SOON)
+    }
+
+    /// Waits for the end.
+    #[track_caller]
+    pub fn exited(&mut self, within: Duration) -> ExitStatus {
+        eventually(within, "the daemon did not exit", || {
+            self.status = self.status.or(self.child.try_wait().unwrap());
+            self.status
+        })
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.status = self.status.or(self.child.try_wait().unwrap());
+        self.status.is_none()
+    }
+
+    /// All that it has logged so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.folder.path("log")).unwrap_or_default())
+            .into_owned()
+    }
+
+    /// Waits until the log contains a text, and returns its line.
+    #[track_caller]
+    pub fn logged(&self, text: &str) -> String {
+        eventually(SOON, &format!("{text:?} was not logged"), || {
+            self.log()
+                .lines()
+                .find(|line| line.contains(text))
+                .map(Into::into)
+        })
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+            .unwrap()
+            .count()
+    }
+
+    /// Processor time used so far, in ticks of 10 ms.
+    pub fn ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    /// How often its threads have gone to sleep by themselves: wake-ups.
+    pub fn wakeups(&self) -> u64 {
+        std::fs::read_dir(format!("/proc/{}/task", self.child.id()))
+            .unwrap()
+            .map(|task| {
+                let status = std::fs::read_to_string(task.unwrap().path().join("status"))
+                    .unwrap_or_default();
+                let line = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+                line.map_or(0, |number| number.trim().parse::<u64>().unwrap())
+            })
+            .sum()
+    }
+
+    /// Private anonymous memory, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.is_running() {
+            let _ = kill_process(self.pid(), Signal::KILL);
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log:\n{}---", self.log());
+        }
+    }
+}
+
+/// Connects, with deadlines for reading and writing.
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&address, SOON).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_write_timeout(Some(SOON)).unwrap();
+    stream
+}
+
+/// A listener as systemd would pass it: blocking.
+pub fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+/// Sends a message and expects it back.
+#[track_caller]
+pub fn ping(mut stream: impl Read + Write, message: &[u8]) {
+    stream.write_all(message).unwrap();
+    let mut echo = vec![0; message.len()];
+    stream.read_exact(&mut echo).unwrap();
+    assert!(echo == message, "{} bytes came back wrong", message.len());
+}
+
+/// Sends nothing more and reads to the end.
+#[track_caller]
+pub fn finish(stream: &mut TcpStream) -> Vec<u8> {
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    rest
+}
+
+/// Reads to the end: whether it was a FIN (`Ok`) or a reset.
+pub fn end_of(mut stream: &TcpStream) -> io::Result<Vec<u8>> {
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).map(|_| rest)
+}
+
+/// Bytes that differ at every position of interest, reproducibly.
+pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[4]
+        })
+        .collect()
+}
+
+/// Asks again and again until there is an answer.
+#[track_caller]
+pub fn eventually<T>(within: Duration, complaint: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{complaint} within {within:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether a tool that a test needs is there.  Where `TCP_ECHO_REQUIRE_TOOLS` is set, as in
+/// continuous integration, a missing one is a failure; elsewhere the test says that it skips.
+pub fn has(tool: &str) -> bool {
+    let found = std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|folder| Path::new(&folder).join(tool).is_file())
+    });
+    assert!(
+        found || std::env::var_os("TCP_ECHO_REQUIRE_TOOLS").is_none(),
+        "{tool} is not installed"
+    );
+    if !found {
+        eprintln!("skipped: {tool} is not installed");
+    }
+    found
+}

@@ -1,7 +1,490 @@
-//! placeholder
-use super::Exit;
-use crate::config::Origin;
-/// placeholder
-pub fn run(_: &Origin, _: bool) -> Exit {
-    Exit::Success
+//! `tcp-echo check`: what the configuration means, without serving.
+//!
+//! Values are read back from sockets that are opened on port 0 of loopback: never on the real
+//! port, where they would steal callers.  The last section turns numbers into cases: how long a
+//! dead peer goes unnoticed, and whether a quiet connection outlives a middlebox.
+
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use super::serve::{PORT, descriptors};
+use super::{Exit, complain};
+use crate::config::address::Address;
+use crate::config::units::{OrOff, Span};
+use crate::config::{Config, DEFAULT_FILE, Options, Origin};
+use crate::system::activation::ListenSocket;
+use crate::system::bind::{self, is_local};
+use crate::system::kernel::Kernel;
+use crate::system::socket::{self, Row, duration, size};
+
+/// After so much silence a well-known cloud load balancer forgets a connection, without a word to
+/// either side; many NATs and firewalls are more patient, few are less.
+const MIDDLEBOX: Duration = Duration::from_secs(350);
+
+/// Checks the configuration; with `config_only` nothing but its files.
+#[must_use]
+pub fn run(origin: &Origin, config_only: bool) -> Exit {
+    let config = match origin.load() {
+        Ok(config) => config,
+        Err(error) => {
+            complain(&error.to_string());
+            return Exit::Config;
+        }
+    };
+    if config_only {
+        return Exit::Success;
+    }
+    let mut report = Report {
+        text: String::new(),
+        exit: Exit::Success,
+    };
+    let kernel = Kernel::read();
+    report.files(origin, &config);
+    report.listeners(&config, &kernel);
+    report.limits(&config);
+    report.kernel(&kernel);
+    report.cases(&config, &kernel);
+    // A reader that has seen enough closes the pipe.
+    let _ = io::stdout().write_all(report.text.as_bytes());
+    report.exit
+}
+
+struct Report {
+    text: String,
+    exit: Exit,
+}
+
+impl Report {
+    fn line(&mut self, text: impl AsRef<str>) {
+        self.text.push_str(text.as_ref());
+        self.text.push('\n');
+    }
+
+    fn files(&mut self, origin: &Origin, config: &Config) {
+        self.line("configuration");
+        if config.read.is_empty() {
+            let file = origin
+                .file
+                .as_deref()
+                .map_or(DEFAULT_FILE.into(), |file| file.display().to_string());
+            self.line(format!("  built-in defaults ({file} is absent)"));
+        }
+        for file in &config.read {
+            self.line(format!("  {}", file.display()));
+        }
+    }
+
+    fn listeners(&mut self, config: &Config, kernel: &Kernel) {
+        self.line("\nlisteners");
+        let named: Vec<_> = config
+            .listeners
+            .iter()
+            .filter(|listener| listener.address.is_some())
+            .collect();
+        for listener in &named {
+            if let Some(address) = &listener.address {
+                self.listener(
+                    &listener.name,
+                    address,
+                    &listener.options,
+                    config.open,
+                    kernel,
+                );
+            }
+        }
+        for listener in config
+            .listeners
+            .iter()
+            .filter(|listener| listener.address.is_none())
+        {
+            self.line(format!(
+                "  {}: only on a passed socket (FileDescriptorName={})",
+                listener.name, listener.name
+            ));
+        }
+        if named.is_empty() {
+            for ip in [
+                IpAddr::V4(Ipv4Addr::LOCALHOST),
+                IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ] {
+                let address = Address::Ip((ip, PORT).into());
+                self.listener(
+                    "default (built in, unless a socket is passed)",
+                    &address,
+                    &config.socket,
+                    true,
+                    kernel,
+                );
+            }
+        }
+        let mut asked = config.socket.differ(&Options::default());
+        asked.retain(|key| !Options::FIXED.contains(&key.as_str()));
+        self.line(format!(
+            "  A socket that the service manager passes keeps what its unit says{}.",
+            if asked.is_empty() {
+                String::new()
+            } else {
+                format!(", but for {}", asked.join(", "))
+            }
+        ));
+    }
+
+    fn listener(
+        &mut self,
+        name: &str,
+        address: &Address,
+        options: &Options,
+        open: bool,
+        kernel: &Kernel,
+    ) {
+        self.line(format!("  {name}: {address}"));
+        let mut options = options.clone();
+        if let Address::Any(_) = address {
+            options.v6only = options.v6only.or(Some(false));
+        }
+        let options = &options;
+        let probes = match probes(address) {
+            Ok(probes) => probes,
+            Err(error) => {
+                self.wrong(
+                    &format!("cannot listen on {address}: {error}"),
+                    Exit::of(&error),
+                );
+                return;
+            }
+        };
+        for (real, probe) in probes {
+            self.notes(real, options, open, kernel);
+            match bind::open(&probe, options) {
+                Ok((bound, _)) => {
+                    for bound in bound {
+                        for refused in &bound.refused {
+                            self.wrong(&format!("listener {name}: {refused}"), Exit::Config);
+                        }
+                        let options = options.clone().over(Options::built_in());
+                        if let ListenSocket::Tcp(socket) = &bound.socket {
+                            let mut rows = socket::read_back(&socket.as_fd(), &options, kernel);
+                            // An address that is not the wildcard has but one family anyway.
+                            rows.retain(|row| row.option != "v6only");
+                            self.rows(&rows);
+                        }
+                    }
+                }
+                Err(failure) if failure.is_absence() && name.starts_with("default ") => {
+                    self.line(format!("    not on this host: {failure}"));
+                }
+                Err(failure) => self.wrong(&failure.to_string(), Exit::of(&failure.error)),
+            }
+        }
+        if let Address::Unix(_) = address {
+            self.line("    a Unix stream socket: the options of TCP do not apply");
+        }
+    }
+
+    fn notes(&mut self, real: SocketAddr, options: &Options, open: bool, kernel: &Kernel) {
+        if real.is_ipv6() && real.ip().is_unspecified() {
+            self.line(if options.v6only == Some(false) {
+                "    one socket for IPv6 and IPv4"
+            } else {
+                "    IPv6 only: v6only = false or *:PORT would take IPv4 as well"
+            });
+        }
+        if !is_local(real.ip()) && !open {
+            self.line(
+                "    open to others than this host: limit who may reach it, then say open = true in the configuration",
+            );
+        }
+        if let Some(start) = kernel
+            .unprivileged_port_start
+            .filter(|start| u64::from(real.port()) < *start)
+        {
+            if real.port() != 0 {
+                self.line(format!(
+                    "    port {} needs CAP_NET_BIND_SERVICE (net.ipv4.ip_unprivileged_port_start = {start}), or the socket unit",
+                    real.port()
+                ));
+            }
+        }
+    }
+
+    fn rows(&mut self, rows: &[Row]) {
+        self.line(format!("    {:<20}{:<12}{:<12}", "option", "asked", "effective").trim_end());
+        for Row {
+            option,
+            asked,
+            effective,
+            note,
+        } in rows
+        {
+            let asked = if asked.is_empty() { "-" } else { asked };
+            self.line(format!("    {option:<20}{asked:<12}{effective:<12}{note}").trim_end());
+        }
+    }
+
+    fn limits(&mut self, config: &Config) {
+        let off = |span: Option<Duration>| span.map_or_else(|| "off".to_owned(), duration);
+        let most = descriptors();
+        let connections = config.max_connections.unwrap_or(most).min(most);
+        self.line("\nlimits");
+        self.line(match config.max_connections {
+            Some(asked) if asked > most => {
+                format!("  max-connections             {most}, not {asked}: limited by RLIMIT_NOFILE here")
+            }
+            Some(asked) => format!("  max-connections             {asked}"),
+            None => format!("  max-connections             {most}, from RLIMIT_NOFILE here"),
+        });
+        let source = config.per_source.most(connections);
+        self.line(format!(
+            "  max-connections-per-source  {}",
+            source.map_or_else(
+                || "off".to_owned(),
+                |most| format!("{most}; not for loopback and Unix sockets")
+            )
+        ));
+        self.line(format!(
+            "  idle-timeout                {}",
+            off(config.limits.idle)
+        ));
+        self.line(format!(
+            "  stall-timeout               {}",
+            off(config.limits.stall)
+        ));
+        self.line(format!(
+            "  max-lifetime                {}",
+            off(config.limits.lifetime)
+        ));
+        self.line(format!(
+            "  max-bytes                   {}",
+            config.limits.bytes.map_or_else(|| "off".to_owned(), size)
+        ));
+        self.line(format!(
+            "  stop-timeout                {}",
+            duration(config.limits.leave)
+        ));
+    }
+
+    fn kernel(&mut self, kernel: &Kernel) {
+        self.line("\nkernel");
+        let rows = [
+            ("net.core.somaxconn", kernel.somaxconn, "the longest accept queue".to_owned()),
+            ("net.ipv4.tcp_max_syn_backlog", kernel.tcp_max_syn_backlog, "the most half-open handshakes of a listener".to_owned()),
+            (
+                "net.ipv4.tcp_synack_retries",
+                kernel.tcp_synack_retries,
+                kernel.connect_timeout().map_or_else(String::new, |span| {
+                    format!("a handshake that is not completed is given up after {}", seconds(span))
+                }),
+            ),
+            (
+                "net.ipv4.tcp_retries2",
+                kernel.tcp_retries2,
+                kernel.data_timeout().map_or_else(String::new, |span| {
+                    format!("data that is not acknowledged ends a connection after {} at least", seconds(span))
+                }),
+            ),
+            ("net.core.rmem_max", kernel.rmem_max, "the most that receive-buffer may ask for, in bytes".to_owned()),
+            ("net.core.wmem_max", kernel.wmem_max, "the most that send-buffer may ask for, in bytes".to_owned()),
+            ("net.ipv4.tcp_rmem", kernel.tcp_rmem_max, "the most that autotuning gives, in bytes".to_owned()),
+            ("net.ipv4.tcp_wmem", kernel.tcp_wmem_max, "the most that autotuning gives, in bytes".to_owned()),
+            (
+                "net.ipv4.tcp_slow_start_after_idle",
+                kernel.tcp_slow_start_after_idle,
+                "1: after a pause a connection starts slowly again, which distorts tests with pauses".to_owned(),
+            ),
+        ];
+        for (name, value, meaning) in rows {
+            let value = value.map_or_else(
+                || "cannot be seen from here".to_owned(),
+                |value| value.to_string(),
+            );
+            self.line(format!("  {name:<36}{value:<10}{meaning}").trim_end());
+        }
+    }
+
+    fn cases(&mut self, config: &Config, kernel: &Kernel) {
+        self.line("\ncases");
+        let options = config
+            .listeners
+            .first()
+            .map_or(&config.socket, |listener| &listener.options);
+        let options = options.clone().over(Options::built_in());
+        match dead_peer(&options) {
+            Some(Dead { after, how }) => {
+                self.line(format!(
+                    "  keepalive finds a dead peer after {} ({how})",
+                    seconds(after)
+                ));
+                let idle = options.keepalive_idle.map_or(Duration::ZERO, |idle| idle.0);
+                let verdict = if idle < MIDDLEBOX {
+                    "yes"
+                } else {
+                    "no: the first probe comes too late, lower keepalive-idle"
+                };
+                self.line(format!(
+                    "  a silent connection survives a middlebox that forgets after {}: {verdict}",
+                    seconds(MIDDLEBOX)
+                ));
+            }
+            None => {
+                self.line("  a peer that dies in silence is never found: keepalive is off");
+                self.line(format!(
+                    "  a silent connection survives a middlebox that forgets after {}: no",
+                    seconds(MIDDLEBOX)
+                ));
+            }
+        }
+        let user = match options.user_timeout {
+            Some(OrOff(Some(Span(span)))) => Some(span),
+            _ => None,
+        };
+        if let Some(span) = user.or(kernel.data_timeout()) {
+            let by = if user.is_some() {
+                "user-timeout"
+            } else {
+                "net.ipv4.tcp_retries2"
+            };
+            self.line(format!(
+                "  a peer that dies with our data in flight is found after {} ({by})",
+                seconds(span)
+            ));
+        }
+        self.line(match config.limits.stall {
+            Some(span) => format!("  a peer that takes nothing of what it is owed is closed after {}", seconds(span)),
+            None => "  a peer that takes nothing of what it is owed is kept for ever: stall-timeout is off".to_owned(),
+        });
+        self.line(match config.limits.idle {
+            Some(span) => format!(
+                "  a peer that says nothing is closed after {}",
+                seconds(span)
+            ),
+            None => "  a peer that says nothing is kept: idle-timeout is off".to_owned(),
+        });
+        self.line(format!(
+            "  a stop takes at most {}",
+            seconds(config.limits.leave)
+        ));
+        if config.listeners.len() > 1 {
+            self.line(format!(
+                "  (the cases of keepalive and time-outs are those of listener {})",
+                config.listeners[0].name
+            ));
+        }
+    }
+
+    /// Something that the daemon would complain about too.
+    fn wrong(&mut self, text: &str, exit: Exit) {
+        self.line(format!("    wrong: {text}"));
+        complain(text);
+        self.exit = exit;
+    }
+}
+
+/// The real addresses of a listener, and where each is tried out.
+fn probes(address: &Address) -> io::Result<Vec<(SocketAddr, Address)>> {
+    let real = match address {
+        Address::Unix(_) => Vec::new(),
+        Address::Ip(address) => vec![*address],
+        Address::Any(port) => vec![(Ipv6Addr::UNSPECIFIED, *port).into()],
+        Address::Name(host, port) => bind::resolve(host, *port)?,
+    };
+    Ok(real
+        .into_iter()
+        .map(|real| {
+            let loopback = match real.ip() {
+                IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            };
+            (real, Address::Ip((loopback, 0).into()))
+        })
+        .collect())
+}
+
+struct Dead {
+    after: Duration,
+    how: String,
+}
+
+/// When keepalive gives a silent peer up (tcp(7)).
+fn dead_peer(options: &Options) -> Option<Dead> {
+    let (idle, interval, probes) = (
+        options.keepalive_idle?.0,
+        options.keepalive_interval?.0,
+        options.keepalive_probes?.0,
+    );
+    if options.keepalive != Some(true) {
+        return None;
+    }
+    if let Some(OrOff(Some(Span(user)))) = options.user_timeout {
+        // Not the number of probes decides then, but the time; looked at when a probe is due.
+        let (wait, probe) = (
+            user.saturating_sub(idle).as_secs_f64(),
+            interval.as_secs_f64(),
+        );
+        let whole = (wait / probe).ceil().max(1.0);
+        return Some(Dead {
+            after: idle + interval.mul_f64(whole),
+            how: format!(
+                "user-timeout {} decides, not the number of probes",
+                seconds(user)
+            ),
+        });
+    }
+    Some(Dead {
+        after: idle + interval * probes,
+        how: format!(
+            "{} idle, then {probes} probes, {} apart",
+            seconds(idle),
+            seconds(interval)
+        ),
+    })
+}
+
+fn seconds(span: Duration) -> String {
+    format!("{} s", (span.as_secs_f64() * 1000.0).round() / 1000.0)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::units::{Count, Seconds};
+
+    #[test]
+    fn a_dead_peer_is_found_by_probes_or_by_the_user_time_out() {
+        let usual = Options::built_in();
+        assert_eq!(seconds(dead_peer(&usual).unwrap().after), "375 s");
+        let recipe = Options {
+            keepalive_idle: Some(Seconds(Duration::from_secs(1800))),
+            keepalive_probes: Some(Count(5)),
+            ..usual.clone()
+        };
+        assert_eq!(seconds(dead_peer(&recipe).unwrap().after), "1875 s");
+        let user = Options {
+            user_timeout: Some(OrOff(Some(Span(Duration::from_secs(320))))),
+            ..usual.clone()
+        };
+        assert_eq!(seconds(dead_peer(&user).unwrap().after), "330 s");
+        assert!(
+            dead_peer(&Options {
+                keepalive: Some(false),
+                ..usual
+            })
+            .is_none()
+        );
+    }
+
+    #[test]
+    fn nothing_is_tried_out_on_the_real_port() {
+        for (text, probe) in [
+            ("192.0.2.1:7", "127.0.0.1:0"),
+            ("[2001:db8::1]:7", "[::1]:0"),
+            ("*:7", "[::1]:0"),
+        ] {
+            let probes = probes(&text.parse().unwrap()).unwrap();
+            assert_eq!(probes[0].1, probe.parse().unwrap());
+        }
+        assert!(probes(&"unix:/run/e".parse().unwrap()).unwrap().is_empty());
+    }
 }

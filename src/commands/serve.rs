@@ -28,7 +28,7 @@ use crate::system::signals::Signals;
 use crate::system::socket;
 
 /// The port of the built-in listeners: not 7, which needs a privilege.
-const PORT: u16 = 9999;
+pub(super) const PORT: u16 = 9999;
 
 /// Descriptors that are not connections: standard streams, poll, signals, manager, log, listeners,
 /// and some to spare.
@@ -131,7 +131,6 @@ fn serve(config: &Config, origin: Origin, passed: Passed, log: &Log) -> Result<(
         .map_err(|error| Trouble::System("signals cannot be registered", error))?;
     let hint = listen(&mut server, config, passed, log)?;
     server.ready(hint);
-    drop(log);
     server
         .run()
         .map_err(|error| Trouble::System("epoll failed", error))
@@ -244,7 +243,7 @@ fn reachable(address: IpAddr) -> IpAddr {
 }
 
 /// Raises the soft limit of descriptors to the hard one; returns how many connections that allows.
-fn descriptors() -> usize {
+pub(super) fn descriptors() -> usize {
     let limit = getrlimit(Resource::Nofile);
     // It stays as it is when this fails.
     let _ = setrlimit(

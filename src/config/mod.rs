@@ -132,6 +132,9 @@ pub struct Log {
 }
 
 impl Options {
+    /// The options that can be set only before a socket listens.
+    pub const FIXED: [&str; 4] = ["reuse-address", "reuse-port", "v6only", "backlog"];
+
     /// What a listener of our own has where nothing else is said.
     #[must_use]
     pub fn built_in() -> Self {
@@ -308,7 +311,7 @@ impl Config {
 fn fixed(old: &Options, new: &Options) -> Vec<String> {
     let mut keys = old.differ(new);
     keys.retain(|key| match key.as_str() {
-        "reuse-address" | "reuse-port" | "v6only" | "backlog" => true,
+        key if Options::FIXED.contains(&key) => true,
         // Once a size was set, the kernel does not tune the socket's buffer again.
         "receive-buffer" => !matches!(new.receive_buffer, Some(OrAuto(Some(_)))),
         "send-buffer" => !matches!(new.send_buffer, Some(OrAuto(Some(_)))),

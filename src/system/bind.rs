@@ -103,11 +103,7 @@ pub fn open(address: &Address, options: &Options) -> Result<(Vec<Bound>, Vec<Fai
             bound => Ok((vec![bound?], Vec::new())),
         },
         Address::Name(host, port) => {
-            let mut addresses: Vec<SocketAddr> = (host.as_str(), *port)
-                .to_socket_addrs()
-                .map_err(&failed)?
-                .collect();
-            addresses.dedup();
+            let addresses = resolve(host, *port).map_err(&failed)?;
             let (mut bound, mut absent) = (Vec::new(), Vec::new());
             for address in addresses {
                 if let Some(why) = unfit(address.ip()) {
@@ -131,6 +127,20 @@ pub fn open(address: &Address, options: &Options) -> Result<(Vec<Bound>, Vec<Fai
             }
         }
     }
+}
+
+/// The addresses of a name, each once.
+///
+/// # Errors
+/// Those of getaddrinfo(3).
+pub fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let mut addresses = Vec::new();
+    for address in (host, port).to_socket_addrs()? {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
 }
 
 fn tcp(address: SocketAddr, v6only: bool, options: &Options) -> Result<Bound, Failure> {

@@ -399,9 +399,7 @@ impl Event {
                 "echo.listener" = listener,
                 "echo.option" = refused.option,
                 errno = refused.error.raw_os_error(),
-                "listener {listener}: {} stays as it was: {}",
-                refused.option,
-                refused.error
+                "listener {listener}: {refused}"
             ),
             Self::Unused { listener } => warn!(
                 message_id = id::UNUSED,

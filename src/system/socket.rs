@@ -7,6 +7,7 @@
 //! An option that the kernel refuses is a [`Refused`], told as a warning: a service that echoes
 //! without a special buffer size is worth more than one that does not start.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
@@ -24,6 +25,20 @@ pub struct Refused {
     pub option: &'static str,
     /// What the kernel said.
     pub error: io::Error,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { option, error } = self;
+        match (*option, error.raw_os_error()) {
+            ("congestion", Some(libc::ENOENT | libc::EPERM)) => write!(
+                f,
+                "{option} stays as it was: this kernel does not offer it to us \
+                 (net.ipv4.tcp_available_congestion_control, net.ipv4.tcp_allowed_congestion_control)"
+            ),
+            _ => write!(f, "{option} stays as it was: {error}"),
+        }
+    }
 }
 
 /// Sets what can be set on a socket at any time, listening or connected.  What the options do not
@@ -353,7 +368,11 @@ pub fn domain(socket: &SockRef<'_>) -> Option<Domain> {
 /// A size as a person would write it.
 #[must_use]
 pub fn size(bytes: u64) -> String {
-    bytesize::ByteSize(bytes).display().iec().to_string()
+    bytesize::ByteSize(bytes)
+        .display()
+        .iec()
+        .to_string()
+        .replace(".0 ", " ")
 }
 
 /// A span as a person would write it.

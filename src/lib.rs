@@ -1,4 +1,78 @@
-//! placeholder
+//! tcp-echo: the TCP echo service (RFC 862) as a systemd-native daemon.
+//!
+//! RFC 862 asks for little: whatever arrives is sent back, until the other side is done.  A
+//! program that does this is judged by everything else: what it does when it cannot write, cannot
+//! accept, is asked to stop, is flooded.  Each of these has one place here.  The library exists
+//! so that tests and benches reach the core; nothing in it is promised to others.
+//!
+//! # Bird's eye
+//!
+//! One thread, one `mio::Poll`.  The kernel announces a socket; its token names a
+//! [`server::source::Source`]; the server gives the connection a *turn*; the turn reads into the
+//! one *scratch* buffer and writes from it at once.  What the peer does not take becomes a
+//! *backlog*, and nothing more is read until it is paid.  A second thread writes the log, because
+//! a log may block and an echo may not.
+//!
+//! # Modules, in reading order, each importing only those above it
+//!
+//! | rank | module | what it is |
+//! |---|---|---|
+//! | 0 | [`cli`], [`config::units`], [`config::address`] | arguments and values as types; touch nothing |
+//! | 1 | [`echo`] | the conversation, pure: [`echo::connection`], [`echo::shard`] |
+//! | 2 | [`config`] | the settings: as written, then as meant |
+//! | 3 | [`system`] | descriptors, options, manager, signals, kernel, log |
+//! | 4 | (survival) | connections that outlive the process: not built yet |
+//! | 5 | [`server`] | the loop; mio lives here |
+//! | 6 | [`commands`] | compose and report |
+//!
+//! `tests/it/layers.rs` holds this order.
+//!
+//! # Vocabulary
+//!
+//! A *connection* is one conversation with a *peer*, over a *stream*.  What was received and not
+//! given back is *owed*; writing it is *paying*; it waits in the *backlog*.  What a connection
+//! waits for is its *want*.  A *turn* moves what it can within a budget; a connection that could
+//! go on *yields* and is *ready*.  A deadline is *due*, its entry in the timers is *armed*.
+//! Connections have *seats* in a *shard*.  To *leave* is to echo what is there, pay, and send our
+//! FIN; then we *linger*.
+//!
+//! # Invariants
+//!
+//! - We read only when we owe nothing; so what is owed never exceeds one scratch.
+//! - received = sent + owed, after every turn, until our FIN is out (asserted in
+//!   [`echo::connection::Connection::check`]).
+//! - Something is owed exactly when the want is `Write`.
+//! - A connection with a deadline has one entry in the timers, never later than it
+//!   ([`echo::shard::Shard::check`]).
+//! - Whatever is skipped on purpose (budget, burst, limit, errno) stands in a list of ours: the
+//!   kernel announces nothing twice.
+//! - Every queue has a bound: backlog (64 KiB), ready list (seats), burst (64), events (1024), log
+//!   queue (1024), messages that wait for the manager (64).
+//! - `echo` reads no clock, logs nothing, knows no address.  The clock is read once a round.
+//! - The loop never blocks, but for reading the configuration on HUP.
+//! - An `Err` means that the process cannot go on.  What ends one connection is a
+//!   [`echo::connection::Reason`], counted and told.
+//! - Nothing that comes from the network, the log or the manager can cause a panic: `assert!`
+//!   states what we ourselves must have done.
+//!
+//! # Where this differs from its design, and why
+//!
+//! - There is no phase for "the peer has finished, what is owed is still paid".  Since we read
+//!   only when nothing is owed, the peer's end is read only after everything was paid: it ends
+//!   the conversation in the same turn.
+//! - Bytes thrown away after our FIN have no counter of their own: they are what `received`
+//!   exceeds `sent` by while lingering.
+//! - An event gives a connection a turn only if it is not in the ready list already, so a flooder
+//!   whose input is announced again and again gets no more turns than the list gives it; and the
+//!   round's allowance counts the turns by events too.
+//! - A small read costs at least 1 KiB of a turn's budget: urgent marks and passed descriptors can
+//!   make every read end after one byte.
+//! - Leaving has a deadline per connection (the stop time-out), also when one connection leaves
+//!   for its age or its bytes, so a peer that never stops sending cannot stay.
+//! - The backlog's store is a concrete type: the trait comes with its second implementation.
+//! - An event whose listener then has nobody to accept is followed by one further look after
+//!   50 ms: a failed accept that claims "nobody" must not make it deaf.
+
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -1,1 +1,164 @@
-//! To be written.
+//! The files that are installed agree with the program.
+
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+use tcp_echo::config::{Config, Origin};
+
+use crate::daemon::Folder;
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn text(name: &str) -> String {
+    std::fs::read_to_string(file(name)).unwrap()
+}
+
+fn load(path: PathBuf) -> Config {
+    let config = Origin {
+        file: Some(path),
+        ..Origin::default()
+    }
+    .load();
+    Config {
+        read: Vec::new(),
+        ..config.unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+/// The default configuration with its commented keys in force, and those keys.
+fn uncommented() -> (String, Vec<String>) {
+    let mut keys = Vec::new();
+    let lines: Vec<String> = text("packaging/config.toml")
+        .lines()
+        .map(|line| {
+            let Some(setting) = line.strip_prefix('#') else {
+                return line.into();
+            };
+            if !setting.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') {
+                return line.into();
+            }
+            if let Some((key, _)) = setting.split_once(" = ") {
+                keys.push(key.to_owned());
+            }
+            setting.into()
+        })
+        .collect();
+    (lines.join("\n"), keys)
+}
+
+#[test]
+fn the_default_configuration_says_what_is_built_in() {
+    let shipped = load(file("packaging/config.toml"));
+    let built_in = load("/dev/null".into());
+    assert_eq!(shipped, built_in);
+    // Uncommented, nothing changes either: the values that it shows are the defaults.
+    let (text, _) = uncommented();
+    let folder = Folder::new();
+    let shown = load(folder.write("config.toml", &text));
+    assert_eq!(
+        (&shown.limits, &shown.log, shown.poll_timeout),
+        (&built_in.limits, &built_in.log, None)
+    );
+    assert_eq!(
+        (shown.max_connections, shown.open),
+        (built_in.max_connections, false)
+    );
+    let named = tcp_echo::config::Options {
+        congestion: None,
+        ..shown.socket.clone()
+    };
+    let usual = tcp_echo::config::Options::built_in();
+    assert_eq!(named.differ(&usual), Vec::<String>::new());
+}
+
+#[test]
+fn the_default_configuration_shows_every_key() {
+    let (_, keys) = uncommented();
+    let folder = Folder::new();
+    for table in ["", "[limits]\n", "[log]\n", "[socket]\n", "[listener.x]\n"] {
+        let path = folder.write("config.toml", &format!("{table}no-such-key = 1"));
+        let error = Origin {
+            file: Some(path),
+            ..Origin::default()
+        }
+        .load()
+        .unwrap_err()
+        .to_string();
+        let expected = error.split_once("expected one of ").unwrap().1;
+        let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+        assert!(known.len() > 2, "{error}");
+        for key in known {
+            let is_table = ["limits", "log", "socket", "listener"].contains(&key);
+            // IPv6 alone is a matter of the address as it is written.
+            let shown = is_table || key == "v6only" || keys.iter().any(|shown| shown == key);
+            assert!(shown, "packaging/config.toml does not show {key}");
+        }
+    }
+}
+
+#[test]
+fn the_units_fit_the_program() {
+    let service = text("systemd/tcp-echo.service");
+    for line in [
+        "Type=notify",
+        "NotifyAccess=exec",
+        "ExecReload=/usr/bin/tcp-echo check --config-only",
+        "ExecReload=/usr/bin/tcp-echo reload",
+        "RestartPreventExitStatus=2 78",
+        "TimeoutStopSec=30s",
+    ] {
+        assert!(
+            service.lines().any(|found| found == line),
+            "tcp-echo.service lacks {line}"
+        );
+    }
+    assert!(
+        !service.contains("[Install]"),
+        "the socket is enabled, not the service"
+    );
+    // The daemon must be done before systemd loses its patience.
+    assert!(load("/dev/null".into()).limits.leave.as_secs() + 5 < 30);
+    let socket = text("systemd/tcp-echo.socket");
+    assert!(
+        socket
+            .lines()
+            .filter(|line| line.starts_with("ListenStream="))
+            .all(|line| { line.contains("127.0.0.1") || line.contains("[::1]") })
+    );
+}
+
+#[test]
+fn the_readme_and_the_changelog_keep_up() {
+    let readme = text("README.md");
+    let commands: Vec<&str> = readme
+        .lines()
+        .filter_map(|line| line.strip_prefix("$ "))
+        .take(2)
+        .collect();
+    assert_eq!(commands, ["cargo run --release", "cargo test"]);
+    let command = tcp_echo::cli::Cli::command();
+    for argument in command
+        .get_arguments()
+        .filter_map(|argument| argument.get_long())
+    {
+        assert!(
+            ["help", "version"].contains(&argument) || readme.contains(&format!("--{argument}")),
+            "--{argument}"
+        );
+    }
+    for subcommand in command.get_subcommands() {
+        assert!(
+            readme.contains(&format!("tcp-echo {}", subcommand.get_name()))
+                || subcommand.get_name() == "serve"
+        );
+    }
+    for reason in tcp_echo::echo::connection::Reason::KINDS {
+        assert!(
+            readme.contains(&format!("`{reason}`")),
+            "the README does not explain {reason}"
+        );
+    }
+    assert!(text("CHANGELOG.md").contains(&format!("## {}", env!("CARGO_PKG_VERSION"))));
+}

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use mio::net::{TcpStream, UnixStream};
 
 use super::lifecycle::Life;
-use super::listener::{BURST, FAILING, Failure, Listener, SHORT, State};
+use super::listener::{BURST, Failure, Listener, SHORT, State};
 use super::source::Source;
 use super::stream::{Socket, Stream};
 use super::{INPUT, Server};
@@ -126,11 +126,8 @@ impl Server {
                     return self.listeners[index].close(self.poll.registry());
                 }
                 Failure::Failing => {
-                    return self.pause(
-                        index,
-                        State::Short(self.now + FAILING),
-                        Pause::Failing(errno),
-                    );
+                    let state = self.listeners[index].failed(self.now);
+                    return self.pause(index, state, Pause::Failing(errno));
                 }
             }
         }

@@ -25,8 +25,8 @@ pub const BURST: usize = 64;
 /// Between attempts while descriptors are short: others may free some.
 pub const SHORT: Duration = Duration::from_millis(50);
 
-/// Between attempts while the listener itself fails.
-pub const FAILING: Duration = Duration::from_secs(1);
+/// The longest wait between attempts while the listener itself fails: each is twice the one before.
+const FAILING: Duration = Duration::from_secs(1);
 
 /// What the server has to do about a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +63,8 @@ pub struct Listener {
     pub announced: bool,
     /// How many more callers are accepted after the stop; `None` while serving.
     last: Option<usize>,
+    /// How long to wait after the next failure of the listener itself.
+    wait: Duration,
     socket: Option<ListenerSocket>,
     path: Option<OwnPath>,
 }
@@ -144,6 +146,7 @@ impl Listener {
             fresh: passed,
             announced: false,
             last: None,
+            wait: SHORT,
             socket: Some(socket),
             path,
         })
@@ -193,8 +196,16 @@ impl Listener {
         self.last.is_some()
     }
 
+    /// The listener itself has failed: when to try again.
+    pub fn failed(&mut self, now: Instant) -> State {
+        let until = now + self.wait;
+        self.wait = (self.wait * 2).min(FAILING);
+        State::Short(until)
+    }
+
     /// The queue was seen empty.
     pub fn drained(&mut self, registry: &Registry) {
+        self.wait = SHORT;
         self.fresh = false;
         self.state = State::Armed;
         if self.is_draining() {
@@ -205,6 +216,7 @@ impl Listener {
     /// A burst is over before the queue was; goes on in `state`.
     pub fn spent(&mut self, taken: usize, state: State, registry: &Registry) {
         self.state = state;
+        self.wait = SHORT;
         if let Some(last) = &mut self.last {
             *last = last.saturating_sub(taken);
             if *last == 0 {

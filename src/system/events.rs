@@ -255,10 +255,7 @@ impl Event {
                 );
                 let notes: Vec<String> = rows
                     .iter()
-                    .filter(|row| {
-                        matches!(row.option, "backlog")
-                            || (!row.note.is_empty() && row.asked != "auto" && row.asked != "on")
-                    })
+                    .filter(|row| row.option == "backlog" || row.differs())
                     .map(note)
                     .collect();
                 info!(

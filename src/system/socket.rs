@@ -148,6 +148,14 @@ pub struct Row {
     pub note: String,
 }
 
+impl Row {
+    /// Whether the kernel has something else than what was asked.
+    #[must_use]
+    pub fn differs(&self) -> bool {
+        !self.asked.is_empty() && self.asked != "auto" && self.asked != self.effective
+    }
+}
+
 /// Reads back what a TCP listener has.
 #[must_use]
 pub fn read_back(socket: &impl AsFd, options: &Options, kernel: &Kernel) -> Vec<Row> {
@@ -188,12 +196,14 @@ pub fn read_back(socket: &impl AsFd, options: &Options, kernel: &Kernel) -> Vec<
     }
     if let Some(queue) = queue {
         let asked = options.backlog.map(|backlog| u64::from(backlog.0));
-        let note = match (asked, kernel.somaxconn) {
-            (Some(asked), Some(most)) if asked > most => {
-                format!("limited by net.core.somaxconn = {most}")
-            }
-            _ => String::new(),
-        };
+        let note = kernel.somaxconn.map_or_else(String::new, |most| {
+            let limited = if asked.is_some_and(|asked| asked > most) {
+                "limited by "
+            } else {
+                ""
+            };
+            format!("{limited}net.core.somaxconn = {most}")
+        });
         row(
             "backlog",
             asked.map(|n| n.to_string()),

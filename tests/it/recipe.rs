@@ -97,7 +97,7 @@ fn quickack_is_set_again_after_each_read() {
         return;
     }
     let wrapper = ["strace", "-f", "-qq", "-e", "trace=setsockopt,recvfrom"];
-    let mut daemon = recipe().under(&wrapper).start();
+    let daemon = recipe().under(&wrapper).start();
     let client = connect(daemon.address());
     for _ in 0..20 {
         ping(&client, b"again");

@@ -277,7 +277,7 @@ impl Event {
                 message_id = id::STOPPING,
                 "echo.open" = open,
                 "echo.stop_timeout_ms" = millis(*span),
-                "stopping: {open} connections are open, and have {} to be paid what they are owed",
+                "stopping: {open} open connections have {} to be paid what they are owed",
                 duration(*span)
             ),
             Self::Stopped { counters, refused } => {
@@ -463,9 +463,9 @@ fn tell_closed(who: &Who, summary: &Summary) {
     info!(
         message_id = id::CLOSED, "echo.connection" = number, "echo.peer" = %peer, "echo.local" = %local,
         "echo.listener" = listener, "echo.received" = received, "echo.sent" = sent, "echo.owed" = owed,
-        "echo.duration_ms" = millis(*span), "echo.reason" = reason.as_str(), errno,
-        "connection {number} from {peer} ended ({}): received {received}, sent {sent}, in {:.3} s{text}",
-        reason.as_str(), span.as_secs_f64()
+        "echo.duration_usec" = micros(*span), "echo.reason" = reason.as_str(), errno,
+        "connection {number} from {peer} ended ({}): received {received}, sent {sent}, in {span:.1?}{text}",
+        reason.as_str()
     );
 }
 
@@ -492,7 +492,7 @@ fn tell_counters(
         "echo.sent" = counters.sent,
         "echo.owed" = owed,
         "echo.reasons" = reasons,
-        "{prefix}{} connections accepted, {} open, {refused} refused; received {}, sent {}; ended: {reasons}",
+        "{prefix}accepted {}, open {}, refused {refused}; received {}, sent {}; ended: {reasons}",
         counters.accepted,
         counters.open(),
         size(counters.received),
@@ -605,6 +605,10 @@ fn list(items: impl Iterator<Item = impl fmt::Display>, none: &str) -> String {
     } else {
         text
     }
+}
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn millis(span: Duration) -> u64 {

@@ -228,10 +228,10 @@ impl Pipe {
         if !std::mem::take(&mut self.announced) || !self.is_ready(self.interest) {
             return None;
         }
-        // Under interest in room alone neither a FIN nor a mark is told.
+        // Under interest in room alone neither a FIN nor a mark is told; descriptors never are.
         let reading = self.interest == Want::Read;
         let closed = self.reset || (reading && self.peer_finished);
-        let urgent = reading && self.mark.is_some();
+        let urgent = reading && self.mark.is_some() && !self.unix;
         Some(if closed || urgent {
             Hint::ReadOn
         } else {
@@ -320,7 +320,7 @@ impl Pipe {
             if self.chance.one_in(4) {
                 self.peer_acts();
             }
-            if self.chance.one_in(40) {
+            if self.chance.one_in(20) {
                 return Err(ErrorKind::Interrupted.into());
             }
         }
@@ -516,7 +516,7 @@ impl World {
 
     /// One round of the server's loop.
     fn round(&mut self) {
-        let mut allowance = ROUND;
+        let mut allowance = self.chance.of(&[ROUND, ROUND, ROUND, 100_000, 1000]);
         let mut events = Vec::new();
         for key in &self.keys {
             if let Some(hint) = self.shard.stream_mut(*key).collect() {
@@ -534,7 +534,7 @@ impl World {
                 break;
             };
             allowance = self.turn(key, Hint::Plain, allowance);
-            if self.chance.one_in(8) {
+            if self.chance.one_in(3) {
                 break;
             }
         }
@@ -732,12 +732,12 @@ fn some_limits(chance: &mut Chance) -> Limits {
             .one_in(often)
             .then(|| Duration::from_millis(milliseconds))
     };
-    let (idle, stall, lifetime) = (span(2, 4000), span(2, 4000), span(4, 8000));
+    let (idle, stall, lifetime) = (span(3, 20_000), span(2, 20_000), span(4, 30_000));
     Limits {
         idle,
         stall,
         lifetime,
         bytes: chance.one_in(4).then(|| chance.below(100_000)),
-        leave: Duration::from_millis(chance.below(5000)),
+        leave: Duration::from_millis(chance.below(10_000)),
     }
 }

@@ -1,4 +1,6 @@
 //! The commands, and how they end.
+//!
+//! In reading order: [`serve`], [`check`], [`reload`].
 
 pub mod check;
 pub mod reload;

@@ -7,6 +7,8 @@
 //! [`Options`] keeps its optional values: absent means that a socket is left as it is.  A listener
 //! of our own gets [`Options::built_in`] underneath; one that the socket unit made keeps what the
 //! unit says.
+//!
+//! In reading order: [`units`], [`address`], [`file`].
 
 pub mod address;
 pub mod file;

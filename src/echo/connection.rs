@@ -310,8 +310,8 @@ impl Connection {
         }
     }
 
-    /// The next deadline, and what it would mean.  [`Reason::Lifetime`] means to leave, every
-    /// other reason to close.
+    /// The next deadline, and what it would mean.  While echoing [`Reason::Lifetime`] means to
+    /// leave; everything else means to close.
     #[must_use]
     pub fn due(&self, limits: &Limits) -> Option<(Instant, Reason)> {
         let quiet = if self.backlog.is_some() {
@@ -408,6 +408,785 @@ impl Connection {
         match self.phase {
             Phase::Echoing => Reason::PeerDone,
             Phase::Leaving { why, .. } | Phase::Lingering { why, .. } => why,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::echo::SCRATCH;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+    use std::sync::LazyLock;
+
+    /// What a read does next; after the last one it would block.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(in crate::echo) enum In {
+        /// So many bytes are there; what does not fit into the buffer stays.
+        Data(usize),
+        Block,
+        Interrupt,
+        End,
+        Fail(i32),
+    }
+
+    /// What a write does next; after the last one it takes everything.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(in crate::echo) enum Out {
+        Take(usize),
+        Block,
+        Interrupt,
+        Fail(i32),
+    }
+
+    /// The last thing that a stream answered, in one direction.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Answer {
+        /// As many bytes as were asked for.
+        Whole,
+        /// Fewer.
+        Part,
+        /// `WouldBlock`.
+        Block,
+    }
+
+    /// A scripted stream.  It checks each byte that it is given, and asserts what no stream can.
+    #[derive(Debug)]
+    pub(in crate::echo) struct Script {
+        pub(in crate::echo) reads: VecDeque<In>,
+        pub(in crate::echo) writes: VecDeque<Out>,
+        pub(in crate::echo) stops_short: bool,
+        pub(in crate::echo) finish_fails: bool,
+        /// Bytes handed out, and the order in which they were taken back is checked.
+        pub(in crate::echo) given: u64,
+        pub(in crate::echo) taken: u64,
+        pub(in crate::echo) finished: bool,
+        pub(in crate::echo) calls: (usize, usize),
+        /// A call of this turn was interrupted.
+        interrupted: bool,
+        /// A call failed or found the end: none may follow.
+        broken: bool,
+        read: Option<Answer>,
+        wrote: Option<Answer>,
+    }
+
+    impl Script {
+        pub(in crate::echo) fn new(
+            reads: impl IntoIterator<Item = In>,
+            writes: impl IntoIterator<Item = Out>,
+        ) -> Self {
+            Self {
+                reads: reads.into_iter().collect(),
+                writes: writes.into_iter().collect(),
+                stops_short: false,
+                finish_fails: false,
+                given: 0,
+                taken: 0,
+                finished: false,
+                calls: (0, 0),
+                interrupted: false,
+                broken: false,
+                read: None,
+                wrote: None,
+            }
+        }
+    }
+
+    /// The bytes of every stream from a position on, up to some length: noise whose period is a
+    /// prime number, so that nothing that is lost, doubled or moved looks right.
+    fn bytes_at(position: u64, most: usize) -> &'static [u8] {
+        const PERIOD: usize = 131_071;
+        static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+            let mut state = 1_u64;
+            let mut next = || {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                state.to_be_bytes()[1]
+            };
+            (0..PERIOD).map(|_| next()).collect()
+        });
+        let from = usize::try_from(position % PERIOD as u64).expect("it is less than the period");
+        &NOISE[from..(from + most).min(PERIOD)]
+    }
+
+    impl Read for Script {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            assert!(!self.broken, "read after the stream had ended");
+            self.calls.0 += 1;
+            let there = match self.reads.pop_front() {
+                Some(In::Data(there)) => there,
+                Some(In::Interrupt) => {
+                    self.interrupted = true;
+                    return Err(ErrorKind::Interrupted.into());
+                }
+                Some(In::End) => {
+                    self.broken = true;
+                    return Ok(0);
+                }
+                Some(In::Fail(errno)) => {
+                    self.broken = true;
+                    return Err(io::Error::from_raw_os_error(errno));
+                }
+                Some(In::Block) | None => {
+                    self.read = Some(Answer::Block);
+                    return Err(ErrorKind::WouldBlock.into());
+                }
+            };
+            let count = there.min(buffer.len());
+            if count < there {
+                self.reads.push_front(In::Data(there - count));
+            }
+            self.read = Some(if count < buffer.len() {
+                Answer::Part
+            } else {
+                Answer::Whole
+            });
+            let mut filled = 0;
+            while filled < count {
+                let bytes = bytes_at(self.given, count - filled);
+                buffer[filled..filled + bytes.len()].copy_from_slice(bytes);
+                filled += bytes.len();
+                self.given += bytes.len() as u64;
+            }
+            Ok(count)
+        }
+    }
+
+    impl Write for Script {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            assert!(!self.broken, "written after the stream had ended");
+            assert!(!self.finished, "written after our FIN");
+            assert!(!bytes.is_empty(), "nothing to write was written");
+            self.calls.1 += 1;
+            let most = match self.writes.pop_front() {
+                None => usize::MAX,
+                Some(Out::Take(most)) => most,
+                Some(Out::Block) => {
+                    self.wrote = Some(Answer::Block);
+                    return Err(ErrorKind::WouldBlock.into());
+                }
+                Some(Out::Interrupt) => {
+                    self.interrupted = true;
+                    return Err(ErrorKind::Interrupted.into());
+                }
+                Some(Out::Fail(errno)) => {
+                    self.broken = true;
+                    return Err(io::Error::from_raw_os_error(errno));
+                }
+            };
+            let count = bytes.len().min(most);
+            self.wrote = Some(if count < bytes.len() {
+                Answer::Part
+            } else {
+                Answer::Whole
+            });
+            let mut rest = &bytes[..count];
+            while !rest.is_empty() {
+                let right = bytes_at(self.taken, rest.len());
+                assert!(
+                    rest[..right.len()] == *right,
+                    "wrong bytes at {}",
+                    self.taken
+                );
+                self.taken += right.len() as u64;
+                rest = &rest[right.len()..];
+            }
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            unreachable!("there is nothing to flush")
+        }
+    }
+
+    impl Duplex for Script {
+        fn finish_write(&mut self) -> io::Result<()> {
+            assert!(!self.finished, "finished twice");
+            assert_eq!(self.taken, self.given, "finished with something owed");
+            if self.finish_fails {
+                self.broken = true;
+                return Err(ErrorKind::NotConnected.into());
+            }
+            self.finished = true;
+            Ok(())
+        }
+
+        fn stops_short(&self) -> bool {
+            self.stops_short
+        }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const MIB: usize = 1024 * 1024;
+
+    /// A conversation with its script, a store and a clock.
+    struct Talk {
+        connection: Connection,
+        script: Script,
+        store: Store,
+        limits: Limits,
+        now: Instant,
+        /// What the events have said and no `WouldBlock` has settled: the rule, kept twice.
+        read_on: bool,
+    }
+
+    impl Talk {
+        fn new(reads: impl IntoIterator<Item = In>, writes: impl IntoIterator<Item = Out>) -> Self {
+            let now = Instant::now();
+            Self {
+                connection: Connection::new(now),
+                script: Script::new(reads, writes),
+                store: Store::new(),
+                limits: Limits::default(),
+                now,
+                read_on: false,
+            }
+        }
+
+        /// Gives it a turn and checks all that must hold after any.
+        #[track_caller]
+        fn turn_with(&mut self, hint: Hint) -> Step {
+            let before = (self.script.given, self.script.calls);
+            self.script.interrupted = false;
+            (self.script.read, self.script.wrote) = (None, None);
+            self.read_on |= hint == Hint::ReadOn;
+            let step = self.connection.advance(
+                &mut self.script,
+                &mut self.store,
+                hint,
+                &self.limits,
+                self.now,
+            );
+            let (connection, script) = (&self.connection, &self.script);
+            let moved = script.given - before.0;
+            let reads = script.calls.0 - before.1.0;
+            assert!(moved <= BUDGET as u64, "{moved} bytes in one turn");
+            assert!(reads <= BUDGET / LEAST + 1, "{reads} reads in one turn");
+            assert_eq!(connection.received(), script.given);
+            assert_eq!(connection.sent(), script.taken);
+            assert!(connection.owed() <= SCRATCH as u64, "owes too much");
+            let owes = connection.owed() > 0;
+            assert_eq!(connection.want() == Want::Write, owes);
+            let echoing = connection.phase() == Phase::Echoing;
+            match step {
+                Step::Blocked if owes => {
+                    let wrote = script.wrote;
+                    assert!(
+                        matches!(wrote, Some(Answer::Part | Answer::Block)),
+                        "waits for room, but the last write said {wrote:?}"
+                    );
+                }
+                Step::Blocked => match script.read {
+                    Some(Answer::Block) => {}
+                    Some(Answer::Part) if echoing && !self.read_on && !script.stops_short => {}
+                    read => panic!("waits for input, but the last read said {read:?}"),
+                },
+                Step::Yield => assert!(
+                    script.interrupted || moved + reads as u64 * LEAST as u64 >= BUDGET as u64,
+                    "yielded for nothing"
+                ),
+                Step::Done(_) => assert!(script.broken, "done, and nothing had happened"),
+            }
+            if !matches!(step, Step::Done(_)) {
+                connection.check();
+            }
+            if step == Step::Blocked && script.read == Some(Answer::Block) {
+                self.read_on = false;
+            }
+            step
+        }
+
+        #[track_caller]
+        fn turn(&mut self) -> Step {
+            self.turn_with(Hint::Plain)
+        }
+
+        /// The events of the kernel come until nothing of the script is left.
+        #[track_caller]
+        fn finish(&mut self) -> Step {
+            loop {
+                match self.turn() {
+                    Step::Done(reason) => return Step::Done(reason),
+                    Step::Blocked
+                        if self.script.reads.is_empty() && self.connection.owed() == 0 =>
+                    {
+                        return Step::Blocked;
+                    }
+                    Step::Blocked | Step::Yield => {}
+                }
+            }
+        }
+
+        fn leave(&mut self) {
+            self.connection.leave(Reason::Left, self.now);
+        }
+
+        fn due(&self) -> Option<(Instant, Reason)> {
+            self.connection.due(&self.limits)
+        }
+    }
+
+    // How a turn ends.
+
+    #[test]
+    fn a_message_costs_one_read_and_one_write() {
+        let mut talk = Talk::new([In::Data(5), In::Data(7)], []);
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!(talk.script.calls, (1, 1), "a short read ends the turn");
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!((talk.script.calls, talk.script.taken), ((2, 2), 12));
+    }
+
+    #[test]
+    fn a_read_that_fills_the_buffer_is_followed_by_another() {
+        let mut talk = Talk::new([In::Data(SCRATCH), In::Data(1)], []);
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!(talk.script.calls, (2, 2));
+        assert_eq!(talk.script.taken, SCRATCH as u64 + 1);
+    }
+
+    #[test]
+    fn the_end_behind_a_short_read_is_found_when_the_event_told_of_it() {
+        let mut talk = Talk::new([In::Data(5), In::End], []);
+        assert_eq!(talk.turn_with(Hint::ReadOn), Step::Done(Reason::PeerDone));
+        assert_eq!(talk.script.taken, 5);
+    }
+
+    #[test]
+    fn what_the_event_told_is_remembered_while_something_is_owed() {
+        let mut talk = Talk::new([In::Data(5), In::End], [Out::Block]);
+        assert_eq!(talk.turn_with(Hint::ReadOn), Step::Blocked);
+        assert_eq!(talk.connection.want(), Want::Write);
+        assert_eq!(talk.turn(), Step::Done(Reason::PeerDone));
+        // And so it is when it was said to a connection that waits for its turn.
+        let mut talk = Talk::new([In::Data(5), In::End], []);
+        talk.connection.remember(Hint::ReadOn);
+        talk.connection.remember(Hint::Plain);
+        talk.read_on = true;
+        assert_eq!(talk.turn(), Step::Done(Reason::PeerDone));
+    }
+
+    #[test]
+    fn what_the_event_told_is_settled_by_would_block() {
+        let mut talk = Talk::new([In::Data(5), In::Block, In::Data(5), In::Data(5)], []);
+        assert_eq!(talk.turn_with(Hint::ReadOn), Step::Blocked);
+        assert_eq!(talk.script.calls, (2, 1));
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!(talk.script.calls, (3, 2), "two calls a message again");
+    }
+
+    #[test]
+    fn a_stream_that_stops_short_is_read_to_would_block() {
+        let mut talk = Talk::new([In::Data(5), In::Data(5), In::End], []);
+        talk.script.stops_short = true;
+        assert_eq!(talk.turn(), Step::Done(Reason::PeerDone));
+        assert_eq!(talk.script.taken, 10);
+    }
+
+    #[test]
+    fn nothing_is_read_while_something_is_owed() {
+        let mut talk = Talk::new(
+            [In::Data(100), In::Data(100)],
+            [Out::Take(40), Out::Take(30), Out::Block, Out::Take(30)],
+        );
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!(talk.connection.owed(), 60);
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!((talk.connection.owed(), talk.script.calls.0), (30, 1));
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!(talk.connection.want(), Want::Read);
+        assert_eq!(talk.script.taken, 200, "read again in the turn that paid");
+    }
+
+    #[test]
+    fn a_flood_yields_after_its_budget() {
+        let mut talk = Talk::new([In::Data(MIB)], []);
+        for turn in 1..=4 {
+            assert_eq!(talk.turn(), Step::Yield);
+            assert_eq!(talk.script.taken, turn * BUDGET as u64);
+        }
+        assert_eq!(talk.turn(), Step::Blocked);
+        // Neither does an odd size overrun it.
+        let mut talk = Talk::new([In::Data(LEAST + 1), In::Data(MIB)], []);
+        assert_eq!(talk.turn_with(Hint::ReadOn), Step::Yield);
+        assert_eq!(talk.script.taken, BUDGET as u64);
+    }
+
+    #[test]
+    fn a_peer_whose_reads_end_after_each_byte_yields_too() {
+        let mut talk = Talk::new([In::Data(1); 1000], []);
+        talk.script.stops_short = true;
+        assert_eq!(talk.turn(), Step::Yield);
+        assert_eq!(talk.script.taken, (BUDGET / LEAST) as u64);
+    }
+
+    #[test]
+    fn an_interrupted_call_yields_and_loses_nothing() {
+        let mut talk = Talk::new(
+            [In::Interrupt, In::Data(10), In::End],
+            [Out::Interrupt, Out::Take(3), Out::Interrupt],
+        );
+        assert_eq!(talk.turn(), Step::Yield);
+        assert_eq!(talk.turn(), Step::Yield);
+        assert_eq!(talk.connection.owed(), 10);
+        assert_eq!(talk.turn(), Step::Yield);
+        assert_eq!(talk.connection.owed(), 7);
+        assert_eq!(talk.finish(), Step::Done(Reason::PeerDone));
+        assert_eq!(talk.script.taken, 10);
+    }
+
+    // How a conversation ends.
+
+    #[test]
+    fn an_error_ends_the_conversation_and_says_what_was_lost() {
+        let reset = Reason::Reset;
+        for (errno, reason) in [
+            (libc_errno::ECONNRESET, reset),
+            (libc_errno::ECONNABORTED, reset),
+            (libc_errno::EPIPE, reset),
+            (libc_errno::ENOTCONN, reset),
+            (libc_errno::ETIMEDOUT, Reason::Error(libc_errno::ETIMEDOUT)),
+            (libc_errno::ENOBUFS, Reason::Error(libc_errno::ENOBUFS)),
+            (libc_errno::ENOMEM, Reason::Error(libc_errno::ENOMEM)),
+        ] {
+            let mut read = Talk::new([In::Data(SCRATCH), In::Fail(errno)], []);
+            let mut wrote = Talk::new([In::Data(9)], [Out::Fail(errno)]);
+            let mut paid = Talk::new([In::Data(9)], [Out::Take(5), Out::Fail(errno)]);
+            for (talk, owed) in [(&mut read, 0), (&mut wrote, 9), (&mut paid, 4)] {
+                assert_eq!(talk.finish(), Step::Done(reason));
+                let summary = talk.connection.summary(reason, talk.now + SECOND);
+                assert_eq!(summary.owed, owed);
+                assert_eq!(summary.received, summary.sent + owed);
+                assert_eq!(summary.duration, SECOND);
+            }
+        }
+    }
+
+    /// The numbers of errno(3), which this folder does not otherwise know.
+    mod libc_errno {
+        pub(super) const ENOMEM: i32 = 12;
+        pub(super) const EPIPE: i32 = 32;
+        pub(super) const ECONNABORTED: i32 = 103;
+        pub(super) const ECONNRESET: i32 = 104;
+        pub(super) const ENOBUFS: i32 = 105;
+        pub(super) const ENOTCONN: i32 = 107;
+        pub(super) const ETIMEDOUT: i32 = 110;
+    }
+
+    #[test]
+    fn a_stream_that_takes_nothing_and_says_so_with_zero_is_an_error_and_not_a_spin() {
+        let mut talk = Talk::new([In::Data(9)], [Out::Take(0), Out::Take(0)]);
+        assert_eq!(talk.turn(), Step::Blocked);
+        let step = talk.connection.advance(
+            &mut talk.script,
+            &mut talk.store,
+            Hint::Plain,
+            &talk.limits,
+            talk.now,
+        );
+        assert_eq!(step, Step::Done(Reason::Error(0)));
+    }
+
+    #[test]
+    fn the_peers_end_waits_behind_what_is_owed() {
+        let mut talk = Talk::new([In::Data(9), In::End], [Out::Block, Out::Take(8)]);
+        assert_eq!(talk.turn_with(Hint::ReadOn), Step::Blocked);
+        assert_eq!(talk.turn(), Step::Done(Reason::PeerDone));
+        assert_eq!(talk.script.taken, 9);
+    }
+
+    #[test]
+    fn leaving_echoes_what_is_readable_then_finishes_then_lingers() {
+        let mut talk = Talk::new([In::Data(5), In::Data(5), In::Block], []);
+        talk.leave();
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert!(talk.script.finished);
+        assert_eq!(talk.script.taken, 10, "a short read does not end leaving");
+        assert!(matches!(talk.connection.phase(), Phase::Lingering { .. }));
+        talk.script.reads = [In::Data(MIB), In::Interrupt, In::End].into();
+        assert_eq!(talk.finish(), Step::Done(Reason::Left));
+        let summary = talk.connection.summary(Reason::Left, talk.now);
+        assert_eq!((summary.sent, summary.owed), (10, 0));
+        assert_eq!(summary.received, 10 + MIB as u64);
+    }
+
+    #[test]
+    fn leaving_pays_first() {
+        let mut talk = Talk::new([In::Data(50)], [Out::Take(10), Out::Block, Out::Take(20)]);
+        assert_eq!(talk.turn(), Step::Blocked);
+        talk.leave();
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert!(!talk.script.finished);
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert!(talk.script.finished);
+        assert_eq!(talk.script.taken, 50);
+    }
+
+    #[test]
+    fn who_is_asked_to_leave_twice_leaves_for_the_first_reason() {
+        let mut talk = Talk::new([], []);
+        talk.connection.leave(Reason::Lifetime, talk.now);
+        let (since, why) = (talk.now, Reason::Lifetime);
+        talk.now += SECOND;
+        talk.leave();
+        assert_eq!(talk.connection.phase(), Phase::Leaving { since, why });
+        assert_eq!(talk.turn(), Step::Blocked);
+        let since = talk.now;
+        talk.now += SECOND;
+        talk.leave();
+        assert_eq!(talk.connection.phase(), Phase::Lingering { since, why });
+    }
+
+    #[test]
+    fn who_is_gone_while_we_leave_has_left() {
+        let mut talk = Talk::new([], []);
+        talk.script.finish_fails = true;
+        talk.leave();
+        assert_eq!(talk.turn(), Step::Done(Reason::Left));
+        for last in [In::End, In::Fail(libc_errno::ECONNRESET)] {
+            let mut talk = Talk::new([In::Block, last], []);
+            talk.leave();
+            assert_eq!(talk.finish(), Step::Done(Reason::Left));
+        }
+        // Before our FIN a reset is one: something may have been lost.
+        let mut talk = Talk::new([In::Fail(libc_errno::ECONNRESET)], []);
+        talk.leave();
+        assert_eq!(talk.turn(), Step::Done(Reason::Reset));
+    }
+
+    #[test]
+    fn who_has_sent_all_that_it_may_gets_it_back_and_our_fin() {
+        for most in [1, 99, 100] {
+            let mut talk = Talk::new([In::Data(100)], []);
+            talk.limits.bytes = Some(most);
+            assert_eq!(talk.turn(), Step::Blocked);
+            assert!(talk.script.finished, "at {most}");
+            assert_eq!(talk.script.taken, 100);
+            talk.script.reads = [In::End].into();
+            assert_eq!(talk.turn(), Step::Done(Reason::Spent));
+        }
+        let mut talk = Talk::new([In::Data(100)], [Out::Take(1), Out::Block]);
+        talk.limits.bytes = Some(100);
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert!(!talk.script.finished);
+        assert_eq!(talk.finish(), Step::Blocked);
+        assert!(talk.script.finished);
+        let mut talk = Talk::new([In::Data(100)], []);
+        talk.limits.bytes = Some(101);
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!(talk.connection.phase(), Phase::Echoing);
+    }
+
+    // When it ends by the clock.
+
+    #[test]
+    fn without_limits_nothing_is_due() {
+        let mut talk = Talk::new([], []);
+        talk.limits.stall = None;
+        assert_eq!(talk.due(), None);
+    }
+
+    #[test]
+    fn the_idle_time_out_runs_from_the_last_byte_while_nothing_is_owed() {
+        let mut talk = Talk::new([In::Block, In::Data(1)], []);
+        (talk.limits.idle, talk.limits.stall) = (Some(SECOND * 9), None);
+        let start = talk.now;
+        assert_eq!(talk.due(), Some((start + SECOND * 9, Reason::Idle)));
+        talk.now += SECOND;
+        talk.turn();
+        assert_eq!(talk.due(), Some((start + SECOND * 9, Reason::Idle)));
+        talk.now += SECOND;
+        talk.turn();
+        assert_eq!(talk.due(), Some((start + SECOND * 11, Reason::Idle)));
+    }
+
+    #[test]
+    fn the_stall_time_out_runs_from_the_last_byte_taken_while_something_is_owed() {
+        let mut talk = Talk::new(
+            [In::Data(9)],
+            [Out::Block, Out::Block, Out::Take(1), Out::Block],
+        );
+        (talk.limits.idle, talk.limits.stall) = (Some(SECOND), Some(SECOND * 9));
+        let start = talk.now;
+        for (second, due) in [(0, 9), (1, 9), (2, 11)] {
+            talk.now = start + SECOND * second;
+            assert_eq!(talk.turn(), Step::Blocked);
+            let due = start + SECOND * due;
+            assert_eq!(talk.due(), Some((due, Reason::Stalled)), "at {second}");
+        }
+        talk.now = start + SECOND * 3;
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!(talk.due(), Some((start + SECOND * 4, Reason::Idle)));
+    }
+
+    #[test]
+    fn the_earlier_of_two_deadlines_counts() {
+        let mut talk = Talk::new([], []);
+        for (idle, lifetime, due) in [
+            (Some(3), None, Some((3, Reason::Idle))),
+            (Some(3), Some(5), Some((3, Reason::Idle))),
+            (Some(5), Some(3), Some((3, Reason::Lifetime))),
+            (None, Some(3), Some((3, Reason::Lifetime))),
+        ] {
+            talk.limits.idle = idle.map(|seconds| SECOND * seconds);
+            talk.limits.lifetime = lifetime.map(|seconds| SECOND * seconds);
+            let due = due.map(|(seconds, reason)| (talk.now + SECOND * seconds, reason));
+            assert_eq!(talk.due(), due);
+        }
+    }
+
+    #[test]
+    fn leaving_has_a_deadline_even_without_limits() {
+        let mut talk = Talk::new([In::Data(9)], [Out::Block, Out::Block]);
+        talk.limits.stall = None;
+        talk.limits.leave = SECOND * 7;
+        talk.limits.lifetime = Some(SECOND);
+        talk.turn();
+        talk.leave();
+        let due = Some((talk.now + SECOND * 7, Reason::Abandoned));
+        assert_eq!(talk.due(), due);
+        talk.now += SECOND;
+        talk.turn();
+        assert_eq!(talk.due(), due, "a turn does not extend it");
+        talk.limits.stall = Some(SECOND * 2);
+        assert!(talk.due().is_some_and(|(_, why)| why == Reason::Stalled));
+    }
+
+    #[test]
+    fn lingering_has_a_deadline_that_nothing_moves() {
+        let mut talk = Talk::new([], []);
+        talk.limits.idle = Some(Duration::from_millis(1));
+        talk.leave();
+        talk.now += SECOND;
+        assert_eq!(talk.turn(), Step::Blocked);
+        let due = Some((talk.now + LINGER, Reason::Left));
+        assert_eq!(talk.due(), due);
+        for _ in 0..5 {
+            talk.now += SECOND / 20;
+            talk.script.reads = [In::Data(1000)].into();
+            talk.turn();
+            assert_eq!(talk.due(), due);
+        }
+    }
+
+    // Whatever happens.
+
+    fn reads() -> impl Strategy<Value = In> {
+        prop_oneof![
+            6 => (1..200_usize).prop_map(In::Data),
+            2 => (1..3 * SCRATCH).prop_map(In::Data),
+            1 => Just(In::Data(SCRATCH)),
+            1 => (1..6 * BUDGET / 5).prop_map(In::Data),
+            4 => Just(In::Block),
+            1 => Just(In::Interrupt),
+        ]
+    }
+
+    fn writes() -> impl Strategy<Value = Out> {
+        prop_oneof![
+            6 => (1..200_usize).prop_map(Out::Take),
+            3 => (1..2 * SCRATCH).prop_map(Out::Take),
+            4 => Just(Out::Block),
+            2 => Just(Out::Interrupt),
+        ]
+    }
+
+    /// How a stream ends, if it does.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Fate {
+        End,
+        ReadFails,
+        WriteFails,
+        Open,
+    }
+
+    fn cases() -> u32 {
+        let asked = std::env::var("PROPTEST_CASES").ok();
+        asked.and_then(|text| text.parse().ok()).unwrap_or(1500)
+    }
+
+    proptest! {
+        // PROPTEST_CASES asks for more, PROPTEST_RNG_SEED for the same again.
+        #![proptest_config(ProptestConfig {
+            cases: cases(),
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn the_output_is_the_input(
+            reads in prop::collection::vec(reads(), 0..24),
+            writes in prop::collection::vec(writes(), 0..24),
+            hints in prop::collection::vec(any::<bool>(), 8),
+            fate in prop::sample::select(vec![
+                Fate::End, Fate::End, Fate::End, Fate::ReadFails, Fate::WriteFails, Fate::Open,
+            ]),
+            leave_at in prop::option::of(0..40_usize),
+            most in prop::option::weighted(0.3, 0..300_000_u64),
+            stops_short in any::<bool>(),
+            finish_fails in prop::bool::weighted(0.1),
+        ) {
+            let total: usize = reads.iter().map(|read| match read {
+                In::Data(count) => *count,
+                _ => 0,
+            }).sum();
+            // A turn uses up an item of the script, or its budget.
+            let patience = reads.len() + writes.len() + total / LEAST + 48;
+            let mut talk = Talk::new(reads, writes);
+            match fate {
+                Fate::End => talk.script.reads.push_back(In::End),
+                Fate::ReadFails => talk.script.reads.push_back(In::Fail(libc_errno::ECONNRESET)),
+                Fate::WriteFails => talk.script.writes.push_back(Out::Fail(libc_errno::EPIPE)),
+                Fate::Open => {}
+            }
+            talk.limits.bytes = most;
+            talk.script.stops_short = stops_short;
+            talk.script.finish_fails = finish_fails;
+            let mut over = None;
+            for turn in 0..patience {
+                if leave_at == Some(turn) {
+                    talk.leave();
+                }
+                let hint = if hints[turn % hints.len()] { Hint::ReadOn } else { Hint::Plain };
+                talk.now += Duration::from_millis(1);
+                match talk.turn_with(hint) {
+                    Step::Done(reason) => {
+                        over = Some(reason);
+                        break;
+                    }
+                    Step::Yield => {}
+                    Step::Blocked => {
+                        if talk.script.reads.is_empty() && talk.connection.owed() == 0 {
+                            if let Phase::Lingering { since, .. } = talk.connection.phase() {
+                                prop_assert_eq!(talk.due().map(|(at, _)| at), Some(since + LINGER));
+                                break;
+                            }
+                            // Nobody says anything more: the end of the daemon.
+                            talk.leave();
+                        }
+                    }
+                }
+                prop_assert!(turn + 1 < patience, "it does not end");
+            }
+            let (connection, script) = (&talk.connection, &talk.script);
+            // Each byte was compared when it was written; here it is about how many.
+            if script.finished {
+                let lingers = matches!(connection.phase(), Phase::Lingering { .. });
+                prop_assert!(lingers, "finished, but does not linger");
+            } else if matches!(over, Some(Reason::PeerDone | Reason::Left | Reason::Spent)) {
+                prop_assert_eq!(script.taken, script.given);
+            }
+            match over {
+                Some(Reason::Reset) => {
+                    prop_assert!(matches!(fate, Fate::ReadFails | Fate::WriteFails));
+                }
+                Some(Reason::PeerDone) => prop_assert!(fate == Fate::End),
+                Some(Reason::Spent) => prop_assert!(most.is_some_and(|most| script.given >= most)),
+                Some(Reason::Left) | None => {}
+                other => prop_assert!(false, "ended for {other:?}"),
+            }
         }
     }
 }

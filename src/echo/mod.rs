@@ -6,7 +6,7 @@
 //! socket, and with a clock of its own.
 //!
 //! In reading order: [`backlog`] (where bytes wait), [`timers`] (an ordered set of deadlines),
-//! [`counters`], [`connection`] (one conversation), [`shard`] (many of them).
+//! [`connection`] (one conversation), [`counters`], [`shard`] (many of them).
 
 pub mod backlog;
 pub mod connection;

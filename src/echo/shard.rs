@@ -183,7 +183,10 @@ impl<S: Duplex> Shard<S> {
         while let Some(key) = self.timers.fired(now) {
             let seat = &mut self.seats[key];
             match seat.connection.due(&self.limits) {
-                Some((at, Reason::Lifetime)) if at <= now => {
+                // Of one that has left already it is the end of lingering.
+                Some((at, Reason::Lifetime))
+                    if at <= now && seat.connection.phase() == Phase::Echoing =>
+                {
                     seat.connection.leave(Reason::Lifetime, now);
                     self.arm(key);
                     self.queue(key, Hint::Plain);
@@ -324,5 +327,481 @@ impl<S: Duplex> Shard<S> {
             seat.connection.due(&self.limits)
         };
         self.timers.set(key, &mut seat.armed, due.map(|(at, _)| at));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::connection::tests::{In, Out, Script};
+    use super::*;
+    use crate::echo::LINGER;
+    use std::time::Duration;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A shard whose limits are all off, but for the one of leaving, and its clock.
+    struct World {
+        shard: Shard<Script>,
+        start: Instant,
+        now: Instant,
+    }
+
+    fn limits() -> Limits {
+        Limits {
+            idle: None,
+            stall: None,
+            lifetime: None,
+            bytes: None,
+            leave: SECOND * 10,
+        }
+    }
+
+    impl World {
+        fn new(limits: Limits) -> Self {
+            let start = Instant::now();
+            Self {
+                shard: Shard::new(limits),
+                start,
+                now: start,
+            }
+        }
+
+        fn arrive(
+            &mut self,
+            reads: impl IntoIterator<Item = In>,
+            writes: impl IntoIterator<Item = Out>,
+        ) -> usize {
+            let key = self.shard.insert(Script::new(reads, writes), self.now);
+            self.shard.check();
+            key
+        }
+
+        #[track_caller]
+        fn turn(&mut self, key: usize) -> Turn {
+            let turn = self.shard.turn(key, Hint::Plain, self.now);
+            self.shard.check();
+            turn
+        }
+
+        /// One turn for each that is ready, as the server's loop does.
+        fn ready(&mut self) -> Vec<(usize, Turn)> {
+            let mut turns = Vec::new();
+            for _ in 0..self.shard.ready() {
+                let key = self.shard.next_ready().expect("it is in the list");
+                let turn = self.turn(key);
+                turns.push((key, turn));
+            }
+            turns
+        }
+
+        fn at(&mut self, seconds: u32) -> &mut Self {
+            self.now = self.start + SECOND * seconds;
+            self
+        }
+
+        /// What expires now: keys with the reasons, taken out as the server does.
+        fn expire(&mut self) -> Vec<(usize, Reason)> {
+            let mut gone = Vec::new();
+            while let Some((key, turn)) = self.shard.expire(self.now) {
+                gone.push((key, self.take_out(key, turn).reason));
+            }
+            self.shard.check();
+            gone
+        }
+
+        #[track_caller]
+        fn take_out(&mut self, key: usize, turn: Turn) -> Summary {
+            let Turn::Over(summary) = turn else {
+                panic!("not over: {turn:?}");
+            };
+            self.shard.remove(key);
+            self.shard.check();
+            summary
+        }
+
+        fn due(&self) -> Option<Duration> {
+            self.shard.next_due().map(|due| due - self.start)
+        }
+
+        /// Where the only entry of the timers stands is what the shard waits for.
+        fn timers(&self) -> usize {
+            self.shard.timers.len()
+        }
+
+        fn phase(&self, key: usize) -> Phase {
+            self.shard.connection(key).expect("a taken seat").phase()
+        }
+    }
+
+    #[test]
+    fn a_stale_key_is_harmless() {
+        let mut world = World::new(limits());
+        assert_eq!(world.turn(7), Turn::Same);
+        world.shard.queue(7, Hint::ReadOn);
+        assert_eq!(world.shard.ready(), 0);
+        assert!(!world.shard.queued(7));
+        let key = world.arrive([In::End], []);
+        let turn = world.turn(key);
+        assert!(matches!(turn, Turn::Over(_)));
+        // Over, and not taken out yet: the stream is not touched again, nor counted.
+        assert_eq!(world.turn(key), Turn::Same);
+        world.shard.queue(key, Hint::ReadOn);
+        world.shard.leave_all(world.now);
+        assert_eq!(world.shard.ready(), 0);
+        assert!(world.shard.abandon_all(world.now).is_empty());
+        assert_eq!(world.shard.counters().closed(), 1);
+        world.take_out(key, turn);
+        assert_eq!(world.turn(key), Turn::Same);
+        assert!(world.shard.connection(key).is_none());
+    }
+
+    #[test]
+    fn an_event_for_a_seat_that_changed_hands_costs_one_read() {
+        let mut world = World::new(limits());
+        let old = world.arrive([In::End], []);
+        let turn = world.turn(old);
+        world.take_out(old, turn);
+        let new = world.arrive([], []);
+        assert_eq!(old, new, "the seat is reused, or this tests nothing");
+        let turn = world.shard.turn(new, Hint::ReadOn, world.now);
+        assert_eq!(turn, Turn::Same);
+        assert_eq!(world.shard.stream_mut(new).calls, (1, 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "before it was over")]
+    fn nobody_is_removed_before_the_end() {
+        let mut world = World::new(limits());
+        let key = world.arrive([], []);
+        world.shard.remove(key);
+    }
+
+    #[test]
+    fn the_interest_is_told_only_when_it_changes() {
+        let mut world = World::new(limits());
+        let key = world.arrive(
+            [In::Data(9), In::Data(9), In::Data(9)],
+            [Out::Take(9), Out::Take(4), Out::Block, Out::Take(5)],
+        );
+        assert_eq!(world.turn(key), Turn::Same);
+        assert_eq!(world.turn(key), Turn::Rearm(Want::Write));
+        assert_eq!(world.turn(key), Turn::Same);
+        assert_eq!(world.turn(key), Turn::Rearm(Want::Read));
+        assert_eq!(world.turn(key), Turn::Same);
+    }
+
+    #[test]
+    fn who_yields_is_registered_for_what_it_wants_once_it_is_blocked() {
+        let mut world = World::new(limits());
+        let key = world.arrive(
+            [In::Data(9), In::Data(9)],
+            [Out::Take(4), Out::Interrupt, Out::Interrupt],
+        );
+        assert_eq!(world.turn(key), Turn::Rearm(Want::Write));
+        assert_eq!(world.turn(key), Turn::Same);
+        assert!(world.shard.queued(key));
+        assert_eq!(world.ready(), [(key, Turn::Same)]);
+        assert!(world.shard.queued(key));
+        assert_eq!(world.ready(), [(key, Turn::Rearm(Want::Read))]);
+        assert!(!world.shard.queued(key));
+    }
+
+    #[test]
+    fn the_ready_list_holds_a_seat_once_and_in_order() {
+        let mut world = World::new(limits());
+        let keys: Vec<_> = (0..3)
+            .map(|_| world.arrive([In::Interrupt, In::Interrupt], []))
+            .collect();
+        for key in [2, 0, 2, 1, 0] {
+            world.shard.queue(keys[key], Hint::Plain);
+        }
+        assert_eq!(world.shard.ready(), 3);
+        let order: Vec<_> = world.ready().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(order, [keys[2], keys[0], keys[1]]);
+        // Each yielded, and stands in the list again, in the same order.
+        assert_eq!(world.shard.ready(), 3);
+        // An event gives one of them its turn early: it does not leave the list, nor enter twice.
+        world.turn(keys[1]);
+        assert_eq!(world.shard.ready(), 3);
+        let order: Vec<_> = std::iter::from_fn(|| world.shard.next_ready()).collect();
+        assert_eq!(order, [keys[2], keys[0], keys[1]]);
+        assert!(!keys.iter().any(|key| world.shard.queued(*key)));
+    }
+
+    #[test]
+    fn what_an_event_said_to_one_that_is_queued_is_not_forgotten() {
+        let mut world = World::new(limits());
+        let key = world.arrive([In::Interrupt, In::Data(5), In::End], []);
+        assert_eq!(world.turn(key), Turn::Same);
+        world.shard.queue(key, Hint::ReadOn);
+        let turns = world.ready();
+        assert_eq!(world.take_out(key, turns[0].1).reason, Reason::PeerDone);
+    }
+
+    #[test]
+    fn an_end_while_queued_leaves_nothing_in_the_list() {
+        let mut world = World::new(Limits {
+            idle: Some(SECOND),
+            ..limits()
+        });
+        let other = world.arrive([In::Interrupt], []);
+        let key = world.arrive([In::Interrupt], []);
+        world.turn(key);
+        world.turn(other);
+        let turn = world.shard.end(key, Reason::Error(12), world.now);
+        assert_eq!(world.take_out(key, turn).reason, Reason::Error(12));
+        // The seat is taken again: a stale entry would give it a turn that nobody gave it.
+        let new = world.arrive([In::Data(1)], []);
+        assert_eq!(key, new);
+        assert!(!world.shard.queued(new));
+        assert_eq!(world.ready(), [(other, Turn::Same)]);
+        assert_eq!(world.shard.stream_mut(new).calls, (0, 0));
+        // By the clock, too.
+        world.shard.queue(other, Hint::Plain);
+        assert_eq!(world.at(1).expire().len(), 2);
+        assert_eq!(world.shard.next_ready(), None);
+    }
+
+    #[test]
+    fn an_entry_is_moved_lazily_when_later_and_at_once_when_earlier() {
+        let mut world = World::new(Limits {
+            idle: Some(SECOND * 10),
+            stall: Some(SECOND * 3),
+            ..limits()
+        });
+        let key = world.arrive([In::Data(1), In::Data(9)], [Out::Take(1), Out::Take(4)]);
+        assert_eq!(world.due(), Some(SECOND * 10));
+        world.at(4).turn(key);
+        assert_eq!(world.due(), Some(SECOND * 10), "activity moves nothing");
+        world.at(5).turn(key);
+        assert_eq!(world.due(), Some(SECOND * 8), "a stall is due earlier");
+        assert_eq!(world.timers(), 1);
+        world.at(6).turn(key);
+        assert_eq!(world.due(), Some(SECOND * 8), "paid: idle, but later");
+        assert!(world.at(8).expire().is_empty(), "early, and put back");
+        assert_eq!(world.due(), Some(SECOND * 16));
+        assert!(world.at(15).expire().is_empty());
+        assert_eq!(world.at(16).expire(), [(key, Reason::Idle)]);
+        assert_eq!((world.timers(), world.due()), (0, None));
+    }
+
+    #[test]
+    fn a_deadline_that_is_no_more_has_no_entry() {
+        let mut world = World::new(Limits {
+            stall: Some(SECOND),
+            ..limits()
+        });
+        let key = world.arrive([In::Data(9)], [Out::Take(4)]);
+        assert_eq!(world.timers(), 0);
+        world.turn(key);
+        assert_eq!(world.due(), Some(SECOND));
+        world.turn(key);
+        assert_eq!(world.timers(), 0, "nothing is owed, nothing is due");
+    }
+
+    #[test]
+    fn a_close_takes_its_entry_along() {
+        let mut world = World::new(Limits {
+            idle: Some(SECOND),
+            ..limits()
+        });
+        let one = world.arrive([In::End], []);
+        let two = world.arrive([], []);
+        assert_eq!(world.timers(), 2);
+        let turn = world.turn(one);
+        assert_eq!(world.timers(), 1, "before it is taken out");
+        world.take_out(one, turn);
+        assert_eq!(world.at(1).expire(), [(two, Reason::Idle)]);
+        assert_eq!(world.timers(), 0);
+    }
+
+    #[test]
+    fn many_deadlines_fire_in_one_go_and_in_order() {
+        let mut world = World::new(Limits {
+            idle: Some(SECOND),
+            ..limits()
+        });
+        let keys: Vec<_> = (0..100)
+            .map(|tenth| {
+                world.now = world.start + SECOND / 10 * tenth;
+                world.arrive([], [])
+            })
+            .collect();
+        world.now = world.start + SECOND * 3;
+        let gone: Vec<_> = world.expire().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(gone, keys[..21]);
+        assert_eq!(world.timers(), 79);
+    }
+
+    #[test]
+    fn the_greatest_age_asks_to_leave_and_does_not_close() {
+        let mut world = World::new(Limits {
+            lifetime: Some(SECOND * 5),
+            ..limits()
+        });
+        let key = world.arrive([In::Data(7)], []);
+        assert!(world.at(5).expire().is_empty());
+        assert!(world.shard.queued(key), "its next turn acts on it");
+        assert_eq!(world.due(), Some(SECOND * 15), "leaving has its own limit");
+        assert_eq!(world.ready(), [(key, Turn::Same)]);
+        let stream = world.shard.stream_mut(key);
+        assert_eq!((stream.taken, stream.finished), (7, true));
+        world.shard.stream_mut(key).reads = [In::End].into();
+        let turn = world.turn(key);
+        assert_eq!(world.take_out(key, turn).reason, Reason::Lifetime);
+    }
+
+    #[test]
+    fn lingering_ends_by_the_clock_for_the_reason_that_began_it() {
+        for (reason, bytes, lifetime) in [
+            (Reason::Left, None, None),
+            (Reason::Spent, Some(1), None),
+            (Reason::Lifetime, None, Some(SECOND * 2)),
+        ] {
+            let mut world = World::new(Limits {
+                bytes,
+                lifetime,
+                ..limits()
+            });
+            let key = world.arrive([In::Data(3)], []);
+            world.turn(key);
+            match reason {
+                Reason::Left => world.shard.leave(key, world.now),
+                Reason::Lifetime => assert!(world.at(2).expire().is_empty()),
+                _ => {}
+            }
+            world.ready();
+            let Phase::Lingering { since, why } = world.phase(key) else {
+                panic!("{reason:?}: {:?}", world.phase(key));
+            };
+            assert_eq!(why, reason);
+            assert_eq!(world.shard.next_due(), Some(since + LINGER));
+            world.now = since + LINGER;
+            assert_eq!(world.expire(), [(key, reason)]);
+            assert_eq!((world.timers(), world.shard.ready()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn leaving_that_takes_too_long_is_abandoned() {
+        let mut world = World::new(limits());
+        let key = world.arrive([In::Data(9)], [Out::Take(4), Out::Block]);
+        world.turn(key);
+        world.shard.leave_all(world.now);
+        assert_eq!(world.ready(), [(key, Turn::Same)]);
+        assert!(world.at(9).expire().is_empty());
+        assert_eq!(world.at(10).expire(), [(key, Reason::Abandoned)]);
+    }
+
+    #[test]
+    fn new_limits_hold_for_those_that_are_here() {
+        let mut world = World::new(limits());
+        let key = world.arrive([], []);
+        let idle = |seconds: u32| Limits {
+            idle: (seconds > 0).then_some(SECOND * seconds),
+            ..limits()
+        };
+        for (seconds, due) in [(9, 1), (4, 1), (7, 1), (0, 0), (5, 1)] {
+            world.shard.set_limits(idle(seconds));
+            world.shard.check();
+            assert_eq!(world.timers(), due, "{seconds}");
+            assert_eq!(world.due(), (due > 0).then_some(SECOND * seconds));
+        }
+        // Into the past: due at once.
+        world.at(3);
+        world.shard.set_limits(idle(2));
+        assert_eq!(world.expire(), [(key, Reason::Idle)]);
+        // One that is over is left alone.
+        let key = world.arrive([In::End], []);
+        let turn = world.turn(key);
+        world.shard.set_limits(idle(1));
+        assert_eq!(world.timers(), 0);
+        world.take_out(key, turn);
+    }
+
+    #[test]
+    fn all_are_asked_to_leave_and_do() {
+        let mut world = World::new(limits());
+        let quiet = world.arrive([], []);
+        let owes = world.arrive([In::Data(9)], [Out::Take(1), Out::Block]);
+        let busy = world.arrive([In::Interrupt, In::Data(9)], []);
+        world.turn(owes);
+        world.turn(busy);
+        world.shard.leave_all(world.now);
+        world.shard.leave_all(world.now);
+        assert_eq!(world.shard.ready(), 3, "each once, twice asked or not");
+        world.ready();
+        for (key, finished) in [(quiet, true), (owes, false), (busy, true)] {
+            assert_eq!(world.shard.stream_mut(key).finished, finished);
+        }
+        assert_eq!(world.turn(owes), Turn::Rearm(Want::Read));
+        assert!(world.shard.stream_mut(owes).finished);
+        world.now += LINGER;
+        let gone = world.expire();
+        assert_eq!(gone.len(), 3);
+        assert!(gone.iter().all(|(_, reason)| *reason == Reason::Left));
+        assert!(world.shard.is_empty());
+    }
+
+    #[test]
+    fn all_are_abandoned_at_once() {
+        let mut world = World::new(Limits {
+            idle: Some(SECOND),
+            ..limits()
+        });
+        let owes = world.arrive([In::Data(9)], [Out::Take(4), Out::Block]);
+        let busy = world.arrive([In::Interrupt], []);
+        let lingers = world.arrive([], []);
+        world.turn(owes);
+        world.turn(busy);
+        world.shard.leave(lingers, world.now);
+        world.turn(lingers);
+        let gone = world.shard.abandon_all(world.now);
+        world.shard.check();
+        assert_eq!((world.shard.ready(), world.timers()), (0, 0));
+        let gone: Vec<_> = gone
+            .into_iter()
+            .map(|(key, turn)| (key, world.take_out(key, turn)))
+            .map(|(key, summary)| (key, summary.reason, summary.owed))
+            .collect();
+        assert_eq!(
+            gone,
+            [
+                (owes, Reason::Abandoned, 5),
+                (busy, Reason::Abandoned, 0),
+                (lingers, Reason::Left, 0)
+            ]
+        );
+        assert!(world.shard.is_empty());
+    }
+
+    #[test]
+    fn the_counters_add_up() {
+        let mut world = World::new(Limits {
+            idle: Some(SECOND),
+            ..limits()
+        });
+        let done = world.arrive([In::Data(100), In::End], []);
+        let reset = world.arrive([In::Data(10), In::Fail(104)], [Out::Take(4)]);
+        let idle = world.arrive([In::Data(1)], []);
+        for key in [done, reset, idle] {
+            world.turn(key);
+        }
+        let counters = world.shard.counters();
+        assert_eq!((counters.received, counters.sent), (111, 105));
+        assert_eq!((counters.accepted, counters.open()), (3, 3));
+        for key in [done, reset] {
+            let turn = world.turn(key);
+            assert!(matches!(turn, Turn::Over(_)));
+            world.take_out(key, turn);
+        }
+        assert_eq!(world.at(1).expire(), [(idle, Reason::Idle)]);
+        let counters = world.shard.counters();
+        assert_eq!((counters.received, counters.sent), (111, 111));
+        assert_eq!((counters.open(), counters.closed()), (0, 3));
+        for (reason, count) in counters.by_reason() {
+            let expected = u64::from(["peer-done", "reset", "idle"].contains(&reason));
+            assert_eq!(count, expected, "{reason}");
+        }
     }
 }

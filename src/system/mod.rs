@@ -1,5 +1,8 @@
 //! Everything that touches the system outside the data path: descriptors, sockets and their
 //! options, the service manager, signals, the kernel's settings, the log.
+//!
+//! In reading order: [`kernel`], [`socket`], [`activation`], [`bind`], [`signals`], [`notify`],
+//! [`events`], [`rate`], [`logging`].
 
 pub mod activation;
 pub mod bind;

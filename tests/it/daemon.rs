@@ -183,7 +183,11 @@ impl Plan {
             }
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let log = || std::fs::File::create(self.folder.path("log")).unwrap().into();
+        let log = || {
+            std::fs::File::create(self.folder.path("log"))
+                .unwrap()
+                .into()
+        };
         command.stderr(self.stderr.take().unwrap_or_else(log));
         command
     }
@@ -222,9 +226,14 @@ impl Plan {
 
     /// Runs the program to its end; returns its status and all that it wrote.
     pub fn run(mut self) -> (ExitStatus, String) {
+        // The second passed socket travels as standard output.
+        let has_output = self.passed.len() < 2;
         let mut command = self.command();
         let output = self.folder.path("output");
-        command.stdout(std::fs::File::create(&output).unwrap());
+        let file = std::fs::File::create(&output).unwrap();
+        if has_output {
+            command.stdout(file);
+        }
         let child = command.spawn().unwrap();
         let mut daemon = Daemon {
             child,

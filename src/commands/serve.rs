@@ -131,7 +131,6 @@ fn serve(config: &Config, origin: Origin, passed: Passed, log: &Log) -> Result<(
         .map_err(|error| Trouble::System("signals cannot be registered", error))?;
     let hint = listen(&mut server, config, passed, log)?;
     server.ready(hint);
-    drop(log);
     server
         .run()
         .map_err(|error| Trouble::System("epoll failed", error))

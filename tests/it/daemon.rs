@@ -361,6 +361,23 @@ impl Daemon {
         }
     }
 
+    /// Stops it in its tracks, until [`Daemon::thaw`]; returns when every thread stands still.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        eventually(SOON, "the daemon does not stand still", || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+            tasks
+                .map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap())
+                .all(|stat| stat.rsplit_once(") ").unwrap().1.starts_with('T'))
+                .then_some(())
+        });
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
     /// Replaces the configuration, sends HUP and waits for the answer.
     pub fn reload(&self, config: &str) -> String {
         self.folder.write("config.toml", config);

@@ -604,7 +604,7 @@ fn the_reload_command_tells_the_manager_before_the_daemon_acts() {
     assert!(inbox.next(SOON).unwrap().starts_with("READY=1\n"));
     let pid = daemon.pid().as_raw_nonzero().to_string();
     // A daemon that is slow to act: what is heard now comes from the command.
-    daemon.signal(Signal::STOP);
+    daemon.freeze();
     let before = monotonic();
     assert_eq!(
         reload(Some(&pid), Some(inbox.address())),
@@ -616,7 +616,7 @@ fn the_reload_command_tells_the_manager_before_the_daemon_acts() {
     let clock: u64 = value(second, "MONOTONIC_USEC").unwrap().parse().unwrap();
     assert!(before <= clock && clock <= monotonic());
     assert_eq!(inbox.next(Duration::from_millis(100)), None);
-    daemon.signal(Signal::CONT);
+    daemon.thaw();
     assert!(inbox.next(SOON).unwrap().starts_with("RELOADING=1\n"));
     assert!(inbox.next(SOON).unwrap().starts_with("READY=1\n"));
     assert!(daemon.stop().success());

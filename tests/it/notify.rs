@@ -392,7 +392,7 @@ fn usr1_tells_the_counters_at_once_and_every_time() {
         ping(daemon.connect(), &pattern(round, 2048));
         daemon.signal(Signal::USR1);
         // The status may have been told by itself before.
-        daemon.notified(&format!("STATUS=1 listener, "));
+        daemon.notified("STATUS=1 listener, ");
         eventually(SOON, "the counters were not told", || {
             let lines = daemon.log();
             lines
@@ -412,8 +412,8 @@ fn an_idle_daemon_feeds_the_watchdog_at_half_its_interval() {
         .iter()
         .filter(|(_, message)| message == "WATCHDOG=1")
         .count();
-    // Fifteen by the clock; a busy host may make it fewer.
-    assert!((5..=17).contains(&fed), "fed {fed} times in 3 s");
+    // Fifteen by the clock, seven at the whole interval; a busy host may make it fewer.
+    assert!((9..=17).contains(&fed), "fed {fed} times in 3 s");
     assert!(daemon.stop().success());
 }
 

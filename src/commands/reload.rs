@@ -34,11 +34,11 @@ pub fn run() -> Exit {
         ));
         return Exit::Usage;
     };
-    match Manager::from_env(Instant::now()) {
-        Ok(mut manager) => manager.reloading(Instant::now()),
-        Err(error) => complain(&format!(
+    // The daemon tells it as well, so this is a pity and no more.
+    if let Some(error) = tell_manager() {
+        complain(&format!(
             "the service manager cannot be told (NOTIFY_SOCKET): {error}"
-        )),
+        ));
     }
     match kill_process(pid, Signal::HUP) {
         Ok(()) => Exit::Success,
@@ -49,5 +49,17 @@ pub fn run() -> Exit {
             ));
             Exit::of(&error.into())
         }
+    }
+}
+
+/// Says that the daemon is reloading; returns why the manager has not heard it.
+fn tell_manager() -> Option<std::io::Error> {
+    let now = Instant::now();
+    match Manager::from_env(now) {
+        Ok(mut manager) => {
+            manager.reloading(now);
+            manager.unheard()
+        }
+        Err(error) => Some(error),
     }
 }

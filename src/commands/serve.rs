@@ -162,10 +162,10 @@ fn listen(
             .unwrap_or_default();
         server.add_listener(listener, refused).map_err(registered)?;
     }
-    for (name, socket) in passed.connections {
-        server.add_connection(name, socket).map_err(registered)?;
-    }
     if lone {
+        for (name, socket) in passed.connections {
+            server.add_connection(name, socket).map_err(registered)?;
+        }
         return Ok(None);
     }
     let mut add = |name: &str, bound: Bound, options: &Options| {
@@ -229,6 +229,10 @@ fn listen(
         if let (0, Some(failure)) = (count, absent) {
             return Err(Trouble::Bind(failure));
         }
+    }
+    // After the last listener, whose numbers come first.
+    for (name, socket) in passed.connections {
+        server.add_connection(name, socket).map_err(registered)?;
     }
     Ok(hint)
 }

@@ -317,6 +317,8 @@ fn fixed(old: &Options, new: &Options) -> Vec<String> {
         // Once a size was set, the kernel does not tune the socket's buffer again.
         "receive-buffer" => !matches!(new.receive_buffer, Some(OrAuto(Some(_)))),
         "send-buffer" => !matches!(new.send_buffer, Some(OrAuto(Some(_)))),
+        // What the kernel had before is known to nobody.
+        "congestion" => new.congestion.is_none(),
         _ => false,
     });
     keys

@@ -60,21 +60,25 @@ impl Server {
         Ok(())
     }
 
-    /// Takes in a connection that was passed.
+    /// Takes in a connection that was passed; every listener must be there already.
     ///
     /// # Errors
-    /// It has no peer, or cannot be registered.
+    /// It cannot be registered.
     pub fn add_connection(&mut self, name: String, socket: StreamSocket) -> io::Result<()> {
+        let index = self.names.len();
+        let options = self.config.options_for(&name).clone();
+        self.names.push(name);
         let socket = match socket {
-            StreamSocket::Tcp(socket) => {
-                let peer = socket.peer_addr()?;
-                Socket::Tcp(TcpStream::from_std(socket), peer)
-            }
+            StreamSocket::Tcp(socket) => match socket.peer_addr() {
+                Ok(peer) => Socket::Tcp(TcpStream::from_std(socket), peer),
+                // Its peer has reset it before we came to look.
+                Err(error) => {
+                    self.tell_lost(index, error.raw_os_error().unwrap_or(0));
+                    return Ok(());
+                }
+            },
             StreamSocket::Unix(socket) => Socket::Unix(UnixStream::from_std(socket)),
         };
-        let options = self.config.options_for(&name).clone();
-        let index = self.names.len();
-        self.names.push(name);
         let mut stream = self.stream(socket, index);
         stream.quickack = options.quickack == Some(true);
         stream.shared = true;

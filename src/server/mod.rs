@@ -186,6 +186,8 @@ impl Server {
     /// The poll itself fails.
     pub fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
+        // A conversation that was passed may be over already, and nothing would wake us.
+        self.housekeep();
         while self.life != Life::Over {
             match self.poll.poll(&mut events, self.sleep()) {
                 // A signal: its pipe is readable in the next round.

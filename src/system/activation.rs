@@ -80,11 +80,18 @@ impl fmt::Display for Stranger {
 /// # Errors
 /// The first one that cannot be served.
 pub fn take() -> Result<Passed, Stranger> {
-    // An error here means that the environment is not meant for us: no names.
-    let names: Vec<String> = sd_notify::listen_fds_with_names()
+    // An error here means that the names are of no use, or that a descriptor is not open; what is
+    // wrong with that one is told with its name.
+    let names = sd_notify::listen_fds_with_names()
         .map(|fds| fds.map(|(_, name)| name).collect())
-        .unwrap_or_default();
+        .unwrap_or_else(|_| names_as_written());
     let mut descriptors = ListenFd::from_env();
+    // As many names as descriptors, or nobody knows whose they are.
+    let names = if names.len() == descriptors.len() {
+        names
+    } else {
+        Vec::new()
+    };
     let mut passed = Passed::default();
     for number in 0..descriptors.len() {
         let name = names
@@ -99,6 +106,9 @@ pub fn take() -> Result<Passed, Stranger> {
         };
         let taken = take_stream(&mut descriptors, number);
         if name.starts_with(RESERVED) {
+            if taken.is_none() {
+                close(&mut descriptors, number);
+            }
             passed.reserved.push(name);
             continue;
         }
@@ -107,7 +117,9 @@ pub fn take() -> Result<Passed, Stranger> {
         };
         let socket_ref = SockRef::from(&socket);
         let listening = socket_ref.is_listener().unwrap_or(false);
-        if !listening && socket_ref.peer_addr().is_err() {
+        // A peer that has reset its connection meanwhile leaves an error behind; that was one.
+        let was_connected = || matches!(socket_ref.take_error(), Ok(Some(_)));
+        if !listening && socket_ref.peer_addr().is_err() && !was_connected() {
             return Err(stranger(
                 "a stream socket that neither listens nor is connected".into(),
             ));
@@ -132,6 +144,24 @@ pub fn take() -> Result<Passed, Stranger> {
         }
     }
     Ok(passed)
+}
+
+fn names_as_written() -> Vec<String> {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    names.split(':').map(str::to_owned).collect()
+}
+
+/// Closes a descriptor of whatever kind.
+#[expect(
+    unsafe_code,
+    reason = "a passed descriptor is a number and nothing else"
+)]
+fn close(descriptors: &mut ListenFd, number: usize) {
+    if let Ok(Some(descriptor)) = descriptors.take_raw_fd(number) {
+        // SAFETY: it was passed to this process, and taken from those just now: nobody else here
+        // has it.  One that is not open is an error that matters to nobody.
+        unsafe { libc::close(descriptor) };
+    }
 }
 
 fn take_stream(descriptors: &mut ListenFd, number: usize) -> Option<(Domain, OwnedFd)> {

@@ -58,6 +58,14 @@ struct Status {
     due: Option<Instant>,
 }
 
+impl Status {
+    /// A change of state has brought it along.
+    fn told(&mut self, text: &str, now: Instant) {
+        text.clone_into(&mut self.text);
+        self.sent = Some(now);
+    }
+}
+
 impl Manager {
     /// Finds the manager in the environment.
     ///
@@ -105,7 +113,7 @@ impl Manager {
             ],
             now,
         );
-        self.status.sent = Some(now);
+        self.status.told(status, now);
     }
 
     /// Reading the configuration again.
@@ -122,7 +130,7 @@ impl Manager {
             &[NotifyState::Ready, NotifyState::Status(&clean(status))],
             now,
         );
-        self.status.sent = Some(now);
+        self.status.told(status, now);
     }
 
     /// Stopping, which may take `span`.
@@ -140,7 +148,7 @@ impl Manager {
             ],
             now,
         );
-        self.status.sent = Some(now);
+        self.status.told(status, now);
     }
 
     /// Tells the status at once.
@@ -191,6 +199,13 @@ impl Manager {
     /// Why the manager cannot be reached, once.
     pub fn trouble(&mut self) -> Option<io::Error> {
         self.trouble.take()
+    }
+
+    /// Why the last change of state has not reached the manager, for whoever cannot try again.
+    pub fn unheard(&mut self) -> Option<io::Error> {
+        self.waiting.front()?;
+        let full = || io::Error::new(io::ErrorKind::WouldBlock, "its queue is full");
+        Some(self.trouble.take().unwrap_or_else(full))
     }
 
     /// When [`Manager::tick`] or [`Manager::status`] has to be called next.

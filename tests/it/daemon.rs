@@ -9,11 +9,14 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open,
+};
+use socket2::Socket;
 
 /// How long anything may take that should take no time.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -63,6 +66,7 @@ pub struct Plan {
     passed: Vec<OwnedFd>,
     names: String,
     notify: bool,
+    stderr: Option<Stdio>,
 }
 
 impl Plan {
@@ -81,6 +85,7 @@ impl Plan {
             passed: Vec::new(),
             names: String::new(),
             notify: true,
+            stderr: None,
         }
         .config("")
     }
@@ -119,6 +124,12 @@ impl Plan {
     /// Without a notify socket: nothing is waited for.
     pub fn unnotified(mut self) -> Self {
         self.notify = false;
+        self
+    }
+
+    /// Standard error goes elsewhere than to the file `log`.
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.stderr = Some(stderr.into());
         self
     }
 
@@ -172,8 +183,12 @@ impl Plan {
             }
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let log = std::fs::File::create(self.folder.path("log")).unwrap();
-        command.stderr(log);
+        let log = || {
+            std::fs::File::create(self.folder.path("log"))
+                .unwrap()
+                .into()
+        };
+        command.stderr(self.stderr.take().unwrap_or_else(log));
         command
     }
 
@@ -211,9 +226,14 @@ impl Plan {
 
     /// Runs the program to its end; returns its status and all that it wrote.
     pub fn run(mut self) -> (ExitStatus, String) {
+        // The second passed socket travels as standard output.
+        let has_output = self.passed.len() < 2;
         let mut command = self.command();
         let output = self.folder.path("output");
-        command.stdout(std::fs::File::create(&output).unwrap());
+        let file = std::fs::File::create(&output).unwrap();
+        if has_output {
+            command.stdout(file);
+        }
         let child = command.spawn().unwrap();
         let mut daemon = Daemon {
             child,
@@ -260,6 +280,52 @@ impl Daemon {
         connect(self.address())
     }
 
+    /// The reading end of its standard error, if that was `Stdio::piped()`.
+    pub fn take_stderr(&mut self) -> ChildStderr {
+        self.child.stderr.take().expect("standard error is no pipe")
+    }
+
+    /// A duplicate of the daemon's own end of a connection, to look at its options; `None`, and
+    /// said, where the sandbox forbids pidfd_getfd(2).
+    pub fn end_of(&self, client: &TcpStream) -> Option<Socket> {
+        let local = client.local_addr().unwrap();
+        self.socket(|socket| {
+            socket
+                .peer_addr()
+                .is_ok_and(|peer| peer.as_socket() == Some(local))
+        })
+    }
+
+    /// A duplicate of its first listening socket; `None` as with [`Daemon::end_of`].
+    pub fn listening_socket(&self) -> Option<Socket> {
+        self.socket(|socket| socket.is_listener().unwrap_or(false))
+    }
+
+    fn socket(&self, is_it: impl Fn(&Socket) -> bool) -> Option<Socket> {
+        let process = match pidfd_open(self.pid(), PidfdFlags::empty()) {
+            Ok(process) => process,
+            Err(error) => {
+                eprintln!("skipped: pidfd_open: {error}");
+                return None;
+            }
+        };
+        // Not a descriptor of the daemon's: only to learn whether duplicates can be had at all.
+        let probe = pidfd_getfd(&process, 0, PidfdGetfdFlags::empty());
+        if let Err(error @ (rustix::io::Errno::PERM | rustix::io::Errno::NOSYS)) = probe {
+            eprintln!("skipped: pidfd_getfd: {error}");
+            return None;
+        }
+        let found = eventually(SOON, "the daemon has no such socket", || {
+            std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+                .unwrap()
+                .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+                .filter_map(|fd| pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).ok())
+                .map(Socket::from)
+                .find(|socket| is_it(socket))
+        });
+        Some(found)
+    }
+
     /// The next message of the manager that contains a line beginning with `start`.
     #[track_caller]
     pub fn notified(&self, start: &str) -> String {
@@ -293,6 +359,23 @@ impl Daemon {
         if self.status.is_none() {
             kill_process(self.pid(), signal).unwrap();
         }
+    }
+
+    /// Stops it in its tracks, until [`Daemon::thaw`]; returns when every thread stands still.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        eventually(SOON, "the daemon does not stand still", || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+            tasks
+                .map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap())
+                .all(|stat| stat.rsplit_once(") ").unwrap().1.starts_with('T'))
+                .then_some(())
+        });
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
     }
 
     /// Replaces the configuration, sends HUP and waits for the answer.

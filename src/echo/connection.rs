@@ -310,8 +310,8 @@ impl Connection {
         }
     }
 
-    /// The next deadline, and what it would mean.  [`Reason::Lifetime`] means to leave, every
-    /// other reason to close.
+    /// The next deadline, and what it would mean.  [`Reason::Lifetime`] means to leave while
+    /// echoing; everything else means to close.
     #[must_use]
     pub fn due(&self, limits: &Limits) -> Option<(Instant, Reason)> {
         let quiet = if self.backlog.is_some() {

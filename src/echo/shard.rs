@@ -183,7 +183,10 @@ impl<S: Duplex> Shard<S> {
         while let Some(key) = self.timers.fired(now) {
             let seat = &mut self.seats[key];
             match seat.connection.due(&self.limits) {
-                Some((at, Reason::Lifetime)) if at <= now => {
+                // While lingering the same reason is why we left, and nothing but a close helps.
+                Some((at, Reason::Lifetime))
+                    if at <= now && seat.connection.phase() == Phase::Echoing =>
+                {
                     seat.connection.leave(Reason::Lifetime, now);
                     self.arm(key);
                     self.queue(key, Hint::Plain);

@@ -33,6 +33,11 @@ pub trait Duplex: Read + Write {
     /// Those of shutdown(2): the peer may be gone already.
     fn finish_write(&mut self) -> io::Result<()>;
 
+    /// How many bytes wait to be read (`FIONREAD`, tcp(7)), if that can be told.
+    fn unread(&self) -> Option<u64> {
+        None
+    }
+
     /// Whether a read may always return less than there is, without a further event: on a Unix
     /// stream it stops behind passed descriptors (unix(7)).
     fn stops_short(&self) -> bool {
@@ -45,12 +50,16 @@ pub trait Duplex: Read + Write {
 pub enum Phase {
     /// Both directions are open.
     Echoing,
-    /// We were asked to go: echo until a read says `WouldBlock`, pay, then FIN.
+    /// We were asked to go: echo what has arrived until then, pay, then FIN.
     Leaving {
         /// When we were asked.
         since: Instant,
         /// Why.
         why: Reason,
+        /// The position in the peer's stream up to which it is echoed, if the stream can tell; a
+        /// read that says `WouldBlock` has reached it in any case.  Without it a peer that never
+        /// stops sending would keep us for as long as leaving may take.  `None`: not asked yet.
+        until: Option<u64>,
     },
     /// Our FIN is out; input is thrown away until the peer's FIN, or for [`LINGER`].
     Lingering {
@@ -238,6 +247,22 @@ impl Connection {
             if budget == 0 {
                 return Step::Yield;
             }
+            if let Phase::Leaving { why, until, .. } = &mut self.phase {
+                match *until {
+                    None => {
+                        let unread = io.unread().unwrap_or(u64::MAX);
+                        *until = Some(self.received.saturating_add(unread));
+                    }
+                    Some(until) if self.received >= until => {
+                        let why = *why;
+                        if io.finish_write().is_err() {
+                            return Step::Done(why);
+                        }
+                        self.phase = Phase::Lingering { since: now, why };
+                    }
+                    Some(_) => {}
+                }
+            }
             let scratch = store.scratch();
             let room = scratch.len().min(budget);
             let scratch = &mut scratch[..room];
@@ -246,11 +271,9 @@ impl Connection {
                 Ok(count) => count,
                 Err(error) => match (error.kind(), self.phase) {
                     (ErrorKind::Interrupted, _) => return Step::Yield,
-                    (ErrorKind::WouldBlock, Phase::Leaving { why, .. }) => {
-                        if io.finish_write().is_err() {
-                            return Step::Done(why);
-                        }
-                        self.phase = Phase::Lingering { since: now, why };
+                    (ErrorKind::WouldBlock, Phase::Leaving { since, why, .. }) => {
+                        let until = Some(self.received);
+                        self.phase = Phase::Leaving { since, why, until };
                         continue;
                     }
                     (ErrorKind::WouldBlock, _) => {
@@ -337,7 +360,11 @@ impl Connection {
     /// Asks the conversation to end in good order; the next turn acts on it.
     pub fn leave(&mut self, why: Reason, now: Instant) {
         if self.phase == Phase::Echoing {
-            self.phase = Phase::Leaving { since: now, why };
+            self.phase = Phase::Leaving {
+                since: now,
+                why,
+                until: None,
+            };
         }
     }
 

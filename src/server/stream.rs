@@ -133,6 +133,10 @@ impl Duplex for Stream {
         }
     }
 
+    fn unread(&self) -> Option<u64> {
+        rustix::io::ioctl_fionread(self).ok()
+    }
+
     fn stops_short(&self) -> bool {
         matches!(self.socket, Socket::Unix(_))
     }

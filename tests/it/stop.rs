@@ -165,6 +165,32 @@ fn what_lies_unread_behind_a_stalled_client_comes_back_when_it_reads_on() {
 }
 
 #[test]
+fn a_slow_reader_that_goes_on_sending_loses_nothing_of_what_was_acknowledged() {
+    let mut daemon = Daemon::start();
+    let client = connect_with_buffers(daemon.address(), 64 * 1024, 1 << 20);
+    let mut said = Tape::new(1);
+    said.fill(&client);
+    let acknowledged = said.position() - usize::try_from(unacknowledged(&client)).unwrap();
+    ask(&daemon, Signal::TERM);
+    thread::scope(|scope| {
+        scope.spawn(|| while said.send(&client, 10_000).is_ok() {});
+        let mut heard = Tape::new(1);
+        // About 2 MB/s: what stands in the kernel's queues takes longer than any linger.
+        while heard.read(&client, 40_000).unwrap() > 0 {
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert!(
+            heard.position() >= acknowledged,
+            "{} came back of {acknowledged}",
+            heard.position()
+        );
+        let _ = client.shutdown(Shutdown::Both);
+    });
+    assert!(daemon.exited(SOON).success());
+    assert!(!daemon.log().contains("abandoned"));
+}
+
+#[test]
 fn callers_whose_handshake_was_complete_are_served() {
     let mut daemon = Daemon::start();
     daemon.freeze();

@@ -38,6 +38,12 @@ pub trait Duplex: Read + Write {
         None
     }
 
+    /// How many bytes were written and not acknowledged by the peer (`SIOCOUTQ`, tcp(7)), our FIN
+    /// aside: a reset would destroy them.
+    fn unacknowledged(&self) -> u64 {
+        0
+    }
+
     /// Whether a read may always return less than there is, without a further event: on a Unix
     /// stream it stops behind passed descriptors (unix(7)).
     fn stops_short(&self) -> bool {
@@ -61,10 +67,13 @@ pub enum Phase {
         /// stops sending would keep us for as long as leaving may take.  `None`: not asked yet.
         until: Option<u64>,
     },
-    /// Our FIN is out; input is thrown away until the peer's FIN, or for [`LINGER`].
+    /// Our FIN is out; input is thrown away until the peer's FIN, or for [`LINGER`] and until the
+    /// peer has acknowledged what it was sent.
     Lingering {
-        /// When the FIN went out.
+        /// When the FIN went out, or when something was last found unacknowledged.
         since: Instant,
+        /// When that does not count any more.
+        until: Instant,
         /// Why we left.
         why: Reason,
     },
@@ -258,7 +267,11 @@ impl Connection {
                         if io.finish_write().is_err() {
                             return Step::Done(why);
                         }
-                        self.phase = Phase::Lingering { since: now, why };
+                        self.phase = Phase::Lingering {
+                            since: now,
+                            until: now + limits.leave.max(LINGER),
+                            why,
+                        };
                     }
                     Some(_) => {}
                 }
@@ -345,7 +358,9 @@ impl Connection {
             limits.idle.map(|span| (self.moved + span, Reason::Idle))
         };
         let whole = match self.phase {
-            Phase::Lingering { since, why } => return Some((since + LINGER, why)),
+            Phase::Lingering { since, until, why } => {
+                return Some(((since + LINGER).min(until), why));
+            }
             Phase::Leaving { since, .. } => Some((since + limits.leave, Reason::Abandoned)),
             Phase::Echoing => limits
                 .lifetime
@@ -365,6 +380,17 @@ impl Connection {
                 why,
                 until: None,
             };
+        }
+    }
+
+    /// Lingers for another while, as there is something unacknowledged; false if it may not.
+    pub fn linger_on(&mut self, now: Instant) -> bool {
+        match &mut self.phase {
+            Phase::Lingering { since, until, .. } if now < *until => {
+                *since = now;
+                true
+            }
+            _ => false,
         }
     }
 

@@ -12,6 +12,7 @@ use socket2::SockRef;
 
 use crate::echo::connection::Duplex;
 use crate::system::events::Endpoint;
+use crate::system::socket::unacknowledged;
 
 /// A connected socket and what the server remembers of it.
 #[derive(Debug)]
@@ -135,6 +136,15 @@ impl Duplex for Stream {
 
     fn unread(&self) -> Option<u64> {
         rustix::io::ioctl_fionread(self).ok()
+    }
+
+    fn unacknowledged(&self) -> u64 {
+        match &self.socket {
+            // One byte may be the FIN.
+            Socket::Tcp(socket, _) => unacknowledged(socket).saturating_sub(1),
+            // What was written is with the peer already.
+            Socket::Unix(_) => 0,
+        }
     }
 
     fn stops_short(&self) -> bool {

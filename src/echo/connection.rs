@@ -33,6 +33,17 @@ pub trait Duplex: Read + Write {
     /// Those of shutdown(2): the peer may be gone already.
     fn finish_write(&mut self) -> io::Result<()>;
 
+    /// How many bytes wait to be read (`FIONREAD`, tcp(7)), if that can be told.
+    fn unread(&self) -> Option<u64> {
+        None
+    }
+
+    /// How many bytes were written and not acknowledged by the peer (`SIOCOUTQ`, tcp(7)), our FIN
+    /// aside: a reset would destroy them.
+    fn unacknowledged(&self) -> u64 {
+        0
+    }
+
     /// Whether a read may always return less than there is, without a further event: on a Unix
     /// stream it stops behind passed descriptors (unix(7)).
     fn stops_short(&self) -> bool {
@@ -51,11 +62,17 @@ pub enum Phase {
         since: Instant,
         /// Why.
         why: Reason,
+        /// The position in the peer's stream up to which it is echoed, once that is known.  A
+        /// peer that never stops sending gets back what had arrived when we asked, and no more.
+        until: Option<u64>,
     },
-    /// Our FIN is out; input is thrown away until the peer's FIN, or for [`LINGER`].
+    /// Our FIN is out; input is thrown away until the peer's FIN, or for [`LINGER`] and until the
+    /// peer has acknowledged what it was sent.
     Lingering {
-        /// When the FIN went out.
+        /// When the FIN went out, or when something was last found unacknowledged.
         since: Instant,
+        /// When that does not count any more.
+        until: Instant,
         /// Why we left.
         why: Reason,
     },
@@ -238,6 +255,11 @@ impl Connection {
             if budget == 0 {
                 return Step::Yield;
             }
+            if let Some(why) = self.has_left(io, limits, now) {
+                if io.finish_write().is_err() {
+                    return Step::Done(why);
+                }
+            }
             let scratch = store.scratch();
             let room = scratch.len().min(budget);
             let scratch = &mut scratch[..room];
@@ -246,11 +268,9 @@ impl Connection {
                 Ok(count) => count,
                 Err(error) => match (error.kind(), self.phase) {
                     (ErrorKind::Interrupted, _) => return Step::Yield,
-                    (ErrorKind::WouldBlock, Phase::Leaving { why, .. }) => {
-                        if io.finish_write().is_err() {
-                            return Step::Done(why);
-                        }
-                        self.phase = Phase::Lingering { since: now, why };
+                    (ErrorKind::WouldBlock, Phase::Leaving { since, why, .. }) => {
+                        let until = Some(self.received);
+                        self.phase = Phase::Leaving { since, why, until };
                         continue;
                     }
                     (ErrorKind::WouldBlock, _) => {
@@ -300,6 +320,31 @@ impl Connection {
         }
     }
 
+    /// When leaving and nothing more has to be read before our FIN: begins to linger, and says why.
+    fn has_left(&mut self, io: &impl Duplex, limits: &Limits, now: Instant) -> Option<Reason> {
+        let Phase::Leaving { since, why, until } = &mut self.phase else {
+            return None;
+        };
+        let (since, why) = (*since, *why);
+        match *until {
+            // Whoever pauses, as most do, gets back what was still on its way as well.
+            None if why == Reason::Left && now < since + LINGER => return None,
+            None => {
+                let unread = io.unread().unwrap_or(u64::MAX);
+                *until = Some(self.received.saturating_add(unread));
+                return None;
+            }
+            Some(until) if self.received < until => return None,
+            Some(_) => {}
+        }
+        self.phase = Phase::Lingering {
+            since: now,
+            until: (since + limits.leave).max(now + LINGER),
+            why,
+        };
+        Some(why)
+    }
+
     /// What to wait for when blocked.
     #[must_use]
     pub fn want(&self) -> Want {
@@ -322,7 +367,9 @@ impl Connection {
             limits.idle.map(|span| (self.moved + span, Reason::Idle))
         };
         let whole = match self.phase {
-            Phase::Lingering { since, why } => return Some((since + LINGER, why)),
+            Phase::Lingering { since, until, why } => {
+                return Some(((since + LINGER).min(until), why));
+            }
             Phase::Leaving { since, .. } => Some((since + limits.leave, Reason::Abandoned)),
             Phase::Echoing => limits
                 .lifetime
@@ -337,7 +384,22 @@ impl Connection {
     /// Asks the conversation to end in good order; the next turn acts on it.
     pub fn leave(&mut self, why: Reason, now: Instant) {
         if self.phase == Phase::Echoing {
-            self.phase = Phase::Leaving { since: now, why };
+            self.phase = Phase::Leaving {
+                since: now,
+                why,
+                until: None,
+            };
+        }
+    }
+
+    /// Lingers for another while, as there is something unacknowledged; false if it may not.
+    pub fn linger_on(&mut self, now: Instant) -> bool {
+        match &mut self.phase {
+            Phase::Lingering { since, until, .. } if now < *until => {
+                *since = now;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -929,14 +991,19 @@ pub(super) mod tests {
         let mut talk = Talk::new([], []);
         talk.connection.leave(Reason::Lifetime, talk.now);
         let (since, why) = (talk.now, Reason::Lifetime);
+        let asked = since;
         talk.now += SECOND;
         talk.leave();
-        assert_eq!(talk.connection.phase(), Phase::Leaving { since, why });
+        let until = None;
+        let leaving = Phase::Leaving { since, why, until };
+        assert_eq!(talk.connection.phase(), leaving);
         assert_eq!(talk.turn(), Step::Blocked);
         let since = talk.now;
         talk.now += SECOND;
         talk.leave();
-        assert_eq!(talk.connection.phase(), Phase::Lingering { since, why });
+        let until = asked + talk.limits.leave;
+        let lingering = Phase::Lingering { since, until, why };
+        assert_eq!(talk.connection.phase(), lingering);
     }
 
     #[test]

@@ -182,6 +182,7 @@ impl<S: Duplex> Shard<S> {
     pub fn expire(&mut self, now: Instant) -> Option<(usize, Turn)> {
         while let Some(key) = self.timers.fired(now) {
             let seat = &mut self.seats[key];
+            let lingering = matches!(seat.connection.phase(), Phase::Lingering { .. });
             match seat.connection.due(&self.limits) {
                 // Of one that has left already it is the end of lingering.
                 Some((at, Reason::Lifetime))
@@ -191,7 +192,19 @@ impl<S: Duplex> Shard<S> {
                     self.arm(key);
                     self.queue(key, Hint::Plain);
                 }
-                Some((at, reason)) if at <= now => return Some((key, self.end(key, reason, now))),
+                // Closing while the peer still sends is a reset, which destroys what is in flight.
+                Some((at, _))
+                    if at <= now
+                        && lingering
+                        && seat.stream.unacknowledged() > 0
+                        && seat.connection.linger_on(now) =>
+                {
+                    self.arm(key);
+                }
+                Some((at, reason)) if at <= now => {
+                    let reason = if lingering { Reason::Abandoned } else { reason };
+                    return Some((key, self.end(key, reason, now)));
+                }
                 _ => self.arm(key),
             }
         }
@@ -244,9 +257,14 @@ impl<S: Duplex> Shard<S> {
         if std::mem::take(&mut seat.queued) {
             self.ready.retain(|ready| *ready != key);
         }
-        // A time-out while lingering is the end of leaving, not a failure of its own.
+        // A time-out while lingering is the end of leaving, and not a failure of its own as long as
+        // the peer has everything.
         let reason = match (seat.connection.phase(), reason) {
-            (Phase::Lingering { why, .. }, Reason::Abandoned) => why,
+            (Phase::Lingering { why, .. }, Reason::Abandoned)
+                if seat.stream.unacknowledged() == 0 =>
+            {
+                why
+            }
             (_, reason) => reason,
         };
         let summary = seat.connection.summary(reason, now);
@@ -671,7 +689,7 @@ mod tests {
                 _ => {}
             }
             world.ready();
-            let Phase::Lingering { since, why } = world.phase(key) else {
+            let Phase::Lingering { since, why, .. } = world.phase(key) else {
                 panic!("{reason:?}: {:?}", world.phase(key));
             };
             assert_eq!(why, reason);

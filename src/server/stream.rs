@@ -12,6 +12,7 @@ use socket2::SockRef;
 
 use crate::echo::connection::Duplex;
 use crate::system::events::Endpoint;
+use crate::system::socket::unacknowledged;
 
 /// A connected socket and what the server remembers of it.
 #[derive(Debug)]
@@ -130,6 +131,19 @@ impl Duplex for Stream {
         match &self.socket {
             Socket::Tcp(socket, _) => socket.shutdown(Shutdown::Write),
             Socket::Unix(socket) => socket.shutdown(Shutdown::Write),
+        }
+    }
+
+    fn unread(&self) -> Option<u64> {
+        rustix::io::ioctl_fionread(self).ok()
+    }
+
+    fn unacknowledged(&self) -> u64 {
+        match &self.socket {
+            // One byte may be the FIN.
+            Socket::Tcp(socket, _) => unacknowledged(socket).saturating_sub(1),
+            // What was written is with the peer already.
+            Socket::Unix(_) => 0,
         }
     }
 

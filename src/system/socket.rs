@@ -369,6 +369,20 @@ pub fn accept_queue(socket: &impl AsFd) -> Option<Queue> {
     })
 }
 
+/// Bytes in the send queue of a TCP socket that the peer has not acknowledged (`SIOCOUTQ`,
+/// tcp(7)), an unacknowledged FIN counted as one; zero if that cannot be told.
+#[expect(unsafe_code, reason = "no crate in the tree gives SIOCOUTQ")]
+pub fn unacknowledged(socket: &impl AsFd) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int to the place that the last argument points to.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 {
+        u64::try_from(bytes).unwrap_or(0)
+    } else {
+        0
+    }
+}
+
 /// The address family of a socket.
 #[must_use]
 pub fn domain(socket: &SockRef<'_>) -> Option<Domain> {

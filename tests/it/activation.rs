@@ -406,7 +406,7 @@ fn a_passed_conversation_is_served_to_its_end_and_the_process_with_it() {
     assert!(daemon.is_running());
     client.write_all(b"last words").unwrap();
     // The duplicate must not keep the FIN from the peer.
-    assert_eq!(finish(&mut client), b"last words");
+    assert_eq!(finish(&client), b"last words");
     assert!(daemon.exited(SOON).success());
     drop(kept);
 }
@@ -582,7 +582,7 @@ fn callers_that_come_while_it_drains_wait_for_the_successor() {
     late.write_all(b"late").unwrap();
     assert!(daemon.exited(SOON).success());
     let mut successor = Plan::bare().pass(vec![fd(kept)], "web").start();
-    assert_eq!(finish(&mut late), b"late");
+    assert_eq!(finish(&late), b"late");
     assert!(successor.stop().success());
 }
 

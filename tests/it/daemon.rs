@@ -10,13 +10,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{
-    Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open,
+    Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, getrlimit, kill_process,
+    pidfd_getfd, pidfd_open, setrlimit,
 };
-use socket2::Socket;
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// How long anything may take that should take no time.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -326,6 +328,68 @@ impl Daemon {
         Some(found)
     }
 
+    /// The path of its first Unix listener.
+    pub fn path(&self) -> PathBuf {
+        self.listen
+            .iter()
+            .find_map(|listen| listen.strip_prefix("unix:"))
+            .expect("no Unix listener")
+            .into()
+    }
+
+    /// Waits until a daemon without a notify socket says in its log where it is ready.
+    pub fn told_ready(mut self) -> Self {
+        let line = self.logged("ready on ");
+        let (_, listen) = line.split_once("ready on ").unwrap();
+        self.listen = listen
+            .split(' ')
+            .map(|word| word.trim_end_matches(';').to_owned())
+            .take_while(|word| word.parse::<SocketAddr>().is_ok() || word.starts_with("unix:"))
+            .collect();
+        self
+    }
+
+    /// Asserts that it does nothing at all: within a few seconds there is one without a wake-up and
+    /// without processor time.  (What is still due, such as a last `STATUS=`, may come first.)
+    #[track_caller]
+    pub fn rests(&self) {
+        let mut seen = Vec::new();
+        for _ in 0..6 {
+            let before = (self.wakeups(), self.ticks());
+            std::thread::sleep(Duration::from_millis(1100));
+            let after = (self.wakeups() - before.0, self.ticks() - before.1);
+            if after == (0, 0) {
+                return;
+            }
+            seen.push(after);
+        }
+        panic!("no rest; wake-ups and ticks: {seen:?}");
+    }
+
+    /// Asserts that it burns no processor time for a while; it may wake up now and then.
+    #[track_caller]
+    pub fn hardly_works(&self) {
+        let before = self.ticks();
+        std::thread::sleep(Duration::from_secs(1));
+        let ticks = self.ticks() - before;
+        assert!(ticks <= 20, "{ticks} ticks of 10 ms in a second");
+    }
+
+    /// Waits until it has as many descriptors open as before something.
+    #[track_caller]
+    pub fn has_released(&self, descriptors: usize) {
+        let mut open = 0;
+        let deadline = Instant::now() + SOON;
+        while Instant::now() < deadline {
+            open = self.descriptors();
+            if open == descriptors {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        panic!("{open} descriptors are open, {descriptors} were before");
+    }
+
     /// The next message of the manager that contains a line beginning with `start`.
     #[track_caller]
     pub fn notified(&self, start: &str) -> String {
@@ -368,7 +432,7 @@ impl Daemon {
             let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
             tasks
                 .map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap())
-                .all(|stat| stat.rsplit_once(") ").unwrap().1.starts_with('T'))
+                .all(|stat| stat.rsplit_once(") ").unwrap().1.starts_with(['T', 't']))
                 .then_some(())
         });
     }
@@ -484,6 +548,171 @@ pub fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
+/// Connects with socket buffers of so many bytes, as the kernel rounds them.
+pub fn connect_with_buffers(address: SocketAddr, receive: usize, send: usize) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+    // Before the handshake: the window is scaled by them.
+    socket.set_recv_buffer_size(receive).unwrap();
+    socket.set_send_buffer_size(send).unwrap();
+    socket.connect_timeout(&address.into(), SOON).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    socket.set_write_timeout(Some(SOON)).unwrap();
+    socket.into()
+}
+
+/// Closes with a RST (`SO_LINGER` of zero).
+pub fn reset(stream: TcpStream) {
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    drop(stream);
+}
+
+/// Bytes that were sent and not acknowledged yet, or not even sent.
+pub fn unacknowledged(stream: &TcpStream) -> u64 {
+    let port = |address: SocketAddr| format!(":{:04X}", address.port());
+    let local = port(stream.local_addr().unwrap());
+    let peer = port(stream.peer_addr().unwrap());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let row = table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        (fields[1].ends_with(&local) && fields[2].ends_with(&peer)).then(|| fields[4].to_owned())
+    });
+    let queues = row.expect("the connection is not in /proc/net/tcp");
+    u64::from_str_radix(queues.split(':').next().unwrap(), 16).unwrap()
+}
+
+/// Lets this process hold as many descriptors as it may.
+pub fn plenty_of_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
+}
+
+/// An endless text that can be told apart from itself at any shift, without memory for all of it.
+#[derive(Clone, Debug)]
+pub struct Tape {
+    block: Arc<Vec<u8>>,
+    at: usize,
+}
+
+impl Tape {
+    pub fn new(seed: u64) -> Self {
+        // A prime length: no buffer size divides it.
+        Self {
+            block: Arc::new(pattern(seed, 100_003)),
+            at: 0,
+        }
+    }
+
+    /// What comes next, at most `most` bytes.
+    fn next(&self, most: usize) -> &[u8] {
+        let rest = &self.block[self.at % self.block.len()..];
+        &rest[..rest.len().min(most)]
+    }
+
+    /// How many bytes went by.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
+    /// Sends the next `count` bytes.
+    pub fn send(&mut self, mut stream: impl Write, count: usize) -> io::Result<()> {
+        let end = self.at + count;
+        while self.at < end {
+            let written = stream.write(self.next(end - self.at))?;
+            self.at += written;
+        }
+        Ok(())
+    }
+
+    /// Sends until nothing more has been taken for a while: every queue on the way is full.
+    pub fn fill(&mut self, stream: &TcpStream) {
+        stream.set_nonblocking(true).unwrap();
+        let mut moved = Instant::now();
+        while moved.elapsed() < Duration::from_millis(300) {
+            match self.send(stream, 1 << 20) {
+                Ok(()) => moved = Instant::now(),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+        stream.set_nonblocking(false).unwrap();
+    }
+
+    /// Reads once, at most `most` bytes, and asserts that it is what comes next; zero: the end.
+    #[track_caller]
+    pub fn read(&mut self, mut stream: impl Read, most: usize) -> io::Result<usize> {
+        let mut buffer = vec![0; most.min(1 << 18)];
+        let count = stream.read(&mut buffer)?;
+        let mut read = &buffer[..count];
+        while !read.is_empty() {
+            let next = self.next(read.len());
+            let (these, rest) = read.split_at(next.len());
+            assert!(
+                these == next,
+                "wrong bytes came back between {} and {}",
+                self.at,
+                self.at + next.len()
+            );
+            self.at += these.len();
+            read = rest;
+        }
+        Ok(count)
+    }
+
+    /// Reads exactly `count` bytes and asserts that they are what comes next.
+    #[track_caller]
+    pub fn expect(&mut self, mut stream: impl Read, count: usize) {
+        let end = self.at + count;
+        while self.at < end {
+            let count = self
+                .read(&mut stream, end - self.at)
+                .unwrap_or_else(|error| panic!("at {} of {end}: {error}", self.at));
+            assert!(count > 0, "the stream ended at {} of {end}", self.at);
+        }
+    }
+
+    /// Reads to the end and asserts that all is what comes next; fails on a reset.
+    #[track_caller]
+    pub fn expect_to_the_end(&mut self, mut stream: impl Read) {
+        loop {
+            match self.read(&mut stream, 1 << 18) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) => panic!("no FIN but {error} at {}", self.at),
+            }
+        }
+    }
+}
+
+/// Numbers by chance, the same ones for the same seed.
+#[derive(Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// A number from 1 to `most`, small ones as likely as large ones.
+    pub fn up_to(&mut self, most: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        let magnitude = usize::BITS - most.leading_zeros();
+        let most_now = most >> ((self.0 >> 40) as u32 % magnitude);
+        (self.0 >> 8) as usize % most_now.max(1) + 1
+    }
+}
+
 /// A listener as systemd would pass it: blocking.
 pub fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
@@ -500,7 +729,7 @@ pub fn ping(mut stream: impl Read + Write, message: &[u8]) {
 
 /// Sends nothing more and reads to the end.
 #[track_caller]
-pub fn finish(stream: &mut TcpStream) -> Vec<u8> {
+pub fn finish(mut stream: &TcpStream) -> Vec<u8> {
     stream.shutdown(Shutdown::Write).unwrap();
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).unwrap();

@@ -170,7 +170,7 @@ fn the_end_of_a_connection_is_one_event_with_all_that_matters() {
     let (peer, local) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
     ping(&client, &pattern(1, 12_345));
     thread::sleep(Duration::from_millis(30));
-    assert!(finish(&mut client).is_empty());
+    assert!(finish(&client).is_empty());
     let end = first_end(&daemon);
     assert_eq!(end["level"], "INFO");
     assert_eq!(end["echo.connection"], 1);
@@ -229,7 +229,7 @@ fn stall(client: &mut std::net::TcpStream) {
 #[test]
 fn the_reason_is_the_right_one() {
     ends_with("peer-done", "", |daemon| {
-        assert!(finish(&mut daemon.connect()).is_empty());
+        assert!(finish(&daemon.connect()).is_empty());
     });
     ends_with("reset", "", |daemon| {
         let client = daemon.connect();
@@ -304,7 +304,7 @@ fn above_a_rate_ends_are_summed_and_the_sums_are_exact() {
                 .set_linger(Some(Duration::ZERO))
                 .unwrap();
         } else {
-            finish(&mut client);
+            finish(&client);
         }
     }
     // The first summary comes by the clock, without another end.
@@ -355,7 +355,7 @@ fn beginnings_are_told_at_debug_and_turns_at_trace() {
         let mut daemon = json().argument(&format!("--log={level}")).start();
         let mut client = daemon.connect();
         ping(&client, b"secret payload");
-        finish(&mut client);
+        finish(&client);
         first_end(&daemon);
         assert!(daemon.stop().success());
         let log = daemon.log();
@@ -764,7 +764,7 @@ fn when_the_reader_comes_back_it_is_told_exactly_how_much_it_missed() {
         for seed in 0..connections {
             let mut client = daemon.connect();
             ping(&client, &pattern(seed, 10));
-            finish(&mut client);
+            finish(&client);
         }
         let lines = reader(reading);
         nothing_is_missing(daemon, &lines, connections);

@@ -14,7 +14,12 @@
 //! - `simulation`: thousands of scripted conversations, seeded
 //! - `kernel`: the facts of the kernel that the design rests on
 //! - `layers`: who may import whom
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub
+)]
 
 mod daemon;
 

@@ -450,7 +450,7 @@ fn a_hundred_reloads_a_second_under_load_lose_nothing() {
                     let mut client = connect(address);
                     let message = pattern(seed + total as u64, 5_000);
                     client.write_all(&message).unwrap();
-                    assert!(finish(&mut client) == message);
+                    assert!(finish(&client) == message);
                     total += message.len();
                 }
                 total

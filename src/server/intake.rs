@@ -120,7 +120,8 @@ impl Server {
                     self.tell_lost(index, errno);
                 }
                 Failure::Short => {
-                    return self.pause(index, State::Short(self.now + SHORT), Pause::Short(errno));
+                    let again = self.now + self.listeners[index].patience(errno);
+                    return self.pause(index, State::Short(again), Pause::Short(errno));
                 }
                 Failure::Failing if self.listeners[index].is_draining() => {
                     return self.listeners[index].close(self.poll.registry());

@@ -22,7 +22,8 @@ use crate::system::events::Endpoint;
 /// Callers accepted in one turn before connections get theirs.
 pub const BURST: usize = 64;
 
-/// Between attempts while descriptors are short: others may free some.
+/// Between attempts while descriptors are short: others may free some.  Of our own only we can
+/// free some, and then we do not wait: see [`Listener::patience`].
 pub const SHORT: Duration = Duration::from_millis(50);
 
 /// Between attempts while the listener itself fails.
@@ -63,6 +64,8 @@ pub struct Listener {
     pub announced: bool,
     /// How many more callers are accepted after the stop; `None` while serving.
     last: Option<usize>,
+    /// The last wait for descriptors of our own.
+    waited: Duration,
     socket: Option<ListenerSocket>,
     path: Option<OwnPath>,
 }
@@ -144,6 +147,7 @@ impl Listener {
             fresh: passed,
             announced: false,
             last: None,
+            waited: Duration::ZERO,
             socket: Some(socket),
             path,
         })
@@ -162,6 +166,21 @@ impl Listener {
         if matches!(self.state, State::Full | State::Short(_)) {
             self.state = State::Ready;
         }
+        self.waited = Duration::ZERO;
+    }
+
+    /// How long to wait before the next attempt while descriptors or memory are short.
+    ///
+    /// What the whole system is short of may be freed anywhere, and nobody tells us.  Our own
+    /// limit (EMFILE) changes only when a connection of ours closes, which tries at once, or when
+    /// somebody raises it: we look for that less and less often, down to once a second, so that
+    /// being full costs no processor time.
+    pub fn patience(&mut self, errno: i32) -> Duration {
+        if errno != libc::EMFILE {
+            return SHORT;
+        }
+        self.waited = (self.waited * 2).clamp(SHORT, FAILING);
+        self.waited
     }
 
     /// Whether to try now.
@@ -290,6 +309,23 @@ impl Drop for Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn our_own_shortage_is_looked_at_less_and_less_often() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        socket.set_nonblocking(true).expect("non-blocking");
+        let socket = ListenSocket::Tcp(socket);
+        let options = Options::default();
+        let mut listener =
+            Listener::new("test".into(), socket, false, options, None).expect("a listener");
+        let mut waits = [Duration::ZERO; 7].map(|_| listener.patience(libc::EMFILE));
+        assert_eq!(waits[..2], [SHORT, 2 * SHORT]);
+        assert_eq!(waits[5..], [FAILING; 2]);
+        assert_eq!(listener.patience(libc::ENFILE), SHORT);
+        listener.vacancy();
+        waits[0] = listener.patience(libc::EMFILE);
+        assert_eq!(waits[0], SHORT);
+    }
 
     #[test]
     fn every_error_of_accept_has_its_meaning() {

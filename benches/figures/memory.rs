@@ -47,7 +47,7 @@ fn stalling(report: &mut Report) {
     const COUNT: usize = 200;
     let daemon = Daemon::start();
     let (before, descriptors) = warm(&daemon);
-    let mut load = stalled(daemon.address(), COUNT);
+    let load = stalled(daemon.address(), COUNT);
     let grown = process::memory(&daemon) - before;
     let each = grown / i64::try_from(COUNT).unwrap();
     report.figure(
@@ -64,10 +64,26 @@ fn stalling(report: &mut Report) {
         "0",
         more <= 0,
     );
+    all_back(report, load);
+    closed(report, &daemon, before, descriptors);
+    // What the allocator keeps is used again, or every wave of stalled clients would add to it.
+    for _ in 0..3 {
+        let load = stalled(daemon.address(), COUNT);
+        all_back(report, load);
+    }
+    gone(&daemon, descriptors);
+    let rest = process::memory(&daemon) - before;
+    report.figure(
+        "  after three more such waves",
+        &format!("{} KiB more than before", rest / 1024),
+        "<= the first wave",
+        rest <= grown + grown / 4,
+    );
+}
+
+fn all_back(report: &mut Report, mut load: Load) {
     load.wind_up();
     report.check("stalled", load.finish(SOON));
-    drop(load);
-    closed(report, &daemon, before, descriptors);
 }
 
 /// The first connection allocates what all of them share.

@@ -103,7 +103,8 @@ pub fn reload(report: &mut Report) {
     report.figure(
         "HUP under load, 16 flooding clients",
         &format!(
-            "{sent} sent, {answered} answered, {:.0} MiB echoed, nothing lost",
+            "{sent} sent, {answered} acted on (those that come together count once), \
+             {:.0} MiB echoed",
             mebibytes(moved / 2)
         ),
         "nothing lost",

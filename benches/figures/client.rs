@@ -50,7 +50,7 @@ pub fn ping_pong(address: SocketAddr, span: Duration) -> Result<Vec<Duration>, S
 
 /// Sends 64 bytes that differ with the number, and waits for them.
 pub fn ping(stream: &mut TcpStream, number: u64) -> Result<Duration, String> {
-    let message: [u8; 64] = std::array::from_fn(|at| number.to_le_bytes()[at % 8] ^ at as u8);
+    let message: [u8; 64] = std::array::from_fn(|at| number.to_le_bytes()[at % 8]);
     let mut echo = [0; 64];
     let began = Instant::now();
     stream

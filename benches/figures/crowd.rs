@@ -78,6 +78,7 @@ fn connecting_at_once(report: &mut Report) {
 
 pub fn descriptors(report: &mut Report) {
     const COUNT: usize = 200;
+    let started = Instant::now();
     let mut daemon = Plan::new().under(&["prlimit", "--nofile=64:64"]).start();
     let mut established = daemon.connect();
     established.set_nodelay(true).unwrap();
@@ -144,12 +145,15 @@ pub fn descriptors(report: &mut Report) {
         "exit 0",
         status.success(),
     );
-    let events = daemon
-        .log()
-        .lines()
-        .filter(|line| line.contains("pause"))
-        .count();
-    report.fact("events that tell it", &format!("{events}"));
+    let log = daemon.log();
+    let events = log.lines().filter(|line| line.contains("paused")).count();
+    let seconds = started.elapsed().as_secs_f64();
+    report.figure(
+        "events that tell it",
+        &format!("{events} in {seconds:.1} s"),
+        "<= 1 a second",
+        events >= 1 && events as f64 <= seconds + 1.0,
+    );
 }
 
 fn is_served(client: &Client) -> bool {

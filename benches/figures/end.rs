@@ -60,10 +60,12 @@ fn in_flight(report: &mut Report) {
         lost += acknowledged.saturating_sub(client.received);
     }
     let resets = load.count(|client| client.end != Some(End::Fin));
-    let later: u64 = load.clients.iter().map(|c| c.sent - c.received).sum();
+    let back: u64 = load.clients.iter().map(|client| client.received).sum();
+    let sent: u64 = load.clients.iter().map(|client| client.sent).sum();
+    let later = sent - back - lost;
     let measured = format!(
-        "{:.1} MiB under way, {lost} bytes lost, {resets} resets, {later} unacknowledged bytes \
-         not taken; all ended after {}, {status}",
+        "{:.1} MiB under way, {lost} bytes lost, {resets} resets, {later} unacknowledged \
+         bytes not taken; all ended after {}, {status}",
         mebibytes(under_way),
         ms(took)
     );

@@ -112,6 +112,8 @@ pub struct Client {
     /// When the last byte of the goal was back.
     pub done: Option<Instant>,
     pub end: Option<End>,
+    /// Counted in [`Load::finished`].
+    finished: bool,
     queued: bool,
 }
 
@@ -126,8 +128,8 @@ pub struct Load {
     open: usize,
     /// Bytes sent and received by all.
     pub moved: u64,
-    /// Clients whose goal is back.
-    pub finished: usize,
+    /// Clients that have their goal back, or are at their end.
+    finished: usize,
 }
 
 impl Load {
@@ -183,6 +185,7 @@ impl Load {
             received: 0,
             done: None,
             end: None,
+            finished: false,
             queued: true,
         });
         self.ready.push_back(key);
@@ -200,7 +203,8 @@ impl Load {
     pub fn tell_one(&mut self, key: usize, talk: Talk) {
         let client = &mut self.clients[key];
         client.talk = talk;
-        if client.done.take().is_some() {
+        client.done = None;
+        if std::mem::take(&mut client.finished) {
             self.finished -= 1;
         }
         if !std::mem::replace(&mut client.queued, true) {
@@ -258,7 +262,7 @@ impl Load {
 
     /// Whether every client has its goal back, or is gone.
     pub fn is_finished(&self) -> bool {
-        self.finished == self.clients.len() || self.open == 0
+        self.finished == self.clients.len()
     }
 
     /// Runs until every connection is at its end.
@@ -312,17 +316,25 @@ impl Load {
 
     fn turn(&mut self, key: usize) {
         let client = &mut self.clients[key];
-        if client.end.is_some() {
-            return;
+        let mut blocked = true;
+        if client.end.is_none() {
+            let before = client.sent + client.received;
+            blocked = client.turn(&mut self.buffer);
+            self.moved += client.sent + client.received - before;
+            if let Some(end) = client.end {
+                self.open -= 1;
+                if end == End::Fin {
+                    // Polite: when the other side has finished, so have we.
+                    self.shut(key);
+                }
+            }
         }
-        let before = client.sent + client.received;
-        let blocked = client.turn(&mut self.buffer);
-        self.moved += client.sent + client.received - before;
-        if client.end.is_some() {
-            self.open -= 1;
-        }
+        let client = &mut self.clients[key];
         if client.done.is_none() && client.received >= client.talk.goal {
             client.done = Some(Instant::now());
+        }
+        if !client.finished && (client.done.is_some() || client.end.is_some()) {
+            client.finished = true;
             self.finished += 1;
         }
         if !blocked && client.end.is_none() && !std::mem::replace(&mut client.queued, true) {

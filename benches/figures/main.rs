@@ -38,8 +38,10 @@ use std::time::Instant;
 use report::Report;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+type Measure = fn(&mut Report);
+
 /// In the order of the issue.
-const FIGURES: &[(&str, fn(&mut Report))] = &[
+const FIGURES: &[(&str, Measure)] = &[
     ("throughput", transfer::throughput),
     ("writes-first", transfer::writes_first),
     ("memory", memory::memory),

@@ -23,7 +23,9 @@ pub fn throughput(report: &mut Report) {
             let mut load =
                 Load::connect(daemon.address(), count, Talk::bytes(TOTAL / count as u64));
             let (began, before) = (Instant::now(), processor_time(&daemon));
-            report.check("throughput", load.finish(SOON));
+            if let Err(text) = load.finish(SOON) {
+                return report.broken(&text);
+            }
             rates.push(mebibytes(TOTAL) / began.elapsed().as_secs_f64());
             costs.push((processor_time(&daemon) - before) as f64 / mebibytes(TOTAL));
         }
@@ -103,7 +105,7 @@ pub fn reload(report: &mut Report) {
     report.figure(
         "HUP under load, 16 flooding clients",
         &format!(
-            "{sent} sent, {answered} acted on (those that come together count once), \
+            "{sent} signals, {answered} reloads (signals that come together are one), \
              {:.0} MiB echoed",
             mebibytes(moved / 2)
         ),

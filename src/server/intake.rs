@@ -123,15 +123,16 @@ impl Server {
                     lost += 1;
                     self.tell_lost(index, errno);
                 }
-                Failure::Short => {
-                    return self.pause(index, State::Short(self.now + SHORT), Pause::Short(errno));
-                }
                 Failure::Failing if self.listeners[index].is_draining() => {
                     return self.listeners[index].close(self.poll.registry());
                 }
-                Failure::Failing => {
-                    let state = self.listeners[index].failed(self.now);
-                    return self.pause(index, state, Pause::Failing(errno));
+                failure => {
+                    let again = self.now + self.listeners[index].patience(errno);
+                    let pause = match failure {
+                        Failure::Short => Pause::Short(errno),
+                        _ => Pause::Failing(errno),
+                    };
+                    return self.pause(index, State::Short(again), pause);
                 }
             }
         }

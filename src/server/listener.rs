@@ -22,11 +22,11 @@ use crate::system::events::Endpoint;
 /// Callers accepted in one turn before connections get theirs.
 pub const BURST: usize = 64;
 
-/// Between attempts while descriptors are short: others may free some.
+/// Between attempts while the system is short of descriptors or memory: others may free some.
 pub const SHORT: Duration = Duration::from_millis(50);
 
-/// The longest wait between attempts while the listener itself fails: each is twice the one before.
-const FAILING: Duration = Duration::from_secs(1);
+/// The longest wait between attempts where nobody else can help: see [`Listener::patience`].
+const LONG: Duration = Duration::from_secs(1);
 
 /// What the server has to do about a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +63,8 @@ pub struct Listener {
     pub announced: bool,
     /// How many more callers are accepted after the stop; `None` while serving.
     last: Option<usize>,
-    /// How long to wait after the next failure of the listener itself.
-    wait: Duration,
+    /// The last wait where nobody else can help.
+    waited: Duration,
     socket: Option<ListenerSocket>,
     path: Option<OwnPath>,
 }
@@ -146,7 +146,7 @@ impl Listener {
             fresh: passed,
             announced: false,
             last: None,
-            wait: SHORT,
+            waited: Duration::ZERO,
             socket: Some(socket),
             path,
         })
@@ -165,6 +165,21 @@ impl Listener {
         if matches!(self.state, State::Full | State::Short(_)) {
             self.state = State::Ready;
         }
+        self.waited = Duration::ZERO;
+    }
+
+    /// How long to wait before the next attempt after a failure.
+    ///
+    /// What the whole system is short of may be freed anywhere, and nobody tells us.  Our own
+    /// limit (EMFILE) changes only when a connection of ours closes, which tries at once, or when
+    /// somebody raises it; and a listener that fails may do so for good.  There we look less and
+    /// less often, down to once a second, so that waiting costs no processor time.
+    pub fn patience(&mut self, errno: i32) -> Duration {
+        if errno != libc::EMFILE && Failure::of(errno) == Failure::Short {
+            return SHORT;
+        }
+        self.waited = (self.waited * 2).clamp(SHORT, LONG);
+        self.waited
     }
 
     /// Whether to try now.
@@ -196,16 +211,9 @@ impl Listener {
         self.last.is_some()
     }
 
-    /// The listener itself has failed: when to try again.
-    pub fn failed(&mut self, now: Instant) -> State {
-        let until = now + self.wait;
-        self.wait = (self.wait * 2).min(FAILING);
-        State::Short(until)
-    }
-
     /// The queue was seen empty.
     pub fn drained(&mut self, registry: &Registry) {
-        self.wait = SHORT;
+        self.waited = Duration::ZERO;
         self.fresh = false;
         self.state = State::Armed;
         if self.is_draining() {
@@ -216,7 +224,7 @@ impl Listener {
     /// A burst is over before the queue was; goes on in `state`.
     pub fn spent(&mut self, taken: usize, state: State, registry: &Registry) {
         self.state = state;
-        self.wait = SHORT;
+        self.waited = Duration::ZERO;
         if let Some(last) = &mut self.last {
             *last = last.saturating_sub(taken);
             if *last == 0 {
@@ -302,6 +310,23 @@ impl Drop for Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn our_own_shortage_is_looked_at_less_and_less_often() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        socket.set_nonblocking(true).expect("non-blocking");
+        let socket = ListenSocket::Tcp(socket);
+        let options = Options::default();
+        let mut listener =
+            Listener::new("test".into(), socket, false, options, None).expect("a listener");
+        let mut waits = [Duration::ZERO; 7].map(|_| listener.patience(libc::EMFILE));
+        assert_eq!(waits[..2], [SHORT, 2 * SHORT]);
+        assert_eq!(waits[5..], [LONG; 2]);
+        assert_eq!(listener.patience(libc::ENFILE), SHORT);
+        listener.vacancy();
+        waits[0] = listener.patience(libc::EMFILE);
+        assert_eq!(waits[0], SHORT);
+    }
 
     #[test]
     fn every_error_of_accept_has_its_meaning() {

@@ -1,0 +1,87 @@
+//! Clients that come only to go.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::client::{ping, reset, scan};
+use crate::daemon::{Daemon, SOON};
+use crate::report::{Report, ms};
+
+pub fn churn(report: &mut Report) {
+    let daemon = Daemon::start();
+    let descriptors = daemon.descriptors();
+    visit(report, &daemon, "resets", 20_000, reset);
+    visit(report, &daemon, "scans (connect, close)", 50_000, scan);
+    before_accept(report, &daemon, 3_000);
+    // Asked behind all of them, so the daemon has seen every one.
+    let after = settled(&daemon, descriptors);
+    report.figure(
+        "descriptors before and after",
+        &format!("{descriptors} and {after}"),
+        "the same",
+        descriptors == after,
+    );
+}
+
+fn visit(
+    report: &mut Report,
+    daemon: &Daemon,
+    name: &str,
+    count: u64,
+    visit: fn(u64, SocketAddr) -> io::Result<()>,
+) {
+    let address = daemon.address();
+    let began = Instant::now();
+    let cost = crate::process::processor_time(daemon);
+    let mut failed = 0;
+    for number in 0..count {
+        failed += u64::from(visit(number, address).is_err());
+    }
+    // The queue is in order: whoever is served now, everyone before was.
+    let last = ping(&mut daemon.connect(), count);
+    let took = began.elapsed();
+    let cost = crate::process::processor_time(daemon) - cost;
+    report.check(name, last.map(drop));
+    let rate = count as f64 / took.as_secs_f64();
+    report.figure(
+        &format!("{count} {name}"),
+        &format!(
+            "{rate:.0} a second, {failed} failed; daemon {:.1} us each",
+            cost as f64 / count as f64
+        ),
+        ">= 8000 a second",
+        rate >= 8000.0 && failed == 0,
+    );
+}
+
+/// The daemon is held still, so that all of them are gone before it accepts the first.
+fn before_accept(report: &mut Report, daemon: &Daemon, count: u64) {
+    daemon.signal(Signal::STOP);
+    let failed = (0..count).filter(|number| reset(*number, daemon.address()).is_err());
+    let failed = failed.count();
+    daemon.signal(Signal::CONT);
+    let began = Instant::now();
+    let last = ping(&mut daemon.connect(), count);
+    report.check("resets before accept", last.map(drop));
+    report.fact(
+        &format!("{count} resets before accept"),
+        &format!(
+            "{failed} failed; the next client was served after {}",
+            ms(began.elapsed())
+        ),
+    );
+}
+
+fn settled(daemon: &Daemon, expected: usize) -> usize {
+    let began = Instant::now();
+    loop {
+        let count = daemon.descriptors();
+        if count == expected || began.elapsed() > SOON {
+            return count;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,101 @@
+//! The figures that the daemon promises, measured on the release build over loopback.
+//!
+//! `cargo bench --bench figures` measures all of them in about two minutes,
+//! `cargo bench --bench figures -- idle churn` those whose names contain one of the words.
+//! Each line tells what was measured, the target and whether it was met.  A missed target is told
+//! and does not fail the run: the machine may be busy.  Bytes that are lost or wrong do.
+//!
+//! The measuring client stands apart from the figures: `load` drives any number of verified
+//! conversations in one thread, `client` has the clients that are rude on purpose and the
+//! ping-pong that times the polite ones, `process` reads what the kernel knows of the daemon.
+//! The daemon comes from the fixture of the integration tests.
+//!
+//! Client and daemon share the processors.  Where that colours a figure, the same client is
+//! measured in the same noise without the cause: see `fairness`.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod client;
+#[allow(dead_code)]
+#[path = "../../tests/it/daemon.rs"]
+mod daemon;
+mod load;
+mod process;
+mod report;
+
+mod calls;
+mod churn;
+mod crowd;
+mod end;
+mod fairness;
+mod idle;
+mod memory;
+mod transfer;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use report::Report;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+type Measure = fn(&mut Report);
+
+/// In the order of the issue.
+const FIGURES: &[(&str, Measure)] = &[
+    ("throughput", transfer::throughput),
+    ("writes-first", transfer::writes_first),
+    ("memory", memory::memory),
+    ("fairness", fairness::fairness),
+    ("idle", idle::idle),
+    ("churn", churn::churn),
+    ("crowd", crowd::crowd),
+    ("descriptors", crowd::descriptors),
+    ("stop", end::stop),
+    ("reload", transfer::reload),
+    ("kill", end::kill),
+    ("calls", calls::calls),
+];
+
+fn main() -> ExitCode {
+    // Cargo says --bench to every benchmark, and nothing when it only tests that they run.
+    if std::env::args().len() == 1 {
+        println!("nothing is measured without --bench or the name of a figure");
+        return ExitCode::SUCCESS;
+    }
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let chosen: Vec<_> = FIGURES
+        .iter()
+        .filter(|(name, _)| words.is_empty() || words.iter().any(|word| name.contains(&**word)))
+        .collect();
+    if chosen.is_empty() {
+        let names: Vec<&str> = FIGURES.iter().map(|(name, _)| *name).collect();
+        eprintln!("no such figure; there are: {}", names.join(" "));
+        return ExitCode::from(2);
+    }
+    let limit = getrlimit(Resource::Nofile).maximum;
+    let raised = Rlimit {
+        current: limit,
+        maximum: limit,
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let began = Instant::now();
+    let mut report = Report::default();
+    report.note(&format!(
+        "{processors} processors, {} descriptors, load {}",
+        limit.map_or("any number of".into(), |limit| limit.to_string()),
+        process::load_average()
+    ));
+    for (name, measure) in chosen {
+        report.section(name);
+        // One that fails (it says why itself) does not keep the others from being measured, and
+        // its daemons are stopped as it unwinds.
+        if catch_unwind(AssertUnwindSafe(|| measure(&mut report))).is_err() {
+            report.broken("not measured: see above");
+        }
+    }
+    report.end(began.elapsed())
+}

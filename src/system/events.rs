@@ -269,7 +269,12 @@ impl Event {
             Self::Ready { listen, hint } => info!(
                 message_id = id::READY,
                 "echo.listen" = listen,
-                "ready on {listen}{}",
+                "{}{}",
+                if listen.is_empty() {
+                    "ready".to_owned()
+                } else {
+                    format!("ready on {listen}")
+                },
                 hint.as_ref()
                     .map_or_else(String::new, |hint| format!("; try: {hint}"))
             ),
@@ -281,7 +286,7 @@ impl Event {
                 duration(*span)
             ),
             Self::Stopped { counters, refused } => {
-                tell_counters("stopped: ", counters, *refused, None, id::STOPPED);
+                tell_counters("stopped; ", counters, *refused, None, id::STOPPED);
             }
             Self::Reloaded { read, restart } => {
                 let files = list(
@@ -492,7 +497,7 @@ fn tell_counters(
         "echo.sent" = counters.sent,
         "echo.owed" = owed,
         "echo.reasons" = reasons,
-        "{prefix}accepted {}, open {}, refused {refused}; received {}, sent {}; ended: {reasons}",
+        "{prefix}connections: accepted {}, open {}, refused {refused}; received {}, sent {}; ended: {reasons}",
         counters.accepted,
         counters.open(),
         size(counters.received),

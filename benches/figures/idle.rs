@@ -11,9 +11,10 @@ use crate::client::stalled;
 use crate::daemon::{Daemon, Plan, SOON};
 use crate::load::{Load, Talk};
 use crate::process::processor_time;
-use crate::report::Report;
+use crate::report::{Report, median};
 
-const SPAN: Duration = Duration::from_secs(5);
+/// For so many seconds.
+const SPAN: usize = 5;
 
 pub fn idle(report: &mut Report) {
     let cases: [(&str, Daemon, Option<Load>); 6] = [
@@ -52,16 +53,22 @@ pub fn idle(report: &mut Report) {
     let read = |(_, daemon, _): &(&str, Daemon, Option<Load>)| {
         (daemon.ticks(), processor_time(daemon), daemon.wakeups())
     };
-    let before: Vec<_> = cases.iter().map(read).collect();
-    std::thread::sleep(SPAN);
-    let after: Vec<_> = cases.iter().map(read).collect();
-    for ((case, before), after) in cases.into_iter().zip(before).zip(after) {
+    let mut seconds = vec![cases.iter().map(read).collect::<Vec<_>>()];
+    for _ in 0..SPAN {
+        std::thread::sleep(Duration::from_secs(1));
+        seconds.push(cases.iter().map(read).collect());
+    }
+    for (index, case) in cases.into_iter().enumerate() {
         let (name, _daemon, load) = case;
-        let ticks = after.0 - before.0;
-        let (time, wakeups) = (after.1 - before.1, after.2 - before.2);
-        let percent = time as f64 / SPAN.as_micros() as f64 * 100.0;
-        let measured =
-            format!("{percent:.2} % ({ticks} ticks, {time} us), {wakeups} wake-ups in {SPAN:?}");
+        let (before, after) = (seconds[0][index], seconds[seconds.len() - 1][index]);
+        let (ticks, wakeups) = (after.0 - before.0, after.2 - before.2);
+        // What interrupts a process is charged to it: the middle one of the seconds is its own.
+        let times = seconds.windows(2).map(|w| w[1][index].1 - w[0][index].1);
+        let time = median(times.collect());
+        let percent = time as f64 / 1e6 * 100.0;
+        let measured = format!(
+            "{percent:.3} % ({time} us a second; {ticks} ticks), {wakeups} wake-ups in {SPAN} s"
+        );
         if name.contains("EMFILE") {
             // The limit may be raised from outside: it has to look now and then.
             report.figure(name, &measured, "0.0 %", percent < 0.05);

@@ -10,7 +10,8 @@
 //! ping-pong that times the polite ones, `process` reads what the kernel knows of the daemon.
 //! The daemon comes from the fixture of the integration tests.
 //!
-//! Client and daemon share the processors.  Where that colours a figure, the same client is
+//! The targets are those of a quiet machine with two processors; the first line tells its load
+//! average.  Client and daemon share the processors.  Where that colours a figure, the same client is
 //! measured in the same noise without the cause: see `fairness`.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 

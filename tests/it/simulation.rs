@@ -146,8 +146,9 @@ struct Pipe {
     wants_room: bool,
     /// Chance does not act through this one any more.
     calm: bool,
-    /// When a byte last moved; the world's clock.
+    /// When a byte last moved, when our FIN went out, and the world's clock.
     moved: Instant,
+    lingers: Option<Instant>,
     clock: Rc<Cell<Instant>>,
 }
 
@@ -191,6 +192,7 @@ impl Pipe {
             wants_room: false,
             calm: false,
             moved: clock.get(),
+            lingers: None,
             clock: Rc::clone(clock),
             chance: Chance(chance.next()),
         }
@@ -405,6 +407,7 @@ impl Duplex for Pipe {
             return Err(ErrorKind::NotConnected.into());
         }
         self.we_finished = true;
+        self.lingers = Some(self.clock.get());
         Ok(())
     }
 
@@ -637,6 +640,11 @@ impl World {
             assert!(due > self.now(), "a deadline has passed");
         }
         for key in self.keys.clone() {
+            let lingers = self.shard.stream_mut(key).lingers;
+            assert!(
+                lingers.is_none_or(|since| self.now() - since < LINGER),
+                "it lingers for too long"
+            );
             if self.shard.queued(key) {
                 continue;
             }

@@ -155,7 +155,7 @@ fn a_socket_without_a_name_is_served_all_the_same() {
         for address in addresses {
             ping(connect(address), b"nameless");
         }
-        assert!(daemon.log().contains("(listener unknown,"));
+        daemon.logged("(listener unknown,");
         assert!(daemon.stop().success());
     }
 }
@@ -635,7 +635,7 @@ fn systemd_socket_activate_passes_conversations() {
         assert!(rest.is_empty());
     }
     eventually(SOON, "the instances did not end", || {
-        (daemon.log().matches("stopped: 1 connections").count() == 2).then_some(())
+        (daemon.log().matches(" stopped: ").count() == 2).then_some(())
     });
     assert!(daemon.is_running(), "{PROGRAM} took the passer's place");
     daemon.stop();

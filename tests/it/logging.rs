@@ -167,7 +167,7 @@ fn json_is_one_object_a_line_with_an_id_of_its_own() {
 #[test]
 fn the_end_of_a_connection_is_one_event_with_all_that_matters() {
     let mut daemon = json().start();
-    let mut client = daemon.connect();
+    let client = daemon.connect();
     let (peer, local) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
     ping(&client, &pattern(1, 12_345));
     thread::sleep(Duration::from_millis(30));
@@ -301,7 +301,7 @@ fn above_a_rate_ends_are_summed_and_the_sums_are_exact() {
     let start = Instant::now();
     let (clients, bytes) = (60, 100);
     for seed in 0..clients {
-        let mut client = daemon.connect();
+        let client = daemon.connect();
         ping(&client, &pattern(seed, bytes));
         if seed % 3 == 0 {
             SockRef::from(&client)
@@ -357,7 +357,7 @@ fn above_a_rate_ends_are_summed_and_the_sums_are_exact() {
 fn beginnings_are_told_at_debug_and_turns_at_trace() {
     for (level, opened, turned) in [("info", 0, false), ("debug", 1, false), ("trace", 1, true)] {
         let mut daemon = json().argument(&format!("--log={level}")).start();
-        let mut client = daemon.connect();
+        let client = daemon.connect();
         ping(&client, b"secret payload");
         finish(&client);
         first_end(&daemon);
@@ -766,7 +766,7 @@ fn when_the_reader_comes_back_it_is_told_exactly_how_much_it_missed() {
         let daemon = talkative().stderr(writing).start();
         let connections = 1500;
         for seed in 0..connections {
-            let mut client = daemon.connect();
+            let client = daemon.connect();
             ping(&client, &pattern(seed, 10));
             finish(&client);
         }

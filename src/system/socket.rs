@@ -80,7 +80,8 @@ pub fn apply(socket: &impl AsFd, options: &Options) -> Vec<Refused> {
     if let Some(OrOff(span)) = options.user_timeout {
         note(
             "user-timeout",
-            socket.set_tcp_user_timeout(span.map(|span| span.0)),
+            // Whole milliseconds, and zero of them would switch it off.
+            socket.set_tcp_user_timeout(span.map(|span| span.0.max(Duration::from_millis(1)))),
         );
     }
     if let Some(OrOff(size)) = options.notsent_lowat {
@@ -527,6 +528,20 @@ mod tests {
             Some(Duration::from_secs(5))
         );
         assert_eq!(reference.tos_v4().unwrap(), 40);
+    }
+
+    #[test]
+    fn the_shortest_user_timeout_is_not_none() {
+        let socket = listener();
+        let options = Options {
+            user_timeout: Some(OrOff(Some(Span(Duration::from_micros(100))))),
+            ..Options::default()
+        };
+        assert!(apply(&socket, &options).is_empty());
+        assert_eq!(
+            SockRef::from(&socket).tcp_user_timeout().unwrap(),
+            Some(Duration::from_millis(1))
+        );
     }
 
     #[test]

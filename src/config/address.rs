@@ -80,6 +80,8 @@ impl FromStr for Address {
 /// Why TCP cannot listen on an address, if so.
 #[must_use]
 pub fn unfit(address: IpAddr) -> Option<&'static str> {
+    // [::ffff:224.0.0.1] is the IPv4 address in another dress.
+    let address = address.to_canonical();
     if address.is_multicast() {
         Some(
             "it is a multicast address, and TCP has one peer; use the address of an interface, or *",
@@ -146,8 +148,14 @@ mod tests {
             ("255.255.255.255:7", "broadcast"),
             ("224.0.0.1:7", "multicast"),
             ("[ff02::1]:7", "multicast"),
+            ("[::ffff:224.0.0.1]:7", "multicast"),
+            ("[::ffff:255.255.255.255]:7", "broadcast"),
             ("unix:e.sock", "not absolute"),
             ("unix:", "not absolute"),
+            ("unix:/a\0b", "not absolute"),
+            ("*", "has no port"),
+            ("[]:7", "has no address"),
+            ("127.0.0.1:-1", "not a number"),
             ("a b:7", "has no address"),
             ("", "has no port"),
         ] {

@@ -212,6 +212,7 @@ impl Event {
             | Self::Manager(_)
             | Self::Clamped { .. }
             | Self::Lost(_) => Level::Warn,
+            Self::Reloaded { restart, .. } if !restart.is_empty() => Level::Warn,
             Self::Opened(_) => Level::Debug,
             Self::Turned { .. } => Level::Trace,
             _ => Level::Info,
@@ -618,4 +619,218 @@ fn micros(span: Duration) -> u64 {
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::{Arc, Mutex};
+
+    use tracing::field::{Field, Visit};
+    use tracing::{Level as TracingLevel, Subscriber};
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+    use tracing_subscriber::registry::Registry;
+
+    use super::*;
+
+    /// What reached the sink.
+    #[derive(Clone, Default)]
+    struct Told(Arc<Mutex<Vec<(TracingLevel, Fields)>>>);
+
+    #[derive(Default)]
+    struct Fields(BTreeMap<&'static str, String>);
+
+    impl Visit for Fields {
+        fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+            self.0.insert(field.name(), format!("{value:?}"));
+        }
+
+        fn record_str(&mut self, field: &Field, value: &str) {
+            self.0.insert(field.name(), value.to_owned());
+        }
+    }
+
+    impl<S: Subscriber> Layer<S> for Told {
+        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+            let mut fields = Fields::default();
+            event.record(&mut fields);
+            let level = *event.metadata().level();
+            self.0.lock().unwrap().push((level, fields));
+        }
+    }
+
+    fn one_of_each() -> Vec<Event> {
+        let who = || Who {
+            number: 1,
+            peer: Endpoint::Ip("127.0.0.1:1".parse().unwrap()),
+            local: Endpoint::Unix(None),
+            listener: "web".into(),
+        };
+        let listener = || "web".to_owned();
+        let error = || io::Error::from_raw_os_error(libc::EACCES);
+        let summary = Summary {
+            reason: Reason::Error(libc::EHOSTUNREACH),
+            received: 3,
+            sent: 2,
+            owed: 1,
+            duration: Duration::from_millis(1),
+        };
+        vec![
+            Event::Started {
+                read: Vec::new(),
+                max_connections: 1,
+                per_source: None,
+            },
+            Event::Kernel(Kernel::default()),
+            Event::Listening {
+                listener: listener(),
+                local: Endpoint::Unix(Some("/run/echo.sock".into())),
+                passed: true,
+                rows: Vec::new(),
+            },
+            Event::Ready {
+                listen: String::new(),
+                hint: None,
+            },
+            Event::Stopping {
+                open: 0,
+                span: Duration::ZERO,
+            },
+            Event::Stopped {
+                counters: Counters::default(),
+                refused: 0,
+            },
+            Event::Reloaded {
+                read: Vec::new(),
+                restart: Vec::new(),
+            },
+            Event::ReloadFailed("why".into()),
+            Event::StartFailed("why".into()),
+            Event::Opened(who()),
+            Event::Turned {
+                number: 1,
+                received: 1,
+                sent: 1,
+                owed: 0,
+                preview: None,
+            },
+            Event::Closed(who(), summary),
+            Event::Folded {
+                reasons: vec![("reset", 2)],
+                received: 0,
+                sent: 0,
+            },
+            Event::Refused {
+                peer: Endpoint::Unix(None),
+                most: 1,
+                count: 1,
+            },
+            Event::Paused {
+                listener: listener(),
+                pause: Pause::Short(libc::EMFILE),
+                open: 1,
+                count: 1,
+            },
+            Event::AcceptFailed {
+                listener: listener(),
+                errno: libc::ENETDOWN,
+                count: 1,
+            },
+            Event::Counters {
+                counters: Counters::default(),
+                refused: 0,
+                owed: 0,
+            },
+            Event::Open {
+                listener: listener(),
+                local: Endpoint::Unix(None),
+            },
+            Event::Root,
+            Event::Option {
+                listener: listener(),
+                refused: Refused {
+                    option: "dscp",
+                    error: error(),
+                },
+            },
+            Event::Unused {
+                listener: listener(),
+            },
+            Event::Absent("why".into()),
+            Event::Reserved { name: "web".into() },
+            Event::Manager(error()),
+            Event::Clamped {
+                asked: 2,
+                effective: 1,
+            },
+            Event::Lost(1),
+        ]
+    }
+
+    /// Tells events; returns what reached the sink, each as one.
+    fn tell(events: &[Event]) -> Vec<(TracingLevel, Fields)> {
+        let told = Told::default();
+        let registry = Registry::default().with(told.clone());
+        tracing::subscriber::with_default(registry, || events.iter().for_each(Event::tell));
+        let told = std::mem::take(&mut *told.0.lock().unwrap());
+        assert_eq!(told.len(), events.len());
+        told
+    }
+
+    fn tracing_level(level: Level) -> TracingLevel {
+        match level {
+            Level::Error => TracingLevel::ERROR,
+            Level::Warn => TracingLevel::WARN,
+            Level::Info => TracingLevel::INFO,
+            Level::Debug => TracingLevel::DEBUG,
+            Level::Trace => TracingLevel::TRACE,
+            Level::Off => panic!("an event that is never told"),
+        }
+    }
+
+    #[test]
+    fn an_event_is_filtered_by_the_level_that_it_is_told_at() {
+        let mut events = one_of_each();
+        events.push(Event::Reloaded {
+            read: Vec::new(),
+            restart: vec!["log.format".into()],
+        });
+        for (event, (level, _)) in events.iter().zip(tell(&events)) {
+            assert_eq!(tracing_level(event.level()), level, "{event:?}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_event_has_an_id_of_its_own_and_a_message() {
+        let events = one_of_each();
+        let mut ids = BTreeSet::new();
+        for (event, (_, Fields(fields))) in events.iter().zip(tell(&events)) {
+            let id = &fields["message_id"];
+            assert_eq!(id.len(), 32, "{event:?}");
+            assert!(
+                id.bytes()
+                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)),
+                "{event:?}"
+            );
+            assert!(ids.insert(id.clone()), "{event:?} shares its id");
+            // journalctl shows nothing of an entry without one.
+            assert!(!fields["message"].is_empty(), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn the_names_of_fields_are_ours_alone() {
+        let events = one_of_each();
+        for (event, (_, Fields(fields))) in events.iter().zip(tell(&events)) {
+            for name in fields.keys() {
+                let known = matches!(*name, "message" | "message_id" | "errno");
+                // The journal drops names of more than 64 bytes.
+                assert!(
+                    known || name.starts_with("echo.") && name.len() <= 64,
+                    "{event:?}: {name}"
+                );
+            }
+        }
+    }
 }

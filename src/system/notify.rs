@@ -379,4 +379,65 @@ mod tests {
         assert_eq!(received(&inbox), ["STATUS=one", "STATUS=three"]);
         assert_eq!(manager.next_due(), None);
     }
+
+    #[test]
+    fn the_watchdog_is_fed_when_due_and_soon_again_when_the_queue_is_full() {
+        let (mut manager, inbox) = pair("watchdog");
+        let start = Instant::now();
+        let interval = Duration::from_secs(5);
+        manager.watchdog = Some(Watchdog {
+            interval,
+            due: start,
+        });
+        manager.tick(start);
+        assert_eq!(received(&inbox), ["WATCHDOG=1"]);
+        assert_eq!(manager.next_due(), Some(start + interval));
+        manager.tick(start + interval / 2);
+        assert!(received(&inbox).is_empty());
+        while manager.send("FILL=1") {}
+        manager.tick(start + interval);
+        assert_eq!(manager.next_due(), Some(start + interval + RETRY));
+        received(&inbox);
+        manager.tick(start + interval + RETRY);
+        assert_eq!(received(&inbox), ["WATCHDOG=1"]);
+    }
+
+    #[test]
+    fn of_more_changes_than_may_wait_the_oldest_are_given_up() {
+        let (mut manager, inbox) = pair("many");
+        let start = Instant::now();
+        while manager.send("FILL=1") {}
+        for number in 0..=WAITING {
+            manager.reloaded(&number.to_string(), start);
+        }
+        received(&inbox);
+        let mut last = Vec::new();
+        while let Some(due) = manager.next_due() {
+            manager.tick(due);
+            last.extend(received(&inbox));
+        }
+        assert_eq!(last.len(), WAITING);
+        assert_eq!(last[0], "READY=1\nSTATUS=1");
+        assert_eq!(last.last().unwrap(), &format!("READY=1\nSTATUS={WAITING}"));
+    }
+
+    #[test]
+    fn what_was_not_heard_is_known_until_it_is() {
+        let (mut manager, inbox) = pair("unheard");
+        let start = Instant::now();
+        manager.reloading(start);
+        assert!(manager.unheard().is_none());
+        while manager.send("FILL=1") {}
+        manager.reloading(start);
+        assert_eq!(manager.unheard().unwrap().kind(), io::ErrorKind::WouldBlock);
+        received(&inbox);
+        manager.tick(start + RETRY);
+        assert!(manager.unheard().is_none());
+        drop(inbox);
+        manager.reloading(start);
+        assert_eq!(
+            manager.unheard().unwrap().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
+    }
 }

@@ -80,7 +80,8 @@ pub fn apply(socket: &impl AsFd, options: &Options) -> Vec<Refused> {
     if let Some(OrOff(span)) = options.user_timeout {
         note(
             "user-timeout",
-            socket.set_tcp_user_timeout(span.map(|span| span.0)),
+            // Whole milliseconds, and zero of them would switch it off.
+            socket.set_tcp_user_timeout(span.map(|span| span.0.max(Duration::from_millis(1)))),
         );
     }
     if let Some(OrOff(size)) = options.notsent_lowat {
@@ -403,4 +404,162 @@ pub fn size(bytes: u64) -> String {
 #[must_use]
 pub fn duration(span: Duration) -> String {
     humantime::format_duration(span).to_string()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::config::units::{Count, Seconds, Span};
+
+    fn listener() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").unwrap()
+    }
+
+    fn find<'a>(rows: &'a [Row], option: &str) -> &'a Row {
+        rows.iter().find(|row| row.option == option).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_named_stays_as_it_is() {
+        let socket = listener();
+        let reference = SockRef::from(&socket);
+        reference.set_keepalive(true).unwrap();
+        reference.set_tcp_nodelay(true).unwrap();
+        reference.set_tos_v4(0x28).unwrap();
+        let before = read_back(&socket, &Options::default(), &Kernel::default());
+        assert!(apply(&socket, &Options::default()).is_empty());
+        let after = read_back(&socket, &Options::default(), &Kernel::default());
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn the_times_of_keepalive_do_not_switch_it() {
+        for on in [false, true] {
+            let socket = listener();
+            let reference = SockRef::from(&socket);
+            reference.set_keepalive(on).unwrap();
+            let times = Options {
+                keepalive_idle: Some(Seconds(Duration::from_secs(7))),
+                keepalive_interval: Some(Seconds(Duration::from_secs(8))),
+                keepalive_probes: Some(Count(9)),
+                ..Options::default()
+            };
+            assert!(apply(&socket, &times).is_empty());
+            assert_eq!(reference.keepalive().unwrap(), on);
+            assert_eq!(
+                (
+                    reference.tcp_keepalive_time().unwrap().as_secs(),
+                    reference.tcp_keepalive_interval().unwrap().as_secs(),
+                    reference.tcp_keepalive_retries().unwrap()
+                ),
+                (7, 8, 9)
+            );
+        }
+    }
+
+    #[test]
+    fn the_built_in_options_are_read_back_as_they_were_asked() {
+        let socket = listener();
+        let options = Options::built_in();
+        assert!(apply(&socket, &options).is_empty());
+        let rows = read_back(&socket, &options, &Kernel::default());
+        for option in [
+            "nodelay",
+            "quickack",
+            "keepalive",
+            "keepalive-idle",
+            "keepalive-interval",
+            "keepalive-probes",
+            "user-timeout",
+            "notsent-lowat",
+            "dscp",
+        ] {
+            let row = find(&rows, option);
+            assert_eq!(row.asked, row.effective, "{option}");
+        }
+    }
+
+    #[test]
+    fn a_buffer_beyond_the_kernels_most_is_told_with_its_limit() {
+        let kernel = Kernel::read();
+        let (Some(receive), Some(send)) = (kernel.rmem_max, kernel.wmem_max) else {
+            return;
+        };
+        let socket = listener();
+        let options = Options {
+            receive_buffer: Some(OrAuto(Some(Size(receive + 1)))),
+            send_buffer: Some(OrAuto(Some(Size(send + 1)))),
+            ..Options::default()
+        };
+        apply(&socket, &options);
+        let rows = read_back(&socket, &options, &kernel);
+        for (option, name, most) in [
+            ("receive-buffer", "rmem_max", receive),
+            ("send-buffer", "wmem_max", send),
+        ] {
+            let row = find(&rows, option);
+            assert!(
+                row.note
+                    .contains(&format!("limited by net.core.{name} = {most}")),
+                "{row:?}"
+            );
+            assert_eq!(row.effective, size(2 * most), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn an_option_that_the_kernel_refuses_is_named_and_the_others_are_set() {
+        let socket = listener();
+        let options = Options {
+            congestion: Some(crate::config::file::Congestion("nonesuch".into())),
+            user_timeout: Some(OrOff(Some(Span(Duration::from_secs(5))))),
+            dscp: Some(Count(10)),
+            ..Options::default()
+        };
+        let refused = apply(&socket, &options);
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        assert_eq!(refused[0].option, "congestion");
+        let reference = SockRef::from(&socket);
+        assert_eq!(
+            reference.tcp_user_timeout().unwrap(),
+            Some(Duration::from_secs(5))
+        );
+        assert_eq!(reference.tos_v4().unwrap(), 40);
+    }
+
+    #[test]
+    fn the_shortest_user_timeout_is_not_none() {
+        let socket = listener();
+        let options = Options {
+            user_timeout: Some(OrOff(Some(Span(Duration::from_micros(100))))),
+            ..Options::default()
+        };
+        assert!(apply(&socket, &options).is_empty());
+        assert_eq!(
+            SockRef::from(&socket).tcp_user_timeout().unwrap(),
+            Some(Duration::from_millis(1))
+        );
+    }
+
+    #[test]
+    fn a_unix_socket_takes_what_it_has() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(apply(&one, &Options::built_in()).is_empty());
+        assert_eq!(accept_queue(&one), None);
+    }
+
+    #[test]
+    fn the_accept_queue_is_that_of_a_listener() {
+        let socket = listener();
+        let address = socket.local_addr().unwrap();
+        let queue = accept_queue(&socket).unwrap();
+        assert_eq!(queue.depth, 0);
+        assert!(queue.limit > 0);
+        let client = std::net::TcpStream::connect(address).unwrap();
+        assert_eq!(accept_queue(&client), None);
+        drop(socket.accept().unwrap());
+    }
 }

@@ -27,6 +27,7 @@ const CLOSED: &str = "4e825188735243ffa04e59da89f838a7";
 const OPENED: &str = "f6c24715b886444f891659a28a47d8fb";
 const FOLDED: &str = "2fa50739ecdd4fc98b8fd9d8c9df4fa2";
 const TURNED: &str = "b3930fa0301e4c589e4d63185b5b3a78";
+const COUNTERS: &str = "7cc00e0f218a49398192dbfc1f40e617";
 const LOST: &str = "2651cf1d49be4b07abf3c1e4c1548b0b";
 
 /// Everything in a log of JSON lines.
@@ -128,7 +129,7 @@ fn json_is_one_object_a_line_with_an_id_of_its_own() {
     daemon.reload("");
     daemon.reload("[nonsense]");
     daemon.signal(Signal::USR1);
-    daemon.logged("connections: accepted");
+    daemon.logged(COUNTERS);
     drop(client);
     daemon.logged(CLOSED);
     assert!(daemon.stop().success());
@@ -181,8 +182,11 @@ fn the_end_of_a_connection_is_one_event_with_all_that_matters() {
     assert_eq!(end["echo.sent"], 12_345);
     assert_eq!(end["echo.owed"], 0);
     assert_eq!(end["echo.reason"], "peer-done");
-    let duration = end["echo.duration_usec"].as_u64().unwrap();
-    assert!((30_000..20_000_000).contains(&duration), "{end}");
+    let duration = Duration::from_micros(end["echo.duration_usec"].as_u64().unwrap());
+    assert!(
+        duration >= Duration::from_millis(30) && duration < SOON,
+        "{end}"
+    );
     assert!(daemon.stop().success());
     assert_eq!(of(&events(&daemon.log()), CLOSED).len(), 1);
 }

@@ -387,21 +387,31 @@ fn a_status_that_a_reload_has_told_is_not_told_again() {
 
 #[test]
 fn usr1_tells_the_counters_at_once_and_every_time() {
-    let mut daemon = Daemon::start();
+    const COUNTERS: &str = "7cc00e0f218a49398192dbfc1f40e617";
+    let mut daemon = Plan::new().argument("--log-format=json").start();
+    let client = daemon.connect();
     for round in 1..=3 {
-        ping(daemon.connect(), &pattern(round, 2048));
+        ping(&client, &pattern(round, 2048));
         daemon.signal(Signal::USR1);
-        // The status may have been told by itself before.
-        daemon.notified("STATUS=1 listener, ");
-        eventually(SOON, "the counters were not told", || {
-            let lines = daemon.log();
-            lines
+        // At once: the second since the last status need not be over.
+        let expected = format!("\"echo.sent\":{}", round * 2048);
+        let line = eventually(SOON, "the counters were not told", || {
+            daemon
+                .log()
                 .lines()
-                .any(|line| line.contains(&format!("Z connections: accepted {round}, ")))
-                .then_some(())
+                .find(|line| line.contains(COUNTERS) && line.contains(&expected))
+                .map(ToOwned::to_owned)
         });
+        for field in ["\"echo.accepted\":1", "\"echo.open\":1", "\"echo.owed\":0"] {
+            assert!(line.contains(field), "{line}");
+        }
+        daemon.notified(&format!(
+            "STATUS=1 listener, 1 connection, {} KiB echoed",
+            round * 2
+        ));
     }
-    daemon.logged("received 6 KiB, sent 6 KiB; ended: ");
+    assert_eq!(daemon.log().matches(COUNTERS).count(), 3);
+    drop(client);
     assert!(daemon.stop().success());
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::daemon::{
     Daemon, Plan, SOON, Tape, connect_with_buffers, end_of, has, pattern, ping,
-    plenty_of_descriptors,
+    plenty_of_descriptors, seconds_since,
 };
 
 fn limited(limits: &str) -> Daemon {
@@ -85,7 +85,7 @@ fn a_pause_is_told_once_a_second_at_most() {
     }
     let client = daemon.connect();
     ping(&client, b"the last");
-    let seconds = began.elapsed().as_secs() as usize;
+    let seconds = seconds_since(began);
     daemon.logged("is paused");
     let told = daemon.log().matches("is paused").count();
     assert!(told <= seconds + 1, "told {told} times in {seconds} s");

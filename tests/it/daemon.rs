@@ -488,6 +488,15 @@ impl Daemon {
         })
     }
 
+    /// Waits until the log contains a text so many times.
+    #[track_caller]
+    pub fn logged_times(&self, text: &str, times: usize) {
+        let complaint = format!("{text:?} was not logged {times} times");
+        eventually(SOON, &complaint, || {
+            (self.log().matches(text).count() == times).then_some(())
+        });
+    }
+
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))

@@ -285,7 +285,7 @@ fn at_its_greatest_age_a_conversation_ends_with_everything_paid() {
     // Whether they close their side or not.
     drop(talker);
     daemon.has_released(base);
-    assert_eq!(daemon.log().matches("ended (lifetime)").count(), 2);
+    daemon.logged_times("ended (lifetime)", 2);
     ping(daemon.connect(), b"the next one");
     drop(idle);
 }
@@ -319,7 +319,7 @@ fn at_its_most_bytes_a_conversation_ends_with_everything_paid() {
     waits(&less);
     assert_eq!(end_after_fin(&less).unwrap(), b"");
     daemon.has_released(base);
-    assert_eq!(daemon.log().matches("ended (spent)").count(), 3);
+    daemon.logged_times("ended (spent)", 3);
 }
 
 #[test]

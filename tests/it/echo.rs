@@ -195,7 +195,7 @@ fn urgent_bytes_that_arrive_while_something_is_owed_come_back_in_line() {
     // Nothing is taken: it is owed, with the marks behind it.
     daemon.rests();
     daemon.signal(Signal::USR1);
-    let counters = daemon.logged("connections accepted");
+    let counters = daemon.logged("accepted ");
     let (_, bytes) = counters.split_once("received ").unwrap();
     let (received, bytes) = bytes.split_once(", sent ").unwrap();
     let (sent_back, _) = bytes.split_once(';').unwrap();

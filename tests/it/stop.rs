@@ -312,7 +312,7 @@ fn with_a_passed_listener_new_callers_wait_for_the_successor() {
     ask(&old, Signal::TERM);
     // A report comes in a later round than the last accept: it takes nobody any more, but is busy.
     old.signal(Signal::USR1);
-    old.logged("connections accepted");
+    old.logged("accepted ");
     let waiting: Vec<TcpStream> = (0..20)
         .map(|seed| {
             let caller = connect(address);

@@ -488,6 +488,15 @@ impl Daemon {
         })
     }
 
+    /// Waits until the log contains a text so many times.
+    #[track_caller]
+    pub fn logged_times(&self, text: &str, times: usize) {
+        let complaint = format!("{text:?} was not logged {times} times");
+        eventually(SOON, &complaint, || {
+            (self.log().matches(text).count() == times).then_some(())
+        });
+    }
+
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
@@ -568,18 +577,14 @@ pub fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// Bytes that were sent and not acknowledged yet, or not even sent.
-pub fn unacknowledged(stream: &TcpStream) -> u64 {
-    let port = |address: SocketAddr| format!(":{:04X}", address.port());
-    let local = port(stream.local_addr().unwrap());
-    let peer = port(stream.peer_addr().unwrap());
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let row = table.lines().skip(1).find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        (fields[1].ends_with(&local) && fields[2].ends_with(&peer)).then(|| fields[4].to_owned())
-    });
-    let queues = row.expect("the connection is not in /proc/net/tcp");
-    u64::from_str_radix(queues.split(':').next().unwrap(), 16).unwrap()
+/// Bytes that a client sent and the daemon's kernel has not acknowledged yet.
+pub fn unacknowledged(stream: &TcpStream) -> usize {
+    usize::try_from(tcp_echo::system::socket::unacknowledged(stream)).unwrap()
+}
+
+/// Whole seconds that have passed: one event a second is at most one more than these.
+pub fn seconds_since(began: Instant) -> usize {
+    usize::try_from(began.elapsed().as_secs()).unwrap()
 }
 
 /// Lets this process hold as many descriptors as it may.

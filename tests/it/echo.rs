@@ -301,8 +301,8 @@ fn descriptors_passed_in_the_middle_of_a_stream_are_dropped_and_nothing_else() {
     // While it stands still all of it is queued, and every read stops behind a gift.
     daemon.freeze();
     let mut sent = Vec::new();
-    for round in 0..40 {
-        let text = pattern(round, 1 + 50 * round as usize);
+    for round in 0..40_u8 {
+        let text = pattern(round.into(), 1 + 50 * usize::from(round));
         if round % 3 == 0 {
             (&client).write_all(&text).unwrap();
         } else {

@@ -62,16 +62,24 @@
 //!   the conversation in the same turn.
 //! - Bytes thrown away after our FIN have no counter of their own: they are what `received`
 //!   exceeds `sent` by while lingering.
+//! - Leaving does not always wait for `WouldBlock`: a peer that never stops sending would keep us
+//!   for as long as leaving may take.  Who is cut off by a limit, and who has not paused within
+//!   400 ms of a stop, gets back what has arrived by then (`FIONREAD`).
+//! - Lingering does not always end after 400 ms: while something is unacknowledged (`SIOCOUTQ`), a
+//!   close would turn into a reset that destroys it.  Leaving and lingering together end with the
+//!   stop time-out, per connection.
+//! - At a stop the queue of a passed listener is left alone: our successor can serve those callers
+//!   in full, whereas we would send a FIN to who has not spoken yet.
 //! - An event gives a connection a turn only if it is not in the ready list already, so a flooder
-//!   whose input is announced again and again gets no more turns than the list gives it; and the
-//!   round's allowance counts the turns by events too.
+//!   whose input is announced again and again gets no more turns than the list gives it; the
+//!   round's allowance counts the turns by events too, and a round is one pass over the list.
 //! - A small read costs at least 1 KiB of a turn's budget: urgent marks and passed descriptors can
 //!   make every read end after one byte.
-//! - Leaving has a deadline per connection (the stop time-out), also when one connection leaves
-//!   for its age or its bytes, so a peer that never stops sending cannot stay.
-//! - The backlog's store is a concrete type: the trait comes with its second implementation.
+//! - Descriptors of our own (EMFILE) are looked for less and less often, down to once a second:
+//!   only a close of ours can free one, and that tries at once.
 //! - An event whose listener then has nobody to accept is followed by one further look after
 //!   50 ms: a failed accept that claims "nobody" must not make it deaf.
+//! - The backlog's store is a concrete type: the trait comes with its second implementation.
 
 pub mod cli;
 pub mod commands;

@@ -192,9 +192,13 @@ impl Listener {
         }
     }
 
-    /// We are stopping: takes those who wait already, and closes then.  As many as the queue can
-    /// hold, or a stream of new callers would keep us here.
-    pub fn drain(&mut self) {
+    /// We are stopping.  A listener of our own takes those who wait already, and closes then: as
+    /// many as the queue can hold, or a stream of new callers would keep us here.  One that was
+    /// passed keeps its queue for our successor, who can serve them in full.
+    pub fn drain(&mut self, registry: &Registry) {
+        if self.passed {
+            return self.close(registry);
+        }
         let backlog = self
             .options
             .backlog

@@ -354,7 +354,7 @@ impl Server {
             span,
         });
         for listener in &mut self.listeners {
-            listener.drain();
+            listener.drain(self.poll.registry());
         }
         self.shard.leave_all(self.now);
     }

@@ -1,0 +1,343 @@
+//! What is generated and checked in: the completions, and regions of the manuals.
+//!
+//! The manuals are written by hand, but for the regions between a `Generated` and an `End` comment.
+//! Those say what is known elsewhere: the options (src/cli.rs), the keys of the configuration
+//! (packaging/config.toml for their text and defaults, src/config/file.rs for the options of
+//! sockets, the parser's own errors for the values), the messages (packaging/tcp-echo.catalog).
+//! Nothing of it depends on the day or the machine.
+
+use std::fs;
+use std::path::Path;
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+use tcp_echo::cli::Cli;
+use tcp_echo::config::{Options, Origin};
+
+use crate::catalog::entries;
+use crate::daemon::Folder;
+
+const REFRESH: &str = "TCP_ECHO_UPDATE=1 cargo test --test it generated";
+
+const BEGIN: &str = ".\\\" Generated: ";
+const END: &str = ".\\\" End";
+
+/// What the manuals are dated until the changelog has a date for this version.
+const UNRELEASED: &str = "2026-10-01";
+
+#[test]
+fn the_completions_are_fresh() {
+    for (shell, name) in [
+        (Shell::Bash, "tcp-echo.bash"),
+        (Shell::Zsh, "_tcp-echo"),
+        (Shell::Fish, "tcp-echo.fish"),
+    ] {
+        let mut made = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "tcp-echo", &mut made);
+        let made = String::from_utf8(made).unwrap();
+        let lines: Vec<&str> = made.trim_end().lines().map(str::trim_end).collect();
+        fresh(
+            &format!("packaging/completions/{name}"),
+            &(lines.join("\n") + "\n"),
+        );
+    }
+}
+
+#[test]
+fn the_manuals_are_fresh() {
+    for page in ["packaging/man/tcp-echo.8", "packaging/man/tcp-echo.toml.5"] {
+        fresh(page, &refreshed(&text(page)));
+    }
+}
+
+/// Compares a file with what it should be, or makes it so.
+#[track_caller]
+fn fresh(name: &str, made: &str) {
+    if text(name) == made {
+        return;
+    }
+    if std::env::var_os("TCP_ECHO_UPDATE").is_some() {
+        fs::write(path(name), made).unwrap();
+        return;
+    }
+    let kept = text(name);
+    let differ = |(kept, made)| kept != made;
+    let line = made.lines().zip(kept.lines()).position(differ);
+    panic!(
+        "{name} is stale from line {}; refresh it with: {REFRESH}",
+        line.unwrap_or_else(|| made.lines().count().min(kept.lines().count())) + 1
+    );
+}
+
+fn path(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// A file of the repository; empty if it is not there yet.
+fn text(name: &str) -> String {
+    fs::read_to_string(path(name)).unwrap_or_default()
+}
+
+/// A manual with its regions written anew.
+fn refreshed(page: &str) -> String {
+    let mut made = String::new();
+    let mut inside = false;
+    for line in page.lines() {
+        inside &= line != END;
+        if !inside {
+            made.push_str(line);
+            made.push('\n');
+        }
+        if let Some(region) = line.strip_prefix(BEGIN) {
+            assert!(!inside, "{region} begins inside of another region");
+            inside = true;
+            made.push_str(&written(region));
+        }
+    }
+    assert!(!inside, "a region has no end");
+    made
+}
+
+fn written(region: &str) -> String {
+    match region.split_once(' ').unwrap_or((region, "")) {
+        ("title", page) => title(page),
+        ("options", "") => options(),
+        ("keys", table) => keys(table),
+        ("messages", "") => messages(),
+        _ => panic!("nobody writes the region {region}"),
+    }
+}
+
+fn title(page: &str) -> String {
+    let (name, section) = page.split_once(' ').unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    let changelog = text("CHANGELOG.md");
+    let heading = format!("## {version} (");
+    let date = changelog
+        .lines()
+        .find_map(|line| line.strip_prefix(&heading)?.strip_suffix(')'))
+        .filter(|date| date.starts_with(|c: char| c.is_ascii_digit()))
+        .unwrap_or(UNRELEASED);
+    format!(
+        ".TH {} {section} {date} \"tcp\\-echo {version}\"\n",
+        hyphened(name)
+    )
+}
+
+/// The section of clap_mangen, without its heading and its preamble.
+fn options() -> String {
+    let mut made = Vec::new();
+    clap_mangen::Man::new(Cli::command())
+        .render_options_section(&mut made)
+        .unwrap();
+    String::from_utf8(made).unwrap()
+}
+
+/// A table of the messages: what each is about, and its id.
+fn messages() -> String {
+    entries()
+        .iter()
+        .map(|entry| format!(".TP\n.B {}\n{}\n", entry.id, escaped(&entry.subject)))
+        .collect()
+}
+
+/// Keys that stand together in packaging/config.toml, with the comment above them.  A table begins
+/// with its own comment, without a key.
+#[derive(Default)]
+struct Group {
+    table: String,
+    text: String,
+    keys: Vec<(String, String)>,
+}
+
+fn groups() -> Vec<Group> {
+    let config = text("packaging/config.toml");
+    let mut groups: Vec<Group> = Vec::new();
+    let (mut table, mut comment, mut follows) = ("main".to_owned(), String::new(), false);
+    for line in config.lines() {
+        let shown = line.strip_prefix('#').unwrap_or(line);
+        let setting = shown.split_once(" = ");
+        if let Some(name) = shown.strip_prefix('[') {
+            table = name.split(['.', ']']).next().unwrap().to_owned();
+            groups.push(Group {
+                table: table.clone(),
+                text: std::mem::take(&mut comment),
+                keys: Vec::new(),
+            });
+        } else if let (Some((key, value)), false) = (setting, shown.starts_with(' ')) {
+            if !follows {
+                groups.push(Group {
+                    table: table.clone(),
+                    text: std::mem::take(&mut comment),
+                    keys: Vec::new(),
+                });
+            }
+            let value = value.split("   ").next().unwrap();
+            let keys = &mut groups.last_mut().unwrap().keys;
+            keys.push((key.to_owned(), value.to_owned()));
+            follows = true;
+            continue;
+        } else if line.is_empty() {
+            comment.clear();
+        } else {
+            comment.push_str(shown);
+            comment.push('\n');
+        }
+        follows = false;
+    }
+    groups
+}
+
+/// The options of a socket in their order: key, and what the code says about it.
+fn options_of_sockets() -> Vec<(String, String)> {
+    let code = text("src/config/file.rs");
+    let (_, code) = code.split_once("    Options {\n").unwrap();
+    let mut options = Vec::new();
+    let mut doc = String::new();
+    for line in code.lines().map(str::trim).take_while(|line| *line != "}") {
+        match (line.strip_prefix("///"), line.split_once(':')) {
+            (Some(text), _) => doc = doc + text + "\n",
+            (_, Some((field, _))) => {
+                options.push((field.replace('_', "-"), std::mem::take(&mut doc)));
+            }
+            _ => panic!("{line}"),
+        }
+    }
+    options
+}
+
+/// The keys of a table as a list of paragraphs with tags.
+fn keys(table: &str) -> String {
+    let groups: Vec<Group> = groups().into_iter().filter(|g| g.table == table).collect();
+    let mut made = String::new();
+    for group in groups.iter().filter(|group| group.keys.is_empty()) {
+        made += &prose(&group.text);
+    }
+    match table {
+        "socket" => {
+            for (key, doc) in options_of_sockets() {
+                if key == "address" {
+                    continue;
+                }
+                let group = groups
+                    .iter()
+                    .find(|g| g.keys.iter().any(|(k, _)| *k == key));
+                let shown = group.and_then(|g| g.keys.iter().find(|(k, _)| *k == key));
+                made += &tag("TP", &key, shown.map(|(_, value)| value.as_str()));
+                made += &prose(&doc);
+                if let Some(group) = group.filter(|group| group.keys[0].0 == key) {
+                    made += &prose(&group.text);
+                }
+                made += &format!("Value: {}.\n", escaped(&value_of(table, &key)));
+                if Options::FIXED.contains(&key.as_str()) {
+                    made += "A change needs a restart.\n";
+                }
+            }
+        }
+        // Its keys are examples of those above.
+        "listener" => {}
+        _ => {
+            for group in groups.iter().filter(|group| !group.keys.is_empty()) {
+                for (at, (key, value)) in group.keys.iter().enumerate() {
+                    made += &tag(if at == 0 { "TP" } else { "TQ" }, key, Some(value));
+                }
+                made += &prose(&group.text);
+                for (at, (key, _)) in group.keys.iter().enumerate() {
+                    let value = value_of(table, key);
+                    made += &match (at, group.keys.len()) {
+                        (_, 1) => format!("Value: {}.\n", escaped(&value)),
+                        _ => format!("Value of \\fB{}\\fR: {}.\n", hyphened(key), escaped(&value)),
+                    };
+                }
+            }
+        }
+    }
+    made
+}
+
+fn tag(request: &str, key: &str, value: Option<&str>) -> String {
+    let value = value.map_or_else(String::new, |value| format!(" = {}", escaped(value)));
+    format!(".{request}\n\\fB{}\\fR{value}\n", hyphened(key))
+}
+
+/// What a key takes, in the words of the error for something else.
+fn value_of(table: &str, key: &str) -> String {
+    let folder = Folder::new();
+    let complaint = |value: &str| {
+        let table = match table {
+            "main" => String::new(),
+            _ => format!("[{table}]\n"),
+        };
+        let file = folder.write("config.toml", &format!("{table}{key} = {value}\n"));
+        let origin = Origin {
+            file: Some(file),
+            ..Origin::default()
+        };
+        let error = origin.load().unwrap_err().to_string();
+        error.lines().last().unwrap().to_owned()
+    };
+    let error = complaint("'no value'");
+    let (found, mut value) = error
+        .rsplit_once("expected ")
+        .map(|(found, value)| (found, value.replace('`', "\"")))
+        .unwrap_or_else(|| panic!("{error}"));
+    if value == "a whole number in range" {
+        let error = complaint("-1");
+        let (_, range) = error.split_once("not in the range ").expect(&error);
+        value = format!("a whole number {}", range.split(';').next().unwrap());
+        value = value.replace(" (\"off\" switches it off)", "");
+    }
+    value = value.replace("a boolean", "true or false");
+    for word in ["off", "auto"] {
+        if found.contains(&format!("(\"{word}\" ")) || found.contains(&format!("(or \"{word}\")")) {
+            value += &format!(", or \"{word}\"");
+        }
+    }
+    value
+}
+
+/// Running text: one sentence a line, names in bold type.
+fn prose(text: &str) -> String {
+    let keys: Vec<String> = groups()
+        .into_iter()
+        .flat_map(|group| group.keys)
+        .map(|(key, _)| key)
+        .filter(|key| key.contains('-'))
+        .collect();
+    let mut made = String::new();
+    for sentence in text
+        .trim()
+        .replace('\n', " ")
+        .replace("   ", "  ")
+        .split("  ")
+    {
+        let words: Vec<String> = sentence
+            .split_whitespace()
+            .map(|word| {
+                let name = word.trim_matches(['`', ',', '.', ':', ';', '(', ')']);
+                if word.starts_with('`') || keys.iter().any(|key| key == name) {
+                    let word = word.replace('`', "");
+                    return word.replacen(name, &format!("\\fB{}\\fR", hyphened(name)), 1);
+                }
+                escaped(word)
+            })
+            .collect();
+        made += &words.join(" ");
+        made.push('\n');
+    }
+    made
+}
+
+/// A name, in which a hyphen is a minus sign that can be copied.
+fn hyphened(name: &str) -> String {
+    name.replace('-', "\\-")
+}
+
+/// Text, of which nothing is a request of roff(7).
+fn escaped(text: &str) -> String {
+    let text = text.replace('\\', "\\e");
+    match text.starts_with(['.', '\'']) {
+        true => format!("\\&{text}"),
+        false => text,
+    }
+}

@@ -1,0 +1,1 @@
+//! The manuals explain all that there is.

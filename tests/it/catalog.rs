@@ -80,7 +80,7 @@ fn arguments(text: &str) -> &str {
 }
 
 /// The messages of the program: the fields of each, by id.
-fn messages() -> BTreeMap<String, BTreeSet<String>> {
+pub fn messages() -> BTreeMap<String, BTreeSet<String>> {
     let source = text("src/system/events.rs");
     let source = source.split("#[cfg(test)]").next().unwrap();
     let ids: BTreeMap<&str, &str> = source

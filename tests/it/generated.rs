@@ -120,17 +120,26 @@ fn title(page: &str) -> String {
         .unwrap_or(UNRELEASED);
     format!(
         ".TH {} {section} {date} \"tcp\\-echo {version}\"\n",
-        hyphened(name)
+        hyphened(&name.to_uppercase())
     )
 }
 
-/// The section of clap_mangen, without its heading and its preamble.
+/// The section of clap_mangen, in the manner of the rest of the page.
 fn options() -> String {
     let mut made = Vec::new();
     clap_mangen::Man::new(Cli::command())
         .render_options_section(&mut made)
         .unwrap();
-    String::from_utf8(made).unwrap()
+    let made = String::from_utf8(made).unwrap();
+    // Before the heading stands a macro for the quotation mark.
+    let (_, made) = made.split_once(".SH OPTIONS").unwrap();
+    let made = made
+        .replace("\\*(Aq", "\\(aq")
+        .replace(".br\n\n.br\n", ".sp\n")
+        .replace("\\fI<", "\\fI")
+        .replace(">\\fR", "\\fR");
+    let lines: Vec<String> = made.lines().map(folded).collect();
+    format!(".SH OPTIONS{}\n", lines.join("\n"))
 }
 
 /// A table of the messages: what each is about, and its id.
@@ -180,8 +189,7 @@ fn groups() -> Vec<Group> {
         } else if line.is_empty() {
             comment.clear();
         } else {
-            comment.push_str(shown);
-            comment.push('\n');
+            comment = comment + shown + "\n";
         }
         follows = false;
     }
@@ -221,14 +229,25 @@ fn keys(table: &str) -> String {
                 }
                 let group = groups
                     .iter()
-                    .find(|g| g.keys.iter().any(|(k, _)| *k == key));
-                let shown = group.and_then(|g| g.keys.iter().find(|(k, _)| *k == key));
+                    .find(|group| group.keys.iter().any(|(k, _)| *k == key));
+                let shown = group.and_then(|group| group.keys.iter().find(|(k, _)| *k == key));
                 made += &tag("TP", &key, shown.map(|(_, value)| value.as_str()));
-                made += &prose(&doc);
-                if let Some(group) = group.filter(|group| group.keys[0].0 == key) {
-                    made += &prose(&group.text);
+                // The code names the kernel's option, and speaks where the file is silent.
+                let (option, doc) = match doc.trim().strip_prefix('`') {
+                    Some(doc) => doc.split_once('`').unwrap(),
+                    None => ("", doc.as_str()),
+                };
+                let comment = group
+                    .filter(|group| group.keys[0].0 == key)
+                    .map_or("", |group| group.text.trim());
+                made += &match comment {
+                    "" => prose(&capital(doc.trim_start_matches([',', ':', ' ']))),
+                    comment => prose(comment),
+                };
+                if !option.is_empty() {
+                    made += &format!("Sets \\fB{option}\\fR.\n");
                 }
-                made += &format!("Value: {}.\n", escaped(&value_of(table, &key)));
+                made += &value_line("Value", table, &key);
                 if Options::FIXED.contains(&key.as_str()) {
                     made += "A change needs a restart.\n";
                 }
@@ -242,11 +261,10 @@ fn keys(table: &str) -> String {
                     made += &tag(if at == 0 { "TP" } else { "TQ" }, key, Some(value));
                 }
                 made += &prose(&group.text);
-                for (at, (key, _)) in group.keys.iter().enumerate() {
-                    let value = value_of(table, key);
-                    made += &match (at, group.keys.len()) {
-                        (_, 1) => format!("Value: {}.\n", escaped(&value)),
-                        _ => format!("Value of \\fB{}\\fR: {}.\n", hyphened(key), escaped(&value)),
+                for (key, _) in &group.keys {
+                    made += &match group.keys.len() {
+                        1 => value_line("Value", table, key),
+                        _ => value_line(&format!("Value of \\fB{}\\fR", hyphened(key)), table, key),
                     };
                 }
             }
@@ -258,6 +276,10 @@ fn keys(table: &str) -> String {
 fn tag(request: &str, key: &str, value: Option<&str>) -> String {
     let value = value.map_or_else(String::new, |value| format!(" = {}", escaped(value)));
     format!(".{request}\n\\fB{}\\fR{value}\n", hyphened(key))
+}
+
+fn value_line(what: &str, table: &str, key: &str) -> String {
+    folded(&format!("{what}: {}.", escaped(&value_of(table, key)))) + "\n"
 }
 
 /// What a key takes, in the words of the error for something else.
@@ -296,7 +318,7 @@ fn value_of(table: &str, key: &str) -> String {
     value
 }
 
-/// Running text: one sentence a line, names in bold type.
+/// Running text: one sentence a line, keys in bold type.
 fn prose(text: &str) -> String {
     let keys: Vec<String> = groups()
         .into_iter()
@@ -304,28 +326,58 @@ fn prose(text: &str) -> String {
         .map(|(key, _)| key)
         .filter(|key| key.contains('-'))
         .collect();
+    // A sentence ends with its line, or before two spaces.
+    let text = text.replace(".\n", ".  ").replace('\n', " ");
     let mut made = String::new();
-    for sentence in text
-        .trim()
-        .replace('\n', " ")
-        .replace("   ", "  ")
-        .split("  ")
-    {
+    for sentence in text.trim().split(".  ").filter(|text| !text.is_empty()) {
         let words: Vec<String> = sentence
             .split_whitespace()
             .map(|word| {
-                let name = word.trim_matches(['`', ',', '.', ':', ';', '(', ')']);
-                if word.starts_with('`') || keys.iter().any(|key| key == name) {
-                    let word = word.replace('`', "");
-                    return word.replacen(name, &format!("\\fB{}\\fR", hyphened(name)), 1);
+                let name = word.trim_matches([',', '.', ':', ';', '(', ')']);
+                match keys.iter().any(|key| key == name) {
+                    true => word.replacen(
+                        name,
+                        &format!("\\fB{}\\fR", hyphened(&name.to_uppercase())),
+                        1,
+                    ),
+                    false => escaped(word),
                 }
-                escaped(word)
             })
             .collect();
-        made += &words.join(" ");
-        made.push('\n');
+        let sentence = words.join(" ");
+        let end = if sentence.ends_with('.') { "" } else { "." };
+        made += &(folded(&(sentence + end)) + "\n");
     }
     made
+}
+
+/// A line of roff(7); one of text is broken into several of at most 80 characters.
+fn folded(line: &str) -> String {
+    if line.starts_with('.') || line.len() <= 80 {
+        return line.trim_end().to_owned();
+    }
+    let mut made = String::new();
+    let mut room = 80;
+    for word in line.split_whitespace() {
+        if made.is_empty() {
+            made.push_str(word);
+        } else if word.len() < room {
+            made = made + " " + word;
+            room -= 1;
+        } else {
+            made = made + "\n" + &escaped_start(word);
+            room = 80;
+        }
+        room = room.saturating_sub(word.len());
+    }
+    made
+}
+
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| {
+        first.to_uppercase().collect::<String>() + letters.as_str()
+    })
 }
 
 /// A name, in which a hyphen is a minus sign that can be copied.
@@ -335,9 +387,12 @@ fn hyphened(name: &str) -> String {
 
 /// Text, of which nothing is a request of roff(7).
 fn escaped(text: &str) -> String {
-    let text = text.replace('\\', "\\e");
+    escaped_start(&text.replace('\\', "\\e"))
+}
+
+fn escaped_start(text: &str) -> String {
     match text.starts_with(['.', '\'']) {
         true => format!("\\&{text}"),
-        false => text,
+        false => text.to_owned(),
     }
 }

@@ -337,7 +337,7 @@ fn prose(text: &str) -> String {
                 match keys.iter().any(|key| key == name) {
                     true => word.replacen(
                         name,
-                        &format!("\\fB{}\\fR", hyphened(&name.to_uppercase())),
+                        &format!("\\fB{}\\fR", hyphened(name)),
                         1,
                     ),
                     false => escaped(word),

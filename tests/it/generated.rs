@@ -335,11 +335,7 @@ fn prose(text: &str) -> String {
             .map(|word| {
                 let name = word.trim_matches([',', '.', ':', ';', '(', ')']);
                 match keys.iter().any(|key| key == name) {
-                    true => word.replacen(
-                        name,
-                        &format!("\\fB{}\\fR", hyphened(name)),
-                        1,
-                    ),
+                    true => word.replacen(name, &format!("\\fB{}\\fR", hyphened(name)), 1),
                     false => escaped(word),
                 }
             })

@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
@@ -34,13 +35,75 @@ fn the_completions_are_fresh() {
     ] {
         let mut made = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "tcp-echo", &mut made);
-        let made = String::from_utf8(made).unwrap();
-        let lines: Vec<&str> = made.trim_end().lines().map(str::trim_end).collect();
-        fresh(
-            &format!("packaging/completions/{name}"),
-            &(lines.join("\n") + "\n"),
-        );
+        let made = repaired(&String::from_utf8(made).unwrap());
+        fresh(&format!("packaging/completions/{name}"), &made);
     }
+}
+
+/// What clap_complete 4.6.11 makes, with two mistakes repaired.
+fn repaired(made: &str) -> String {
+    let made = made
+        // bash: a hyphen in the name of the program is spelt in two ways, so that nothing is
+        // completed behind a command (clap issue 6421).
+        .replace("tcp__subcmd__echo", "tcp__echo")
+        // fish: an option that still lacks its value ends the search, so that the value is not
+        // completed.
+        .replace("    or return\n", "    or return 0\n");
+    let lines: Vec<&str> = made.trim_end().lines().map(str::trim_end).collect();
+    lines.join("\n") + "\n"
+}
+
+/// What a shell offers for a line; `None`, and said, where there is no such shell.
+fn offered(shell: &str, arguments: &[&str]) -> Option<String> {
+    let home = Folder::new();
+    let mut command = Command::new(shell);
+    command.args(arguments).env("HOME", home.path(""));
+    for name in ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"] {
+        command.env_remove(name);
+    }
+    let Ok(output) = command.output() else {
+        eprintln!("skipped: {shell} is not installed");
+        return None;
+    };
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(complaints.is_empty(), "{shell}: {complaints}");
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn the_completions_complete() {
+    let script = |name: &str| {
+        path(&format!("packaging/completions/{name}"))
+            .display()
+            .to_string()
+    };
+    for (words, expected) in [
+        (&["ch"][..], "check"),
+        (&["--log", ""], "warn"),
+        (&["check", "--conf"], "--config-only"),
+        (&["check", "--log-format", "j"], "json"),
+    ] {
+        let (last, before) = words.split_last().unwrap();
+        let ask = "source \"$1\"; shift; COMP_WORDS=(tcp-echo \"$@\"); COMP_CWORD=$#; \
+                   _tcp__echo tcp-echo \"${*: -1}\" \"${COMP_WORDS[$# - 1]}\"; echo \"${COMPREPLY[@]}\"";
+        let mut arguments = vec!["-c", ask, "bash"];
+        let bash = script("tcp-echo.bash");
+        arguments.push(&bash);
+        arguments.extend(words);
+        if let Some(offered) = offered("bash", &arguments) {
+            assert!(
+                offered.split_whitespace().any(|word| word == expected),
+                "{words:?}: {offered}"
+            );
+        }
+        let line = format!("tcp-echo {} {last}", before.join(" "));
+        let ask = format!("source {}; complete -C'{line}'", script("tcp-echo.fish"));
+        if let Some(offered) = offered("fish", &["--no-config", "-c", &ask]) {
+            let first = |line: &str| line.split('\t').next() == Some(expected);
+            assert!(offered.lines().any(first), "{words:?}: {offered}");
+        }
+    }
+    offered("zsh", &["-f", "-n", &script("_tcp-echo")]);
 }
 
 #[test]

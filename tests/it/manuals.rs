@@ -168,7 +168,11 @@ fn every_signal_is_explained() {
 }
 
 fn is_signal(word: &str) -> bool {
-    word.len() > 5 && word.starts_with("SIG") && word == word.to_uppercase()
+    word.len() > 5
+        && word.starts_with("SIG")
+        && word
+            .bytes()
+            .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
 }
 
 #[test]

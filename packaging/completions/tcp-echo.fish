@@ -26,13 +26,13 @@ end
 
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
-complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l log -d 'Tell what is at least so important [default: info]' -r -f -a "off\t'Nothing is told'
+complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is told'
 error\t'The service cannot do what it should'
 warn\t'Something needs attention'
 info\t'Its life, and the end of each connection'
 debug\t'Also the beginning of each connection'
 trace\t'Also each turn of a connection'"
-complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l log-format -d 'Tell it in this form [default: auto]' -r -f -a "auto\t'To the journal when standard error is connected to it, else as text'
+complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l log-format -d 'Log in this form [default: auto]' -r -f -a "auto\t'To the journal when standard error is connected to it, else as text'
 text\t'As lines of text on standard error'
 json\t'As one JSON object a line on standard error'"
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -43,38 +43,38 @@ complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "reload" -d 'Tell 
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l log -d 'Tell what is at least so important [default: info]' -r -f -a "off\t'Nothing is told'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is told'
 error\t'The service cannot do what it should'
 warn\t'Something needs attention'
 info\t'Its life, and the end of each connection'
 debug\t'Also the beginning of each connection'
 trace\t'Also each turn of a connection'"
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l log-format -d 'Tell it in this form [default: auto]' -r -f -a "auto\t'To the journal when standard error is connected to it, else as text'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l log-format -d 'Log in this form [default: auto]' -r -f -a "auto\t'To the journal when standard error is connected to it, else as text'
 text\t'As lines of text on standard error'
 json\t'As one JSON object a line on standard error'"
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l log -d 'Tell what is at least so important [default: info]' -r -f -a "off\t'Nothing is told'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is told'
 error\t'The service cannot do what it should'
 warn\t'Something needs attention'
 info\t'Its life, and the end of each connection'
 debug\t'Also the beginning of each connection'
 trace\t'Also each turn of a connection'"
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l log-format -d 'Tell it in this form [default: auto]' -r -f -a "auto\t'To the journal when standard error is connected to it, else as text'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l log-format -d 'Log in this form [default: auto]' -r -f -a "auto\t'To the journal when standard error is connected to it, else as text'
 text\t'As lines of text on standard error'
 json\t'As one JSON object a line on standard error'"
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l config-only -d 'Only read the files: open no socket, resolve no name, ask the kernel nothing'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l log -d 'Tell what is at least so important [default: info]' -r -f -a "off\t'Nothing is told'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is told'
 error\t'The service cannot do what it should'
 warn\t'Something needs attention'
 info\t'Its life, and the end of each connection'
 debug\t'Also the beginning of each connection'
 trace\t'Also each turn of a connection'"
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l log-format -d 'Tell it in this form [default: auto]' -r -f -a "auto\t'To the journal when standard error is connected to it, else as text'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l log-format -d 'Log in this form [default: auto]' -r -f -a "auto\t'To the journal when standard error is connected to it, else as text'
 text\t'As lines of text on standard error'
 json\t'As one JSON object a line on standard error'"
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -105,24 +105,24 @@ impl Report {
             ));
         }
         if named.is_empty() {
+            self.line("  The built-in ones, opened only if no socket is passed:");
             for ip in [
                 IpAddr::V4(Ipv4Addr::LOCALHOST),
                 IpAddr::V6(Ipv6Addr::LOCALHOST),
             ] {
                 let address = Address::Ip((ip, PORT).into());
-                self.listener(
-                    "default (built in, unless a socket is passed)",
-                    &address,
-                    &config.socket,
-                    true,
-                    kernel,
-                );
+                self.listener("default", &address, &config.socket, true, kernel);
             }
         }
         let mut asked = config.socket.differ(&Options::default());
         asked.retain(|key| !Options::FIXED.contains(&key.as_str()));
+        self.line(
+            "  Sockets that the service manager passes are not seen from here: systemctl cat tcp-echo.socket\n  \
+             shows their addresses, the event \"listening on\" their options as they are (ECHO_OPTIONS=).\n  \
+             One with the name of a listener above (FileDescriptorName=) takes its place.",
+        );
         self.line(format!(
-            "  A socket that the service manager passes keeps what its unit says{}.",
+            "  A passed socket keeps what its unit says{}.",
             if asked.is_empty() {
                 String::new()
             } else {
@@ -172,7 +172,7 @@ impl Report {
                         }
                     }
                 }
-                Err(failure) if failure.is_absence() && name.starts_with("default ") => {
+                Err(failure) if failure.is_absence() && name == "default" => {
                     self.line(format!("    not on this host: {failure}"));
                 }
                 Err(failure) => self.wrong(&failure.to_string(), Exit::of(&failure.error)),
@@ -233,7 +233,7 @@ impl Report {
                 format!("  max-connections             {most}, not {asked}: limited by RLIMIT_NOFILE here")
             }
             Some(asked) => format!("  max-connections             {asked}"),
-            None => format!("  max-connections             {most}, from RLIMIT_NOFILE here"),
+            None => format!("  max-connections             {most}, from RLIMIT_NOFILE here (LimitNOFILE= in a unit)"),
         });
         let source = config.per_source.most(connections);
         self.line(format!(
@@ -375,8 +375,11 @@ impl Report {
 
     /// Something that the daemon would complain about too.
     fn wrong(&mut self, text: &str, exit: Exit) {
+        // What is told already (one name, two addresses) is not told twice.
+        if !self.text.contains(text) {
+            complain(text);
+        }
         self.line(format!("    wrong: {text}"));
-        complain(text);
         self.exit = exit;
     }
 }

@@ -20,7 +20,7 @@ pub enum Exit {
     Success = 0,
     /// The arguments make no sense.
     Usage = 2,
-    /// An address is taken or not there.
+    /// An address is in use or not available.
     Unavailable = 69,
     /// A system call failed that must not.
     Os = 71,
@@ -42,7 +42,13 @@ impl Exit {
     pub fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => Self::Permission,
-            Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => Self::Unavailable,
+            Some(
+                libc::EADDRINUSE
+                | libc::EADDRNOTAVAIL
+                | libc::EAFNOSUPPORT
+                | libc::ENOENT
+                | libc::ENOTDIR,
+            ) => Self::Unavailable,
             // A name that cannot be resolved.
             None => Self::Unavailable,
             Some(_) => Self::Os,

@@ -30,13 +30,13 @@ pub const LINGER: Duration = Duration::from_millis(400);
 /// What a connection may take, in time and in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Close after so long without a byte in either direction while nothing is owed.
+    /// Close after this long without a byte in either direction while nothing is owed.
     pub idle: Option<Duration>,
-    /// Close after so long without a byte accepted by the peer while something is owed.
+    /// Close after this long without a byte accepted by the peer while something is owed.
     pub stall: Option<Duration>,
-    /// Leave after so long altogether.
+    /// Leave after this long altogether.
     pub lifetime: Option<Duration>,
-    /// Leave after so many bytes received.
+    /// Leave after this many bytes received.
     pub bytes: Option<u64>,
     /// How long leaving may take before what is still owed is abandoned.
     pub leave: Duration,

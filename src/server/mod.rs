@@ -90,6 +90,8 @@ pub struct Server {
     sources: HashMap<IpAddr, usize>,
     life: Life,
     config: Config,
+    /// The settings at the start, of which some stay in effect until the end.
+    started: Config,
     origin: Origin,
     descriptors: usize,
     max_connections: usize,
@@ -140,6 +142,7 @@ impl Server {
             sources: HashMap::new(),
             life: Life::Serving,
             fold: Fold::new(config.log.connection_rate),
+            started: config.clone(),
             config,
             origin,
             descriptors,
@@ -432,6 +435,12 @@ impl Server {
             size(counters.sent),
             if self.stale {
                 "; the last reload failed, the old configuration is in effect"
+            } else if self
+                .listeners
+                .iter()
+                .any(|listener| listener.state == State::Full)
+            {
+                "; full, callers wait"
             } else {
                 ""
             }

@@ -12,7 +12,9 @@ impl Server {
         self.manager.reloading(self.now);
         match self.origin.load() {
             Ok(new) => {
-                let restart = self.config.needs_restart(&new);
+                // Against what is in effect, not against the last file.
+                let mut restart = self.started.needs_restart(&new);
+                restart.extend(self.config.cannot_undo(&new));
                 self.log.tell(Event::Reloaded {
                     read: new.read.clone(),
                     restart,

@@ -237,7 +237,7 @@ impl Event {
                     "echo.files" = files,
                     "echo.max_connections" = max_connections,
                     "echo.per_source" = per_source,
-                    "tcp-echo {} starts with {files}; at most {max_connections} connections{}",
+                    "tcp-echo {} starts with {files}; connections at most: {max_connections}{}",
                     env!("CARGO_PKG_VERSION"),
                     per_source.map_or_else(String::new, |most| format!(", {most} from one source"))
                 );
@@ -283,7 +283,7 @@ impl Event {
                 message_id = id::STOPPING,
                 "echo.open" = open,
                 "echo.stop_timeout_ms" = millis(*span),
-                "stopping: {open} open connections have {} to be paid what they are owed",
+                "stopping: what is owed is paid within {}; connections open: {open}",
                 duration(*span)
             ),
             Self::Stopped { counters, refused } => {
@@ -470,7 +470,7 @@ fn tell_closed(who: &Who, summary: &Summary) {
         message_id = id::CLOSED, "echo.connection" = number, "echo.peer" = %peer, "echo.local" = %local,
         "echo.listener" = listener, "echo.received" = received, "echo.sent" = sent, "echo.owed" = owed,
         "echo.duration_usec" = micros(*span), "echo.reason" = reason.as_str(), errno,
-        "connection {number} from {peer} ended ({}): received {received}, sent {sent}, in {span:.1?}{text}",
+        "connection {number} from {peer} on {local} ended ({}): received {received}, sent {sent}, in {span:.1?}{text}",
         reason.as_str()
     );
 }

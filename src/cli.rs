@@ -52,7 +52,8 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
     /// Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent]
-    #[arg(long, value_name = "FILE", env = "TCP_ECHO_CONFIG", global = true)]
+    /// [env: TCP_ECHO_CONFIG]
+    #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
     /// Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock;
     /// may be repeated; replaces the listeners of the configuration

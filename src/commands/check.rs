@@ -17,7 +17,8 @@ use crate::config::{Config, DEFAULT_FILE, Options, Origin};
 use crate::system::activation::ListenSocket;
 use crate::system::bind::{self, is_local};
 use crate::system::kernel::Kernel;
-use crate::system::socket::{self, Row, duration, size};
+use crate::system::report::{Row, read_back, seconds};
+use crate::system::socket::{duration, size};
 
 /// After so much silence a well-known cloud load balancer forgets a connection, without a word to
 /// either side; many NATs and firewalls are more patient, few are less.
@@ -165,7 +166,7 @@ impl Report {
                         }
                         let options = options.clone().over(Options::built_in());
                         if let ListenSocket::Tcp(socket) = &bound.socket {
-                            let mut rows = socket::read_back(&socket.as_fd(), &options, kernel);
+                            let mut rows = read_back(&socket.as_fd(), &options, kernel);
                             // An address that is not the wildcard has but one family anyway.
                             rows.retain(|row| row.option != "v6only");
                             self.rows(&rows);
@@ -226,14 +227,14 @@ impl Report {
     fn limits(&mut self, config: &Config) {
         let off = |span: Option<Duration>| span.map_or_else(|| "off".to_owned(), duration);
         let most = descriptors();
-        let connections = config.max_connections.unwrap_or(most).min(most);
+        let connections = config.connections(most).min(most);
         self.line("\nlimits");
         self.line(match config.max_connections {
             Some(asked) if asked > most => {
                 format!("  max-connections             {most}, not {asked}: limited by RLIMIT_NOFILE here")
             }
             Some(asked) => format!("  max-connections             {asked}"),
-            None => format!("  max-connections             {most}, from RLIMIT_NOFILE here (LimitNOFILE= in a unit)"),
+            None => format!("  max-connections             {connections}, from RLIMIT_NOFILE here (LimitNOFILE= in a unit)"),
         });
         let source = config.per_source.most(connections);
         self.line(format!(
@@ -442,10 +443,6 @@ fn dead_peer(options: &Options) -> Option<Dead> {
             seconds(interval)
         ),
     })
-}
-
-fn seconds(span: Duration) -> String {
-    format!("{} s", (span.as_secs_f64() * 1000.0).round() / 1000.0)
 }
 
 #[cfg(test)]

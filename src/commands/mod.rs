@@ -69,7 +69,11 @@ pub fn run(cli: &Cli) -> Exit {
 
 fn origin(settings: &Settings) -> Origin {
     Origin {
-        file: settings.config.clone(),
+        file: settings.config.clone().or_else(|| {
+            // Set and empty is as good as not set.
+            let file = std::env::var_os("TCP_ECHO_CONFIG")?;
+            (!file.is_empty()).then(|| file.into())
+        }),
         listen: settings.listen.clone(),
         level: settings.log,
         format: settings.log_format,

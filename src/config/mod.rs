@@ -28,6 +28,9 @@ use units::{Count, OrAuto, OrOff, Seconds, Size, Span};
 /// Where the configuration is looked for when nothing is said.
 pub const DEFAULT_FILE: &str = "/etc/tcp-echo/config.toml";
 
+/// The most connections that are served without being asked for more.
+pub const MOST_CONNECTIONS: usize = 65_536;
+
 /// What cannot be used, and where it stands.
 #[derive(Debug)]
 pub enum Error {
@@ -273,6 +276,14 @@ impl PerSource {
 }
 
 impl Config {
+    /// The most connections to serve with so many `descriptors` for them.  More than
+    /// [`MOST_CONNECTIONS`] have to be asked for.
+    #[must_use]
+    pub fn connections(&self, descriptors: usize) -> usize {
+        self.max_connections
+            .unwrap_or(descriptors.min(MOST_CONNECTIONS))
+    }
+
     /// What is asked of a passed socket of this name.
     #[must_use]
     pub fn options_for(&self, name: &str) -> &Options {

@@ -114,8 +114,10 @@ pub enum Reason {
     PeerDone,
     /// We were stopped, and everything readable came back.
     Left,
-    /// The peer reset the connection, or is gone.
+    /// The peer reset the connection.
     Reset,
+    /// The peer, or the path to it, is gone: nothing was acknowledged for too long.
+    Vanished,
     /// Another error of the stream, by errno(3).
     Error(i32),
     /// Nothing was said for the idle time-out.
@@ -132,10 +134,11 @@ pub enum Reason {
 
 impl Reason {
     /// The words for the log, the counters and the manual, in the order of [`Reason::kind`].
-    pub const KINDS: [&'static str; 9] = [
+    pub const KINDS: [&'static str; 10] = [
         "peer-done",
         "left",
         "reset",
+        "vanished",
         "error",
         "idle",
         "stalled",
@@ -151,12 +154,13 @@ impl Reason {
             Self::PeerDone => 0,
             Self::Left => 1,
             Self::Reset => 2,
-            Self::Error(_) => 3,
-            Self::Idle => 4,
-            Self::Stalled => 5,
-            Self::Lifetime => 6,
-            Self::Spent => 7,
-            Self::Abandoned => 8,
+            Self::Vanished => 3,
+            Self::Error(_) => 4,
+            Self::Idle => 5,
+            Self::Stalled => 6,
+            Self::Lifetime => 7,
+            Self::Spent => 8,
+            Self::Abandoned => 9,
         }
     }
 
@@ -172,6 +176,9 @@ impl Reason {
             | ErrorKind::ConnectionAborted
             | ErrorKind::BrokenPipe
             | ErrorKind::NotConnected => Self::Reset,
+            ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+                Self::Vanished
+            }
             _ => Self::Error(error.raw_os_error().unwrap_or(0)),
         }
     }
@@ -370,7 +377,10 @@ impl Connection {
             Phase::Lingering { since, until, why } => {
                 return Some(((since + LINGER).min(until), why));
             }
-            Phase::Leaving { since, .. } => Some((since + limits.leave, Reason::Abandoned)),
+            // Never at once: a limit of zero is for a stop, not for who is cut off by another limit.
+            Phase::Leaving { since, .. } => {
+                Some((since + limits.leave.max(LINGER), Reason::Abandoned))
+            }
             Phase::Echoing => limits
                 .lifetime
                 .map(|span| (self.began + span, Reason::Lifetime)),

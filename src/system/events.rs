@@ -17,7 +17,8 @@ use std::time::Duration;
 use tracing::{debug, error, info, trace, warn};
 
 use super::kernel::Kernel;
-use super::socket::{Refused, Row, duration, size};
+use super::report::Row;
+use super::socket::{Refused, duration, size};
 use crate::cli::Level;
 use crate::echo::connection::{Reason, Summary};
 use crate::echo::counters::Counters;

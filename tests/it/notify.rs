@@ -487,8 +487,7 @@ fn without_a_watchdog_of_ours_nothing_wakes_the_daemon() {
         let idle = daemon.connect();
         ping(&idle, b"then silence");
         // The status of the connection is the last thing to do.
-        daemon.notified("STATUS=1 listener, 1 connection");
-        daemon.logged("ready on");
+        daemon.notified("STATUS=1 listener, 1 connection, 12 B echoed");
         thread::sleep(Duration::from_millis(100));
         let before = daemon.wakeups();
         let messages = heard(&daemon, Duration::from_millis(1500));

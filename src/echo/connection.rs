@@ -19,7 +19,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 use super::backlog::{Backlog, Store};
-use super::{BUDGET, LINGER, Limits};
+use super::{BUDGET, GRACE, LINGER, Limits};
+
+/// errno(3) of a backlog that there is no memory for.
+const ENOMEM: i32 = 12;
 
 /// What the smallest read costs of a turn's budget, in bytes, so that a peer whose reads end
 /// after each byte (urgent marks, passed descriptors) gets 256 of them a turn and not 262 144.
@@ -275,6 +278,9 @@ impl Connection {
                 Ok(count) => count,
                 Err(error) => match (error.kind(), self.phase) {
                     (ErrorKind::Interrupted, _) => return Step::Yield,
+                    (ErrorKind::WouldBlock, Phase::Leaving { .. }) if now < self.pause() => {
+                        return Step::Blocked;
+                    }
                     (ErrorKind::WouldBlock, Phase::Leaving { since, why, .. }) => {
                         let until = Some(self.received);
                         self.phase = Phase::Leaving { since, why, until };
@@ -307,7 +313,10 @@ impl Connection {
                 self.leave(Reason::Spent, now);
             }
             if written < count {
-                self.backlog = Some(store.keep(written..count));
+                let Some(backlog) = store.keep(written..count) else {
+                    return Step::Done(Reason::Error(ENOMEM));
+                };
+                self.backlog = Some(backlog);
                 return if interrupted {
                     Step::Yield
                 } else {
@@ -324,6 +333,19 @@ impl Connection {
     pub fn remember(&mut self, hint: Hint) {
         if hint == Hint::ReadOn {
             self.hint = hint;
+        }
+    }
+
+    /// When a peer that we leave for a stop counts as silent, so that our FIN may go: what it has
+    /// sent may still be on its way.  At once for one that is cut off by a limit.
+    fn pause(&self) -> Instant {
+        match self.phase {
+            Phase::Leaving {
+                since,
+                why: Reason::Left,
+                until: None,
+            } => (self.moved.max(since) + GRACE).min(since + LINGER),
+            _ => self.began,
         }
     }
 
@@ -363,7 +385,7 @@ impl Connection {
     }
 
     /// The next deadline, and what it would mean.  While echoing [`Reason::Lifetime`] means to
-    /// leave; everything else means to close.
+    /// leave, while leaving [`Reason::Left`] to send our FIN; everything else means to close.
     #[must_use]
     pub fn due(&self, limits: &Limits) -> Option<(Instant, Reason)> {
         let quiet = if self.backlog.is_some() {
@@ -378,6 +400,11 @@ impl Connection {
                 return Some(((since + LINGER).min(until), why));
             }
             // Never at once: a limit of zero is for a stop, not for who is cut off by another limit.
+            Phase::Leaving {
+                why: Reason::Left,
+                until: None,
+                ..
+            } if self.backlog.is_none() => Some((self.pause(), Reason::Left)),
             Phase::Leaving { since, .. } => {
                 Some((since + limits.leave.max(LINGER), Reason::Abandoned))
             }

@@ -27,6 +27,10 @@ pub const BUDGET: usize = 256 * 1024;
 /// reset that destroys what is still in flight (RFC 1122 section 4.2.2.13).
 pub const LINGER: Duration = Duration::from_millis(400);
 
+/// How long a peer has to be silent after a stop before our FIN goes: its last words may be on
+/// their way.  With [`LINGER`] an idle peer is gone within half a second.
+pub const GRACE: Duration = Duration::from_millis(50);
+
 /// What a connection may take, in time and in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {

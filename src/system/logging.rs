@@ -35,6 +35,9 @@ const QUEUE: usize = 1024;
 /// How long the end of the process waits for the queue.
 const FLUSH: Duration = Duration::from_millis(500);
 
+/// How long a process that ends at once stays for the journal's sake: see [`Sink::finish_early`].
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// What became of the events.
 #[derive(Debug, Default)]
 struct Health {
@@ -101,6 +104,16 @@ impl Sink {
     pub fn finish(self) {
         // An error is what we wait for: the thread has dropped its end.
         let _ = self.0.recv_timeout(FLUSH);
+    }
+
+    /// The same for a process that has only just begun.  journald learns the unit of an entry from
+    /// /proc when it reads the first entry of a process; when that is gone by then, the entry has no
+    /// unit, and `journalctl -u` does not show why the start failed.
+    pub fn finish_early(self) {
+        self.finish();
+        if stderr_is_journal() {
+            thread::sleep(SETTLE);
+        }
     }
 }
 

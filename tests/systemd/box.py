@@ -213,17 +213,18 @@ class Box:
         self.notified.settimeout(0.5)
         self.leader = None
         ready = False
-        while not (ready and self.leader):
+        while not ready:
             try:
                 lines = self.notified.recv(4096).decode().splitlines()
             except TimeoutError:
                 if self.process.poll() is not None or time.monotonic() > end:
                     raise Trouble(f"{self.suite}: a box did not boot:\n" + self.console()) from None
                 continue
-            ready |= "READY=1" in lines
             for line in lines:
                 if line.startswith("X_NSPAWN_LEADER_PID="):
                     self.leader = int(line.partition("=")[2])
+            # One that came before is about a reload in the box before this boot.
+            ready = bool(self.leader) and "READY=1" in lines
 
     def __exit__(self, *_):
         # Process 1 takes everything in the box with it.

@@ -106,7 +106,7 @@ fn the_units_fit_the_program() {
         "NotifyAccess=exec",
         "ExecReload=/usr/bin/tcp-echo check --config-only",
         "ExecReload=/usr/bin/tcp-echo reload",
-        "RestartPreventExitStatus=2 77 78",
+        "RestartPreventExitStatus=2 69 77 78",
         "TimeoutStopSec=30s",
     ] {
         assert!(
@@ -155,6 +155,7 @@ fn the_three_services_differ_where_they_must() {
             "After=network.target",
             "ExecStart=/usr/bin/tcp-echo --listen localhost:7",
             "RestartSec=1s",
+            "RestartPreventExitStatus=2 77 78",
             "RuntimeDirectory=tcp-echo",
             "UMask=0000",
             "CapabilityBoundingSet=CAP_NET_BIND_SERVICE",
@@ -174,6 +175,7 @@ fn the_three_services_differ_where_they_must() {
             "After=tcp-echo.socket",
             "ExecStart=/usr/bin/tcp-echo",
             "RestartSec=10ms",
+            "RestartPreventExitStatus=2 69 77 78",
             "UMask=0777",
             "CapabilityBoundingSet=",
             "AmbientCapabilities=",

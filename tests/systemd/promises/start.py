@@ -68,7 +68,7 @@ def systemctl_status_shows_listeners_connections_and_bytes(box):
     until(lambda: wanted in box.run("systemctl status tcp-echo"), f"systemctl status with {wanted}")
 
 
-@promise([line(SERVICE, ("RestartPreventExitStatus=2 77 78", "")),
+@promise([line(SERVICE, ("RestartPreventExitStatus=2 69 77 78", "")),
           shell("printf '#!/bin/sh\\nexit 78\\n' > /usr/bin/tcp-echo")])
 def a_broken_configuration_is_said_once_and_not_tried_again(box):
     box.write(CONFIG, "[limits]\nno-such-key = 1\n")

@@ -14,9 +14,11 @@ Without a command, tcp-echo serves: on the sockets that systemd passes to it, on
 its configuration, or else on 127.0.0.1:9999 and [::1]:9999.
 
 Signals: TERM and INT stop it in good order (a second one at once), HUP reloads the configuration, \
-USR1 tells its counters.
+USR1 logs its counters. USR2 is reserved, and stops it like TERM.
 
-Exit status: 0 success, 2 usage, 69 an address cannot be had, 71 a system call failed, \
+Environment: TCP_ECHO_CONFIG as --config; RUST_LOG gives the level where nothing else does.
+
+Exit status: 0 success, 2 usage, 69 an address is in use or not available, 71 a system call failed, \
 77 permission denied, 78 configuration.";
 
 /// The arguments.
@@ -50,16 +52,17 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
     /// Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent]
-    #[arg(long, value_name = "FILE", env = "TCP_ECHO_CONFIG", global = true)]
+    /// [env: TCP_ECHO_CONFIG]
+    #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
     /// Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock;
     /// may be repeated; replaces the listeners of the configuration
     #[arg(long, value_name = "ADDRESS", global = true)]
     pub listen: Vec<Address>,
-    /// Tell what is at least so important [default: info]
+    /// Log events of at least this level [default: info]
     #[arg(long, value_name = "LEVEL", value_enum, global = true)]
     pub log: Option<Level>,
-    /// Tell it in this form [default: auto]
+    /// Log in this form [default: auto]
     #[arg(long, value_name = "FORMAT", value_enum, global = true)]
     pub log_format: Option<Format>,
 }

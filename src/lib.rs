@@ -46,7 +46,8 @@
 //!   ([`echo::shard::Shard::check`]).
 //! - Whatever is skipped on purpose (budget, burst, limit, errno) stands in a list of ours: the
 //!   kernel announces nothing twice.
-//! - Every queue has a bound: backlog (64 KiB), ready list (seats), burst (64), events (1024), log
+//! - Every queue has a bound: backlog (64 KiB), ready list (seats), burst (64), events (1024),
+//!   deadlines in a round (256), log
 //!   queue (1024), messages that wait for the manager (64).
 //! - `echo` reads no clock, logs nothing, knows no address.  The clock is read once a round.
 //! - The loop never blocks, but for reading the configuration on HUP.
@@ -70,9 +71,9 @@
 //!   stop time-out, per connection.
 //! - At a stop the queue of a passed listener is left alone: our successor can serve those callers
 //!   in full, whereas we would send a FIN to who has not spoken yet.
-//! - An event gives a connection a turn only if it is not in the ready list already, so a flooder
-//!   whose input is announced again and again gets no more turns than the list gives it; the
-//!   round's allowance counts the turns by events too, and a round is one pass over the list.
+//! - An event gives no turn by itself: it puts the connection into the ready list, and a round is
+//!   one pass over the list.  With turns at once, those who were announced again and again used up
+//!   the round, and who stood in the list waited ten times as long.
 //! - A small read costs at least 1 KiB of a turn's budget: urgent marks and passed descriptors can
 //!   make every read end after one byte.
 //! - Descriptors of our own (EMFILE) are looked for less and less often, down to once a second:

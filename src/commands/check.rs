@@ -17,7 +17,8 @@ use crate::config::{Config, DEFAULT_FILE, Options, Origin};
 use crate::system::activation::ListenSocket;
 use crate::system::bind::{self, is_local};
 use crate::system::kernel::Kernel;
-use crate::system::socket::{self, Row, duration, size};
+use crate::system::report::{Row, read_back, seconds};
+use crate::system::socket::{duration, size};
 
 /// After so much silence a well-known cloud load balancer forgets a connection, without a word to
 /// either side; many NATs and firewalls are more patient, few are less.
@@ -105,24 +106,24 @@ impl Report {
             ));
         }
         if named.is_empty() {
+            self.line("  The built-in ones, opened only if no socket is passed:");
             for ip in [
                 IpAddr::V4(Ipv4Addr::LOCALHOST),
                 IpAddr::V6(Ipv6Addr::LOCALHOST),
             ] {
                 let address = Address::Ip((ip, PORT).into());
-                self.listener(
-                    "default (built in, unless a socket is passed)",
-                    &address,
-                    &config.socket,
-                    true,
-                    kernel,
-                );
+                self.listener("default", &address, &config.socket, true, kernel);
             }
         }
         let mut asked = config.socket.differ(&Options::default());
         asked.retain(|key| !Options::FIXED.contains(&key.as_str()));
+        self.line(
+            "  Sockets that the service manager passes are not seen from here: systemctl cat tcp-echo.socket\n  \
+             shows their addresses, the event \"listening on\" their options as they are (ECHO_OPTIONS=).\n  \
+             One with the name of a listener above (FileDescriptorName=) takes its place.",
+        );
         self.line(format!(
-            "  A socket that the service manager passes keeps what its unit says{}.",
+            "  A passed socket keeps what its unit says{}.",
             if asked.is_empty() {
                 String::new()
             } else {
@@ -165,14 +166,14 @@ impl Report {
                         }
                         let options = options.clone().over(Options::built_in());
                         if let ListenSocket::Tcp(socket) = &bound.socket {
-                            let mut rows = socket::read_back(&socket.as_fd(), &options, kernel);
+                            let mut rows = read_back(&socket.as_fd(), &options, kernel);
                             // An address that is not the wildcard has but one family anyway.
                             rows.retain(|row| row.option != "v6only");
                             self.rows(&rows);
                         }
                     }
                 }
-                Err(failure) if failure.is_absence() && name.starts_with("default ") => {
+                Err(failure) if failure.is_absence() && name == "default" => {
                     self.line(format!("    not on this host: {failure}"));
                 }
                 Err(failure) => self.wrong(&failure.to_string(), Exit::of(&failure.error)),
@@ -226,14 +227,14 @@ impl Report {
     fn limits(&mut self, config: &Config) {
         let off = |span: Option<Duration>| span.map_or_else(|| "off".to_owned(), duration);
         let most = descriptors();
-        let connections = config.max_connections.unwrap_or(most).min(most);
+        let connections = config.connections(most).min(most);
         self.line("\nlimits");
         self.line(match config.max_connections {
             Some(asked) if asked > most => {
                 format!("  max-connections             {most}, not {asked}: limited by RLIMIT_NOFILE here")
             }
             Some(asked) => format!("  max-connections             {asked}"),
-            None => format!("  max-connections             {most}, from RLIMIT_NOFILE here"),
+            None => format!("  max-connections             {connections}, from RLIMIT_NOFILE here (LimitNOFILE= in a unit)"),
         });
         let source = config.per_source.most(connections);
         self.line(format!(
@@ -375,8 +376,11 @@ impl Report {
 
     /// Something that the daemon would complain about too.
     fn wrong(&mut self, text: &str, exit: Exit) {
+        // What is told already (one name, two addresses) is not told twice.
+        if !self.text.contains(text) {
+            complain(text);
+        }
         self.line(format!("    wrong: {text}"));
-        complain(text);
         self.exit = exit;
     }
 }
@@ -439,10 +443,6 @@ fn dead_peer(options: &Options) -> Option<Dead> {
             seconds(interval)
         ),
     })
-}
-
-fn seconds(span: Duration) -> String {
-    format!("{} s", (span.as_secs_f64() * 1000.0).round() / 1000.0)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub enum Exit {
     Success = 0,
     /// The arguments make no sense.
     Usage = 2,
-    /// An address is taken or not there.
+    /// An address is in use or not available.
     Unavailable = 69,
     /// A system call failed that must not.
     Os = 71,
@@ -42,7 +42,13 @@ impl Exit {
     pub fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => Self::Permission,
-            Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => Self::Unavailable,
+            Some(
+                libc::EADDRINUSE
+                | libc::EADDRNOTAVAIL
+                | libc::EAFNOSUPPORT
+                | libc::ENOENT
+                | libc::ENOTDIR,
+            ) => Self::Unavailable,
             // A name that cannot be resolved.
             None => Self::Unavailable,
             Some(_) => Self::Os,
@@ -63,7 +69,11 @@ pub fn run(cli: &Cli) -> Exit {
 
 fn origin(settings: &Settings) -> Origin {
     Origin {
-        file: settings.config.clone(),
+        file: settings.config.clone().or_else(|| {
+            // Set and empty is as good as not set.
+            let file = std::env::var_os("TCP_ECHO_CONFIG")?;
+            (!file.is_empty()).then(|| file.into())
+        }),
         listen: settings.listen.clone(),
         level: settings.log,
         format: settings.log_format,

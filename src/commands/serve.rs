@@ -34,9 +34,6 @@ pub(super) const PORT: u16 = 9999;
 /// and some to spare.
 const OWN: u64 = 32;
 
-/// The most connections that are served without being asked for more.
-const MOST: u64 = 65_536;
-
 /// Why serving cannot begin, or go on.
 enum Trouble {
     Config(config::Error),
@@ -261,5 +258,5 @@ pub(super) fn descriptors() -> usize {
         },
     );
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(descriptors.saturating_sub(OWN).clamp(1, MOST)).unwrap_or(usize::MAX)
+    usize::try_from(descriptors.saturating_sub(OWN).max(1)).unwrap_or(usize::MAX)
 }

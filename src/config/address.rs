@@ -56,13 +56,13 @@ impl FromStr for Address {
                 "the port of {text:?} is not a number from 0 to 65535; {expected}"
             ));
         };
+        if host.contains(':') && !host.starts_with('[') {
+            return Err(format!("{text:?} is ambiguous: write [{host}]:{port}"));
+        }
         let host = host
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'))
-            .unwrap_or_else(
-                // An IPv6 address without brackets would lose its last group to the port.
-                || if host.contains(':') { "" } else { host },
-            );
+            .unwrap_or(host);
         match host {
             "*" => Ok(Self::Any(port)),
             _ if !host.is_empty()
@@ -142,7 +142,7 @@ mod tests {
         for (text, why) in [
             ("9999", "has no port"),
             (":9999", "has no address"),
-            ("::1:9999", "has no address"),
+            ("::1:9999", "write [::1]:9999"),
             ("127.0.0.1:70000", "not a number from 0 to 65535"),
             ("127.0.0.1:", "not a number"),
             ("255.255.255.255:7", "broadcast"),

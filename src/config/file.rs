@@ -88,7 +88,7 @@ section! {
         /// Connections at a time.
         max_connections: OrAuto<Count<1, 1_000_000>>,
         /// Connections at a time from one source.
-        max_connections_per_source: OrOff<Count<1, 1_000_000>>,
+        max_connections_per_source: OrAuto<OrOff<Count<0, 1_000_000>>>,
         /// See [`crate::echo::Limits`].
         idle_timeout: OrOff<Span>,
         /// See [`crate::echo::Limits`].
@@ -153,7 +153,7 @@ impl<'de> Deserialize<'de> for SocketSection {
         let options = Options::deserialize(deserializer)?;
         if options.address.is_some() {
             return Err(D::Error::custom(
-                "`address` belongs into a [listener.NAME] table",
+                "`address` belongs in a [listener.NAME] table",
             ));
         }
         Ok(Self(options))

@@ -28,6 +28,9 @@ use units::{Count, OrAuto, OrOff, Seconds, Size, Span};
 /// Where the configuration is looked for when nothing is said.
 pub const DEFAULT_FILE: &str = "/etc/tcp-echo/config.toml";
 
+/// The most connections that are served without being asked for more.
+pub const MOST_CONNECTIONS: usize = 65_536;
+
 /// What cannot be used, and where it stands.
 #[derive(Debug)]
 pub enum Error {
@@ -239,9 +242,9 @@ impl Origin {
                 .and_then(|OrAuto(most)| most)
                 .map(|most| most.0 as usize),
             per_source: match limits.max_connections_per_source {
-                None => PerSource::Quarter,
-                Some(OrOff(None)) => PerSource::Off,
-                Some(OrOff(Some(Count(most)))) => PerSource::Most(most as usize),
+                None | Some(OrAuto(None)) => PerSource::Quarter,
+                Some(OrAuto(Some(OrOff(None)))) => PerSource::Off,
+                Some(OrAuto(Some(OrOff(Some(Count(most)))))) => PerSource::Most(most as usize),
             },
             log: Log {
                 level: self
@@ -273,6 +276,14 @@ impl PerSource {
 }
 
 impl Config {
+    /// The most connections to serve with so many `descriptors` for them.  More than
+    /// [`MOST_CONNECTIONS`] have to be asked for.
+    #[must_use]
+    pub fn connections(&self, descriptors: usize) -> usize {
+        self.max_connections
+            .unwrap_or(descriptors.min(MOST_CONNECTIONS))
+    }
+
     /// What is asked of a passed socket of this name.
     #[must_use]
     pub fn options_for(&self, name: &str) -> &Options {
@@ -282,46 +293,65 @@ impl Config {
             .map_or(&self.socket, |l| &l.options)
     }
 
-    /// The keys that a reload to `new` cannot bring into effect.
+    /// The keys of `new` that a daemon which was started with `self` cannot bring into effect.
     #[must_use]
     pub fn needs_restart(&self, new: &Self) -> Vec<String> {
         let mut keys = Vec::new();
         if self.log.format != new.log.format {
             keys.push("log.format".to_owned());
         }
-        let common = fixed(&self.socket, &new.socket);
-        keys.extend(common.iter().map(|key| format!("socket.{key}")));
+        let fixed = |key: &str, _: &Options| Options::FIXED.contains(&key);
+        keys.extend(self.differ(new, fixed));
         for name in names(self, new) {
             let find = |config: &Self| config.listeners.iter().find(|l| l.name == name).cloned();
-            let (Some(old), Some(new)) = (find(self), find(new)) else {
-                keys.push(format!("listener.{name}"));
+            match (find(self), find(new)) {
+                (Some(old), Some(new)) if old.address != new.address => {
+                    keys.push(format!("listener.{name}.address"));
+                }
+                (Some(_), Some(_)) => {}
+                _ => keys.push(format!("listener.{name}")),
+            }
+        }
+        keys.sort();
+        keys
+    }
+
+    /// The keys that are set and that `new` leaves to the kernel, which does not take them back.
+    #[must_use]
+    pub fn cannot_undo(&self, new: &Self) -> Vec<String> {
+        self.differ(new, |key, new| match key {
+            // Once a size was set, the kernel does not tune the socket's buffer again.
+            "receive-buffer" => !matches!(new.receive_buffer, Some(OrAuto(Some(_)))),
+            "send-buffer" => !matches!(new.send_buffer, Some(OrAuto(Some(_)))),
+            // What the kernel had before is known to nobody.
+            "congestion" => new.congestion.is_none(),
+            _ => false,
+        })
+    }
+
+    /// The options that differ, of those that matter; one of `[socket]` is named only there.
+    fn differ(&self, new: &Self, matters: impl Fn(&str, &Options) -> bool) -> Vec<String> {
+        let differ = |old: &Options, new: &Options| {
+            let mut keys = old.differ(new);
+            keys.retain(|key| matters(key, new));
+            keys
+        };
+        let common = differ(&self.socket, &new.socket);
+        let mut keys: Vec<String> = common.iter().map(|key| format!("socket.{key}")).collect();
+        for listener in &self.listeners {
+            let Some(other) = new
+                .listeners
+                .iter()
+                .find(|other| other.name == listener.name)
+            else {
                 continue;
             };
-            if old.address != new.address {
-                keys.push(format!("listener.{name}.address"));
-            }
-            let own = fixed(&old.options, &new.options)
-                .into_iter()
-                .filter(|key| !common.contains(key));
-            keys.extend(own.map(|key| format!("listener.{name}.{key}")));
+            let own = differ(&listener.options, &other.options).into_iter();
+            let own = own.filter(|key| !common.contains(key));
+            keys.extend(own.map(|key| format!("listener.{}.{key}", listener.name)));
         }
         keys
     }
-}
-
-/// The options that differ and cannot be set on a socket that listens.
-fn fixed(old: &Options, new: &Options) -> Vec<String> {
-    let mut keys = old.differ(new);
-    keys.retain(|key| match key.as_str() {
-        key if Options::FIXED.contains(&key) => true,
-        // Once a size was set, the kernel does not tune the socket's buffer again.
-        "receive-buffer" => !matches!(new.receive_buffer, Some(OrAuto(Some(_)))),
-        "send-buffer" => !matches!(new.send_buffer, Some(OrAuto(Some(_)))),
-        // What the kernel had before is known to nobody.
-        "congestion" => new.congestion.is_none(),
-        _ => false,
-    });
-    keys
 }
 
 fn names(one: &Config, other: &Config) -> Vec<String> {

@@ -70,6 +70,9 @@ impl Unit for Span {
     const EXPECTED: &'static str = "a span of time such as \"90s\", \"500ms\" or \"5min\"";
 
     fn from_text(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Err("this cannot be switched off".into());
+        }
         let span = humantime::parse_duration(text).map_err(|error| format!("{text:?}: {error}"))?;
         if span > LONGEST {
             return Err(format!("{text:?} is longer than 100 years"));
@@ -130,7 +133,7 @@ impl Unit for Size {
 pub struct Count<const LEAST: u32, const MOST: u32>(pub u32);
 
 impl<const LEAST: u32, const MOST: u32> Unit for Count<LEAST, MOST> {
-    const EXPECTED: &'static str = "a whole number in range";
+    const EXPECTED: &'static str = "a whole number";
 
     fn from_text(text: &str) -> Result<Self, String> {
         Err(format!("{text:?} is not a number"))

@@ -34,14 +34,15 @@ impl Store {
         &mut self.scratch
     }
 
-    /// Takes the part of the scratch that could not be written yet into a backlog.
+    /// Takes the part of the scratch that could not be written yet into a backlog; `None`: there is
+    /// no memory for it.
     #[must_use]
-    pub fn keep(&self, rest: Range<usize>) -> Backlog {
+    pub fn keep(&self, rest: Range<usize>) -> Option<Backlog> {
         assert!(!rest.is_empty(), "a backlog owes something");
-        Backlog {
-            bytes: self.scratch[rest].into(),
-            paid: 0,
-        }
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(rest.len()).ok()?;
+        bytes.extend_from_slice(&self.scratch[rest]);
+        Some(Backlog { bytes, paid: 0 })
     }
 
     /// Notes how many bytes a read has put into the scratch.
@@ -65,7 +66,7 @@ impl Default for Store {
 /// What one connection owes: never empty, never more than [`SCRATCH`] bytes.
 #[derive(Debug)]
 pub struct Backlog {
-    bytes: Box<[u8]>,
+    bytes: Vec<u8>,
     paid: usize,
 }
 
@@ -92,7 +93,7 @@ mod tests {
     fn a_backlog_is_paid_in_order_and_to_the_byte() {
         let mut store = Store::new();
         store.scratch()[..6].copy_from_slice(b"abcdef");
-        let mut backlog = store.keep(2..6);
+        let mut backlog = store.keep(2..6).expect("memory");
         store.scratch()[..6].fill(0);
         assert_eq!(backlog.owed(), b"cdef");
         assert!(!backlog.pay(3));
@@ -103,7 +104,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "paid more than owed")]
     fn paying_too_much_is_our_own_mistake() {
-        let mut backlog = Store::new().keep(0..1);
+        let mut backlog = Store::new().keep(0..1).expect("memory");
         backlog.pay(2);
     }
 }

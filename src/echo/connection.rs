@@ -19,7 +19,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 use super::backlog::{Backlog, Store};
-use super::{BUDGET, LINGER, Limits};
+use super::{BUDGET, GRACE, LINGER, Limits};
+
+/// errno(3) of a backlog that there is no memory for.
+const ENOMEM: i32 = 12;
 
 /// What the smallest read costs of a turn's budget, in bytes, so that a peer whose reads end
 /// after each byte (urgent marks, passed descriptors) gets 256 of them a turn and not 262 144.
@@ -114,8 +117,10 @@ pub enum Reason {
     PeerDone,
     /// We were stopped, and everything readable came back.
     Left,
-    /// The peer reset the connection, or is gone.
+    /// The peer reset the connection.
     Reset,
+    /// The peer, or the path to it, is gone: nothing was acknowledged for too long.
+    Vanished,
     /// Another error of the stream, by errno(3).
     Error(i32),
     /// Nothing was said for the idle time-out.
@@ -132,10 +137,11 @@ pub enum Reason {
 
 impl Reason {
     /// The words for the log, the counters and the manual, in the order of [`Reason::kind`].
-    pub const KINDS: [&'static str; 9] = [
+    pub const KINDS: [&'static str; 10] = [
         "peer-done",
         "left",
         "reset",
+        "vanished",
         "error",
         "idle",
         "stalled",
@@ -151,12 +157,13 @@ impl Reason {
             Self::PeerDone => 0,
             Self::Left => 1,
             Self::Reset => 2,
-            Self::Error(_) => 3,
-            Self::Idle => 4,
-            Self::Stalled => 5,
-            Self::Lifetime => 6,
-            Self::Spent => 7,
-            Self::Abandoned => 8,
+            Self::Vanished => 3,
+            Self::Error(_) => 4,
+            Self::Idle => 5,
+            Self::Stalled => 6,
+            Self::Lifetime => 7,
+            Self::Spent => 8,
+            Self::Abandoned => 9,
         }
     }
 
@@ -172,6 +179,9 @@ impl Reason {
             | ErrorKind::ConnectionAborted
             | ErrorKind::BrokenPipe
             | ErrorKind::NotConnected => Self::Reset,
+            ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+                Self::Vanished
+            }
             _ => Self::Error(error.raw_os_error().unwrap_or(0)),
         }
     }
@@ -268,6 +278,9 @@ impl Connection {
                 Ok(count) => count,
                 Err(error) => match (error.kind(), self.phase) {
                     (ErrorKind::Interrupted, _) => return Step::Yield,
+                    (ErrorKind::WouldBlock, Phase::Leaving { .. }) if now < self.pause() => {
+                        return Step::Blocked;
+                    }
                     (ErrorKind::WouldBlock, Phase::Leaving { since, why, .. }) => {
                         let until = Some(self.received);
                         self.phase = Phase::Leaving { since, why, until };
@@ -300,7 +313,10 @@ impl Connection {
                 self.leave(Reason::Spent, now);
             }
             if written < count {
-                self.backlog = Some(store.keep(written..count));
+                let Some(backlog) = store.keep(written..count) else {
+                    return Step::Done(Reason::Error(ENOMEM));
+                };
+                self.backlog = Some(backlog);
                 return if interrupted {
                     Step::Yield
                 } else {
@@ -317,6 +333,19 @@ impl Connection {
     pub fn remember(&mut self, hint: Hint) {
         if hint == Hint::ReadOn {
             self.hint = hint;
+        }
+    }
+
+    /// When a peer that we leave for a stop counts as silent, so that our FIN may go: what it has
+    /// sent may still be on its way.  At once for one that is cut off by a limit.
+    fn pause(&self) -> Instant {
+        match self.phase {
+            Phase::Leaving {
+                since,
+                why: Reason::Left,
+                until: None,
+            } => (self.moved.max(since) + GRACE).min(since + LINGER),
+            _ => self.began,
         }
     }
 
@@ -356,7 +385,7 @@ impl Connection {
     }
 
     /// The next deadline, and what it would mean.  While echoing [`Reason::Lifetime`] means to
-    /// leave; everything else means to close.
+    /// leave, while leaving [`Reason::Left`] to send our FIN; everything else means to close.
     #[must_use]
     pub fn due(&self, limits: &Limits) -> Option<(Instant, Reason)> {
         let quiet = if self.backlog.is_some() {
@@ -370,7 +399,15 @@ impl Connection {
             Phase::Lingering { since, until, why } => {
                 return Some(((since + LINGER).min(until), why));
             }
-            Phase::Leaving { since, .. } => Some((since + limits.leave, Reason::Abandoned)),
+            // Never at once: a limit of zero is for a stop, not for who is cut off by another limit.
+            Phase::Leaving {
+                why: Reason::Left,
+                until: None,
+                ..
+            } if self.backlog.is_none() => Some((self.pause(), Reason::Left)),
+            Phase::Leaving { since, .. } => {
+                Some((since + limits.leave.max(LINGER), Reason::Abandoned))
+            }
             Phase::Echoing => limits
                 .lifetime
                 .map(|span| (self.began + span, Reason::Lifetime)),

@@ -27,16 +27,20 @@ pub const BUDGET: usize = 256 * 1024;
 /// reset that destroys what is still in flight (RFC 1122 section 4.2.2.13).
 pub const LINGER: Duration = Duration::from_millis(400);
 
+/// How long a peer has to be silent after a stop before our FIN goes: its last words may be on
+/// their way.  With [`LINGER`] an idle peer is gone within half a second.
+pub const GRACE: Duration = Duration::from_millis(50);
+
 /// What a connection may take, in time and in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Close after so long without a byte in either direction while nothing is owed.
+    /// Close after this long without a byte in either direction while nothing is owed.
     pub idle: Option<Duration>,
-    /// Close after so long without a byte accepted by the peer while something is owed.
+    /// Close after this long without a byte accepted by the peer while something is owed.
     pub stall: Option<Duration>,
-    /// Leave after so long altogether.
+    /// Leave after this long altogether.
     pub lifetime: Option<Duration>,
-    /// Leave after so many bytes received.
+    /// Leave after this many bytes received.
     pub bytes: Option<u64>,
     /// How long leaving may take before what is still owed is abandoned.
     pub leave: Duration,

@@ -13,11 +13,11 @@ use std::time::Instant;
 
 use slab::Slab;
 
-use super::Limits;
 use super::backlog::Store;
 use super::connection::{Connection, Duplex, Hint, Phase, Reason, Step, Summary, Want};
 use super::counters::Counters;
 use super::timers::Timers;
+use super::{GRACE, Limits};
 
 /// What the server has to do after a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,40 +175,65 @@ impl<S: Duplex> Shard<S> {
         self.ready.len()
     }
 
-    /// Acts on one deadline that has passed, until there is none.
+    /// Acts on deadlines that have passed, until one of them has to be settled by the server.
     ///
-    /// A connection that has to leave is put into the ready list; one that has to be closed is
-    /// returned with its key.
+    /// Each gets a last turn first: what has arrived or could be written meanwhile is not late,
+    /// only we are.
     pub fn expire(&mut self, now: Instant) -> Option<(usize, Turn)> {
         while let Some(key) = self.timers.fired(now) {
-            let seat = &mut self.seats[key];
-            let lingering = matches!(seat.connection.phase(), Phase::Lingering { .. });
-            match seat.connection.due(&self.limits) {
-                // Of one that has left already it is the end of lingering.
-                Some((at, Reason::Lifetime))
-                    if at <= now && seat.connection.phase() == Phase::Echoing =>
-                {
-                    seat.connection.leave(Reason::Lifetime, now);
-                    self.arm(key);
-                    self.queue(key, Hint::Plain);
+            let Some((_, reason)) = self.overdue(key, now) else {
+                self.arm(key);
+                continue;
+            };
+            let connection = &mut self.seats[key].connection;
+            if reason == Reason::Lifetime && connection.phase() == Phase::Echoing {
+                connection.leave(Reason::Lifetime, now);
+            }
+            let turn = self.turn(key, Hint::Plain, now);
+            if matches!(turn, Turn::Over(_)) {
+                return Some((key, turn));
+            }
+            self.arm(key);
+            if let Some((phase, reason)) = self.overdue(key, now) {
+                if let Some(end) = self.conclude(key, phase, reason, now) {
+                    return Some((key, end));
                 }
-                // Closing while the peer still sends is a reset, which destroys what is in flight.
-                Some((at, _))
-                    if at <= now
-                        && lingering
-                        && seat.stream.unacknowledged() > 0
-                        && seat.connection.linger_on(now) =>
-                {
-                    self.arm(key);
-                }
-                Some((at, reason)) if at <= now => {
-                    let reason = if lingering { Reason::Abandoned } else { reason };
-                    return Some((key, self.end(key, reason, now)));
-                }
-                _ => self.arm(key),
+            }
+            if turn != Turn::Same {
+                return Some((key, turn));
             }
         }
         None
+    }
+
+    /// Where a connection is, and what its deadline means, if that has passed.
+    fn overdue(&self, key: usize, now: Instant) -> Option<(Phase, Reason)> {
+        let connection = &self.seats[key].connection;
+        let (at, reason) = connection.due(&self.limits)?;
+        (at <= now).then(|| (connection.phase(), reason))
+    }
+
+    /// Ends a connection whose last turn has not moved its deadline, unless it may stay a while.
+    fn conclude(&mut self, key: usize, phase: Phase, reason: Reason, now: Instant) -> Option<Turn> {
+        let seat = &mut self.seats[key];
+        let reason = match phase {
+            // Closing while the peer still sends is a reset, which destroys what is in flight.
+            Phase::Lingering { .. } => {
+                if seat.stream.unacknowledged() > 0 && seat.connection.linger_on(now) {
+                    self.arm(key);
+                    return None;
+                }
+                Reason::Abandoned
+            }
+            // The turn was interrupted before it could send our FIN: another one follows.
+            Phase::Leaving { .. } if reason == Reason::Left => {
+                self.timers.set(key, &mut seat.armed, Some(now + GRACE));
+                self.queue(key, Hint::Plain);
+                return None;
+            }
+            _ => reason,
+        };
+        Some(self.end(key, reason, now))
     }
 
     /// When [`Shard::expire`] has to be called next.

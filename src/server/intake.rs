@@ -15,6 +15,7 @@ use crate::system::activation::StreamSocket;
 use crate::system::bind::is_local;
 use crate::system::events::{Endpoint, Event, Pause};
 use crate::system::kernel::is_alone;
+use crate::system::report::read_back;
 use crate::system::socket::{self, Refused};
 
 impl Server {
@@ -30,11 +31,7 @@ impl Server {
         let index = self.listeners.len();
         listener.register(self.poll.registry(), Source::Listener(index).into())?;
         if let Some(socket) = listener.socket() {
-            let rows = if listener.inherits() {
-                socket::read_back(&socket, &listener.options, &self.kernel)
-            } else {
-                Vec::new()
-            };
+            let rows = read_back(&socket, &listener.options, &self.kernel);
             self.log.tell(Event::Listening {
                 listener: listener.name.clone(),
                 local: listener.local.clone(),
@@ -127,7 +124,10 @@ impl Server {
                 Failure::Drained => return self.listeners[index].drained(self.poll.registry()),
                 Failure::Caller => {
                     lost += 1;
-                    self.tell_lost(index, errno);
+                    // An interruption loses nobody: the next attempt finds the same caller.
+                    if errno != libc::EINTR {
+                        self.tell_lost(index, errno);
+                    }
                 }
                 Failure::Failing if self.listeners[index].is_draining() => {
                     return self.listeners[index].close(self.poll.registry());
@@ -256,7 +256,8 @@ impl Server {
         }
     }
 
-    pub(super) fn tell_refused(&mut self, index: usize, refused: Vec<Refused>) {
+    /// Tells options that one accepted socket was refused, and with it perhaps each.
+    fn tell_refused(&mut self, index: usize, refused: Vec<Refused>) {
         for refused in refused {
             if self.failures.pass(self.now).is_some() {
                 self.log.tell(Event::Option {

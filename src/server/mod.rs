@@ -50,6 +50,15 @@ use stream::Stream;
 /// Bytes that may move in one round, received and sent together, before the poll is asked again.
 const ROUND: u64 = 4 * 1024 * 1024;
 
+/// What the shortest turn costs of it, in bytes: turns that move nothing take their time too.
+const LEAST: u64 = 4096;
+
+/// Listeners of which the status tells the places.
+const FEW: usize = 4;
+
+/// Deadlines acted on in one round.
+const DEADLINES: usize = 256;
+
 /// Events taken from the kernel in one round.
 const EVENTS: usize = 1024;
 
@@ -90,6 +99,8 @@ pub struct Server {
     sources: HashMap<IpAddr, usize>,
     life: Life,
     config: Config,
+    /// The settings at the start, of which some stay in effect until the end.
+    started: Config,
     origin: Origin,
     descriptors: usize,
     max_connections: usize,
@@ -140,6 +151,7 @@ impl Server {
             sources: HashMap::new(),
             life: Life::Serving,
             fold: Fold::new(config.log.connection_rate),
+            started: config.clone(),
             config,
             origin,
             descriptors,
@@ -169,12 +181,7 @@ impl Server {
 
     /// Says that all is registered.
     pub fn ready(&mut self, hint: Option<String>) {
-        let listen = self
-            .listeners
-            .iter()
-            .map(|listener| listener.local.to_string())
-            .collect::<Vec<_>>()
-            .join(" ");
+        let listen = self.places();
         let status = self.status();
         self.manager.ready(&listen, &status, self.now);
         self.log.tell(Event::Ready { listen, hint });
@@ -210,10 +217,13 @@ impl Server {
                     break;
                 }
                 if let Some(key) = self.shard.next_ready() {
-                    self.turn(key, Hint::Plain);
+                    self.turn(key);
                 }
             }
-            while let Some((key, turn)) = self.shard.expire(self.now) {
+            for _ in 0..DEADLINES {
+                let Some((key, turn)) = self.shard.expire(self.now) else {
+                    break;
+                };
                 self.settle(key, turn);
             }
             self.housekeep();
@@ -257,6 +267,8 @@ impl Server {
         }
     }
 
+    /// An event is a hint; the turn comes from the list, in the order of arrival.  A turn at once
+    /// would let those who are announced again and again use up the round before the list.
     fn announced(&mut self, key: usize, event: &Announced) {
         // The peer's end and an urgent mark may stand behind what a short read returns.
         let hint = if event.is_read_closed() || event.is_priority() {
@@ -264,20 +276,15 @@ impl Server {
         } else {
             Hint::Plain
         };
-        // One that is in the list gets its turn there: events must not give it more than others.
-        if self.allowance == 0 || self.shard.queued(key) {
-            self.shard.queue(key, hint);
-        } else {
-            self.turn(key, hint);
-        }
+        self.shard.queue(key, hint);
     }
 
-    fn turn(&mut self, key: usize, hint: Hint) {
+    fn turn(&mut self, key: usize) {
         let before = self.shard.counters();
-        let turn = self.shard.turn(key, hint, self.now);
+        let turn = self.shard.turn(key, Hint::Plain, self.now);
         let after = self.shard.counters();
         let (received, sent) = (after.received - before.received, after.sent - before.sent);
-        self.allowance = self.allowance.saturating_sub(received + sent);
+        self.allowance = self.allowance.saturating_sub((received + sent).max(LEAST));
         if self.log.wants(Level::Trace) {
             self.trace(key, received, sent);
         }
@@ -373,13 +380,21 @@ impl Server {
                 Some((listener.local.clone(), accept_queue(&listener.socket()?)?))
             })
             .collect();
+        let refused = self.refused;
+        let status = format!(
+            "{}; accepted {}, refused {refused}, received {}, sent {}, owed {}",
+            self.status(),
+            counters.accepted,
+            size(counters.received),
+            size(counters.sent),
+            size(owed)
+        );
         self.log.tell(Event::Counters {
             counters,
-            refused: self.refused,
+            refused,
             owed,
             queues,
         });
-        let status = self.status();
         self.manager.report(&status, self.now);
     }
 
@@ -424,12 +439,27 @@ impl Server {
         });
     }
 
+    /// Where the listeners are, with the real ports.
+    fn places(&self) -> String {
+        let places: Vec<String> = self
+            .listeners
+            .iter()
+            .map(|listener| listener.local.to_string())
+            .collect();
+        places.join(" ")
+    }
+
     /// One line for the manager.
     fn status(&self) -> String {
         let counters = self.shard.counters();
         let (listeners, open) = (self.listeners.len(), counters.open());
+        let places = if (1..=FEW).contains(&listeners) {
+            format!("; on {}", self.places())
+        } else {
+            String::new()
+        };
         format!(
-            "{}{listeners} listener{}, {open} connection{}, {} echoed{}",
+            "{}{listeners} listener{}, {open} connection{}, {} echoed{}{places}",
             if self.life == Life::Serving {
                 ""
             } else {
@@ -440,6 +470,12 @@ impl Server {
             size(counters.sent),
             if self.stale {
                 "; the last reload failed, the old configuration is in effect"
+            } else if self
+                .listeners
+                .iter()
+                .any(|listener| listener.state == State::Full)
+            {
+                "; full, callers wait"
             } else {
                 ""
             }

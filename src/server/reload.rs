@@ -12,7 +12,9 @@ impl Server {
         self.manager.reloading(self.now);
         match self.origin.load() {
             Ok(new) => {
-                let restart = self.config.needs_restart(&new);
+                // Against what is in effect, not against the last file.
+                let mut restart = self.started.needs_restart(&new);
+                restart.extend(self.config.cannot_undo(&new));
                 self.log.tell(Event::Reloaded {
                     read: new.read.clone(),
                     restart,
@@ -54,7 +56,10 @@ impl Server {
                 .socket()
                 .map(|socket| socket::apply(&socket, &listener.options))
             {
-                self.tell_refused(index, refused);
+                for refused in refused {
+                    let listener = self.listeners[index].name.clone();
+                    self.log.tell(Event::Option { listener, refused });
+                }
             }
         }
         self.config = new;
@@ -66,7 +71,7 @@ impl Server {
 
     /// Works out how many connections there may be.
     pub(super) fn size_up(&mut self) {
-        let most = self.config.max_connections.unwrap_or(self.descriptors);
+        let most = self.config.connections(self.descriptors);
         if most > self.descriptors {
             self.log.tell(Event::Clamped {
                 asked: most,

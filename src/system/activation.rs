@@ -16,6 +16,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use listenfd::ListenFd;
+use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, SockRef};
 
 /// Descriptors of these names are ours, from a version that keeps connections over a restart.
@@ -80,6 +81,14 @@ impl fmt::Display for Stranger {
 /// # Errors
 /// The first one that cannot be served.
 pub fn take() -> Result<Passed, Stranger> {
+    if let Some(number) = beyond_all_limits() {
+        let kind = "not open: no process may have so many".into();
+        return Err(Stranger {
+            number,
+            name: NAMELESS.into(),
+            kind,
+        });
+    }
     // An error here means that the names are of no use, or that a descriptor is not open; what is
     // wrong with that one is told with its name.
     let names = sd_notify::listen_fds_with_names()
@@ -144,6 +153,18 @@ pub fn take() -> Result<Passed, Stranger> {
         }
     }
     Ok(passed)
+}
+
+/// The first number that `LISTEN_FDS` promises and that cannot be open: listenfd would make a list
+/// of them all before anybody could look.
+fn beyond_all_limits() -> Option<usize> {
+    let pid = std::env::var("LISTEN_PID").unwrap_or_default();
+    if !pid.is_empty() && pid.parse() != Ok(std::process::id()) {
+        return None;
+    }
+    let promised: u64 = std::env::var("LISTEN_FDS").ok()?.parse().ok()?;
+    let most = getrlimit(Resource::Nofile).current?;
+    (promised > most).then(|| usize::try_from(most).unwrap_or(usize::MAX))
 }
 
 fn names_as_written() -> Vec<String> {

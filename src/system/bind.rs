@@ -59,9 +59,11 @@ impl fmt::Display for Failure {
         write!(f, "cannot listen on {address}: {error}")?;
         let unix = address.starts_with("unix:");
         f.write_str(match error.raw_os_error() {
-            Some(libc::EADDRINUSE) if unix => "; another server answers there: stop it, or choose another path",
+            Some(libc::EADDRINUSE) if unix => {
+                "; another server answers there, or it is no socket: remove it, or choose another path"
+            }
             Some(libc::EADDRINUSE) => {
-                "; another socket listens there (ss -ltnp shows whose): stop it, or choose another address with --listen"
+                "; another socket listens there (`ss -ltnp` shows whose): stop it, or choose another address with --listen"
             }
             Some(libc::EACCES) if unix => "; the folder must be writable for this user (RuntimeDirectory= in a unit)",
             Some(libc::EACCES) => {
@@ -77,7 +79,7 @@ impl fmt::Display for Failure {
                  (RestrictAddressFamilies=): listen through the socket unit (tcp-echo.socket), or run the \
                  standalone unit (tcp-echo-standalone.service)"
             }
-            Some(libc::EADDRNOTAVAIL) => "; no interface of this host has the address (ip address shows them)",
+            Some(libc::EADDRNOTAVAIL) => "; no interface of this host has the address (`ip address` shows them)",
             Some(libc::ENOENT) if unix => "; the folder does not exist (RuntimeDirectory= in a unit makes one)",
             _ => "",
         })

@@ -17,7 +17,8 @@ use std::time::Duration;
 use tracing::{debug, error, info, trace, warn};
 
 use super::kernel::Kernel;
-use super::socket::{Queue, Refused, Row, duration, size};
+use super::report::Row;
+use super::socket::{Queue, Refused, duration, size};
 use crate::cli::Level;
 use crate::echo::connection::{Reason, Summary};
 use crate::echo::counters::Counters;
@@ -242,7 +243,7 @@ impl Event {
                     "echo.files" = files,
                     "echo.max_connections" = max_connections,
                     "echo.per_source" = per_source,
-                    "tcp-echo {} starts with {files}; at most {max_connections} connections{}",
+                    "tcp-echo {} starts with {files}; connections at most: {max_connections}{}",
                     env!("CARGO_PKG_VERSION"),
                     per_source.map_or_else(String::new, |most| format!(", {most} from one source"))
                 );
@@ -288,11 +289,11 @@ impl Event {
                 message_id = id::STOPPING,
                 "echo.open" = open,
                 "echo.stop_timeout_ms" = millis(*span),
-                "stopping: {open} open connections have {} to be paid what they are owed",
+                "stopping: what is owed is paid within {}; connections open: {open}",
                 duration(*span)
             ),
             Self::Stopped { counters, refused } => {
-                tell_counters("stopped; ", counters, *refused, None, &[], id::STOPPED);
+                tell_counters("stopped; ", counters, *refused, None, None, id::STOPPED);
             }
             Self::Reloaded { read, restart } => {
                 let files = list(
@@ -393,7 +394,14 @@ impl Event {
                 refused,
                 owed,
                 queues,
-            } => tell_counters("", counters, *refused, Some(*owed), queues, id::COUNTERS),
+            } => tell_counters(
+                "",
+                counters,
+                *refused,
+                Some(*owed),
+                Some(queues),
+                id::COUNTERS,
+            ),
             Self::Open { listener, local } => warn!(
                 message_id = id::OPEN, "echo.listener" = listener, "echo.local" = %local,
                 "listener {listener} is open to others on {local}: limit who may reach it (IPAddressAllow= in the \
@@ -481,7 +489,7 @@ fn tell_closed(who: &Who, summary: &Summary) {
         message_id = id::CLOSED, "echo.connection" = number, "echo.peer" = %peer, "echo.local" = %local,
         "echo.listener" = listener, "echo.received" = received, "echo.sent" = sent, "echo.owed" = owed,
         "echo.duration_usec" = micros(*span), "echo.reason" = reason.as_str(), errno,
-        "connection {number} from {peer} ended ({}): received {received}, sent {sent}, in {span:.1?}{text}",
+        "connection {number} from {peer} on {local} ended ({}): received {received}, sent {sent}, in {span:.1?}{text}",
         reason.as_str()
     );
 }
@@ -491,7 +499,7 @@ fn tell_counters(
     counters: &Counters,
     refused: u64,
     owed: Option<u64>,
-    queues: &[(Endpoint, Queue)],
+    queues: Option<&[(Endpoint, Queue)]>,
     message_id: &str,
 ) {
     let reasons = list(
@@ -502,11 +510,14 @@ fn tell_counters(
         "none",
     );
     // Of passed sockets, this is what the sandbox lets us know of the kernel.
-    let queues: Vec<String> = queues
-        .iter()
-        .map(|(local, queue)| format!("{local} {queue}"))
-        .collect();
-    let queues = (!queues.is_empty()).then(|| queues.join("; "));
+    let queues = queues.map(|queues| {
+        list(
+            queues
+                .iter()
+                .map(|(local, queue)| format!("{local} {queue}")),
+            "none",
+        )
+    });
     info!(
         message_id,
         "echo.accepted" = counters.accepted,

@@ -1,7 +1,7 @@
 //! Everything that touches the system outside the data path: descriptors, sockets and their
 //! options, the service manager, signals, the kernel's settings, the log.
 //!
-//! In reading order: [`kernel`], [`socket`], [`activation`], [`bind`], [`signals`], [`notify`],
+//! In reading order: [`kernel`], [`socket`], [`report`], [`activation`], [`bind`], [`signals`], [`notify`],
 //! [`events`], [`rate`], [`logging`].
 
 pub mod activation;
@@ -11,5 +11,6 @@ pub mod kernel;
 pub mod logging;
 pub mod notify;
 pub mod rate;
+pub mod report;
 pub mod signals;
 pub mod socket;

@@ -90,10 +90,12 @@ impl Manager {
         socket.set_nonblocking(true)?;
         // At half the interval, so that one late feeding does no harm; at least a millisecond, so
         // that feeding is not all that we do.
-        let watchdog = sd_notify::watchdog_enabled().map(|interval| Watchdog {
-            interval: (interval / 2).max(Duration::from_millis(1)),
-            due: now,
-        });
+        let watchdog = sd_notify::watchdog_enabled()
+            .filter(|interval| !interval.is_zero())
+            .map(|interval| Watchdog {
+                interval: (interval / 2).max(Duration::from_millis(1)),
+                due: now,
+            });
         Ok(Self {
             link: Some((socket, address)),
             watchdog,

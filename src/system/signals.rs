@@ -10,7 +10,7 @@
 use std::fmt;
 use std::io;
 
-use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +38,9 @@ impl Signals {
     /// # Errors
     /// Those of sigaction(2) and socketpair(2).
     pub fn install() -> io::Result<Self> {
-        // ALRM would end the process by default; here it asks for nothing.
-        let signals = [SIGTERM, SIGINT, SIGUSR2, SIGHUP, SIGUSR1, SIGALRM];
+        // ALRM would end the process by default, and XFSZ when a log file has reached its limit;
+        // here they ask for nothing.
+        let signals = [SIGTERM, SIGINT, SIGUSR2, SIGHUP, SIGUSR1, SIGALRM, SIGXFSZ];
         let installed = signal_hook_mio::v1_0::Signals::new(signals)?;
         clear_mask()?;
         Ok(Self(installed))

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use socket2::{Domain, SockRef, TcpKeepalive};
 
-use super::kernel::Kernel;
 use crate::config::Options;
 use crate::config::units::{OrAuto, OrOff, Size};
 
@@ -136,209 +135,6 @@ fn keepalive(socket: &SockRef<'_>, options: &Options) -> io::Result<()> {
         .map_or(Ok(()), |on| socket.set_keepalive(on))
 }
 
-/// One option as asked and as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
-    /// Its key in the configuration.
-    pub option: &'static str,
-    /// As asked; empty: not asked.
-    pub asked: String,
-    /// As the kernel has it.
-    pub effective: String,
-    /// Who made the difference, if there is one, or what to know.
-    pub note: String,
-}
-
-impl Row {
-    /// Whether the kernel has something else than what was asked.
-    #[must_use]
-    pub fn differs(&self) -> bool {
-        !self.asked.is_empty() && self.asked != "auto" && self.asked != self.effective
-    }
-}
-
-/// Reads back what a TCP listener has.
-#[must_use]
-pub fn read_back(socket: &impl AsFd, options: &Options, kernel: &Kernel) -> Vec<Row> {
-    let queue = accept_queue(socket);
-    let socket = SockRef::from(socket);
-    let mut rows = Vec::new();
-    let mut row = |option, asked: Option<String>, effective: io::Result<String>, note: String| {
-        if let Ok(effective) = effective {
-            rows.push(Row {
-                option,
-                asked: asked.unwrap_or_default(),
-                effective,
-                note,
-            });
-        }
-    };
-    let on = |on: bool| if on { "on" } else { "off" }.to_owned();
-    let span = |span: Option<Duration>| span.map_or_else(|| "off".to_owned(), duration);
-    row(
-        "reuse-address",
-        options.reuse_address.map(on),
-        socket.reuse_address().map(on),
-        String::new(),
-    );
-    row(
-        "reuse-port",
-        options.reuse_port.map(on),
-        socket.reuse_port().map(on),
-        String::new(),
-    );
-    if domain(&socket) == Some(Domain::IPV6) {
-        row(
-            "v6only",
-            options.v6only.map(on),
-            socket.only_v6().map(on),
-            String::new(),
-        );
-    }
-    if let Some(queue) = queue {
-        let asked = options.backlog.map(|backlog| u64::from(backlog.0));
-        let mut note = kernel.somaxconn.map_or_else(String::new, |most| {
-            let limited = if asked.is_some_and(|asked| asked > most) {
-                "limited by "
-            } else {
-                ""
-            };
-            format!("{limited}net.core.somaxconn = {most}")
-        });
-        if let Some(drops @ 1..) = queue.drops {
-            let comma = if note.is_empty() { "" } else { ", " };
-            note += &format!("{comma}{drops} handshakes dropped since it was opened");
-        }
-        row(
-            "backlog",
-            asked.map(|n| n.to_string()),
-            Ok(queue.limit.to_string()),
-            note,
-        );
-    }
-    for (option, asked, effective, name, most, tuned) in [
-        (
-            "receive-buffer",
-            options.receive_buffer,
-            socket.recv_buffer_size(),
-            "rmem_max",
-            kernel.rmem_max,
-            kernel.tcp_rmem_max,
-        ),
-        (
-            "send-buffer",
-            options.send_buffer,
-            socket.send_buffer_size(),
-            "wmem_max",
-            kernel.wmem_max,
-            kernel.tcp_wmem_max,
-        ),
-    ] {
-        let note = match asked {
-            Some(OrAuto(Some(Size(asked)))) => match most {
-                Some(most) if asked > most => format!(
-                    "limited by net.core.{name} = {most}, then doubled by the kernel; autotuning is off"
-                ),
-                _ => "doubled by the kernel for its own bookkeeping; autotuning is off".to_owned(),
-            },
-            _ => tuned.map_or_else(String::new, |most| {
-                format!("autotuned by the kernel up to {}", size(most))
-            }),
-        };
-        let asked = asked
-            .map(|OrAuto(asked)| asked.map_or_else(|| "auto".to_owned(), |asked| size(asked.0)));
-        row(
-            option,
-            asked,
-            effective.map(|bytes| size(bytes as u64)),
-            note,
-        );
-    }
-    row(
-        "nodelay",
-        options.nodelay.map(on),
-        socket.tcp_nodelay().map(on),
-        String::new(),
-    );
-    let quickack = if options.quickack == Some(true) {
-        "set again after each read: costs a system call"
-    } else {
-        ""
-    };
-    row(
-        "quickack",
-        options.quickack.map(on),
-        Ok(on(options.quickack == Some(true))),
-        quickack.into(),
-    );
-    row(
-        "keepalive",
-        options.keepalive.map(on),
-        socket.keepalive().map(on),
-        String::new(),
-    );
-    row(
-        "keepalive-idle",
-        options.keepalive_idle.map(|s| duration(s.0)),
-        socket.tcp_keepalive_time().map(duration),
-        String::new(),
-    );
-    row(
-        "keepalive-interval",
-        options.keepalive_interval.map(|s| duration(s.0)),
-        socket.tcp_keepalive_interval().map(duration),
-        String::new(),
-    );
-    row(
-        "keepalive-probes",
-        options.keepalive_probes.map(|n| n.0.to_string()),
-        socket.tcp_keepalive_retries().map(|n| n.to_string()),
-        String::new(),
-    );
-    row(
-        "user-timeout",
-        options.user_timeout.map(|OrOff(s)| span(s.map(|s| s.0))),
-        socket.tcp_user_timeout().map(span),
-        String::new(),
-    );
-    row(
-        "notsent-lowat",
-        options
-            .notsent_lowat
-            .map(|OrOff(s)| s.map_or_else(|| "off".to_owned(), |s| size(s.0))),
-        socket.tcp_notsent_lowat().map(|bytes| {
-            if bytes == 0 {
-                "off".to_owned()
-            } else {
-                size(u64::from(bytes))
-            }
-        }),
-        String::new(),
-    );
-    row(
-        "congestion",
-        options.congestion.as_ref().map(|name| name.0.clone()),
-        socket.tcp_congestion().map(|name| {
-            String::from_utf8_lossy(&name)
-                .trim_end_matches('\0')
-                .to_owned()
-        }),
-        String::new(),
-    );
-    let tos = if domain(&socket) == Some(Domain::IPV6) {
-        socket.tclass_v6()
-    } else {
-        socket.tos_v4()
-    };
-    row(
-        "dscp",
-        options.dscp.map(|dscp| dscp.0.to_string()),
-        tos.map(|tos| (tos >> 2).to_string()),
-        String::new(),
-    );
-    rows
-}
-
 /// The accept queue of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queue {
@@ -449,6 +245,8 @@ mod tests {
 
     use super::*;
     use crate::config::units::{Count, Seconds, Span};
+    use crate::system::kernel::Kernel;
+    use crate::system::report::{Row, read_back};
 
     fn listener() -> TcpListener {
         TcpListener::bind("127.0.0.1:0").unwrap()

@@ -11,6 +11,9 @@
 //! - `check`: what the configuration means
 //! - `recipe`: the shipped recipe, read back from real sockets
 //! - `shipped`: the files that are installed
+//! - `generated`: what is generated and checked in is fresh
+//! - `manuals`: the manuals explain all that there is
+//! - `catalog`: what `journalctl -x` says about each message
 //! - `simulation`: thousands of scripted conversations, seeded
 //! - `kernel`: the facts of the kernel that the design rests on
 //! - `layers`: who may import whom
@@ -24,13 +27,16 @@
 mod daemon;
 
 mod activation;
+mod catalog;
 mod check;
 mod echo;
 mod faults;
+mod generated;
 mod kernel;
 mod layers;
 mod limits;
 mod logging;
+mod manuals;
 mod notify;
 mod recipe;
 mod reload;

@@ -96,8 +96,15 @@ fn quickack_is_set_again_after_each_read() {
     if !has("strace") {
         return;
     }
-    let wrapper = ["strace", "-f", "-qq", "-e", "trace=setsockopt,recvfrom"];
-    let daemon = recipe().under(&wrapper).start();
+    let wrapper = [
+        "strace",
+        "-D",
+        "-f",
+        "-qq",
+        "-e",
+        "trace=setsockopt,recvfrom",
+    ];
+    let mut daemon = recipe().under(&wrapper).start();
     let client = connect(daemon.address());
     for _ in 0..20 {
         ping(&client, b"again");
@@ -121,7 +128,7 @@ fn quickack_is_set_again_after_each_read() {
         );
     }
     drop(client);
-    daemon.signal(rustix::process::Signal::KILL);
+    assert!(daemon.stop().success());
 }
 
 #[test]

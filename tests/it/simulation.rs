@@ -612,6 +612,7 @@ impl World {
                 }
             }
             Reason::Reset => assert!(pipe.reset, "{about}"),
+            Reason::Vanished => panic!("no pipe loses its peer: {about}"),
             Reason::Idle => {
                 assert!(
                     self.limits.idle.is_some_and(|span| quiet >= span),

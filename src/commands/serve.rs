@@ -88,16 +88,19 @@ pub fn run(origin: Origin) -> Exit {
         (_, Err(stranger)) => Err(Trouble::Stranger(stranger)),
         (Ok(config), Ok(passed)) => serve(&config, origin, passed, &log),
     };
-    let exit = match outcome {
-        Ok(()) => Exit::Success,
+    match outcome {
+        Ok(()) => {
+            drop(log);
+            sink.finish();
+            Exit::Success
+        }
         Err(trouble) => {
             log.tell(Event::StartFailed(trouble.to_string()));
+            drop(log);
+            sink.finish_early();
             trouble.exit()
         }
-    };
-    drop(log);
-    sink.finish();
-    exit
+    }
 }
 
 fn serve(config: &Config, origin: Origin, passed: Passed, log: &Log) -> Result<(), Trouble> {

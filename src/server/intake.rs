@@ -14,6 +14,7 @@ use crate::cli::Level;
 use crate::system::activation::StreamSocket;
 use crate::system::bind::is_local;
 use crate::system::events::{Endpoint, Event, Pause};
+use crate::system::kernel::is_alone;
 use crate::system::report::read_back;
 use crate::system::socket::{self, Refused};
 
@@ -44,13 +45,18 @@ impl Server {
                 refused,
             });
         }
-        if let (Endpoint::Ip(address), false) = (&listener.local, self.config.open) {
-            if !is_local(address.ip()) {
-                self.log.tell(Event::Open {
-                    listener: listener.name.clone(),
-                    local: listener.local.clone(),
-                });
-            }
+        let beyond = matches!(&listener.local, Endpoint::Ip(address) if !is_local(address.ip()));
+        // A passed socket may belong to another network namespace than we do.
+        if beyond && !listener.passed && is_alone() == Some(true) {
+            self.log.tell(Event::Alone {
+                listener: listener.name.clone(),
+                local: listener.local.clone(),
+            });
+        } else if beyond && !self.config.open {
+            self.log.tell(Event::Open {
+                listener: listener.name.clone(),
+                local: listener.local.clone(),
+            });
         }
         self.names.push(listener.name.clone());
         self.listeners.push(listener);

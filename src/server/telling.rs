@@ -5,7 +5,7 @@ use super::lifecycle::Life;
 use super::listener::State;
 use super::stream::Stream;
 use crate::system::events::{Endpoint, Event, Who};
-use crate::system::socket::size;
+use crate::system::socket::{accept_queue, size};
 
 /// Listeners of which the status tells the places.
 const FEW: usize = 4;
@@ -19,6 +19,13 @@ impl Server {
             .map(|(_, connection)| connection.owed())
             .sum();
         let counters = self.shard.counters();
+        let queues = self
+            .listeners
+            .iter()
+            .filter_map(|listener| {
+                Some((listener.local.clone(), accept_queue(&listener.socket()?)?))
+            })
+            .collect();
         let refused = self.refused;
         let status = format!(
             "{}; accepted {}, refused {refused}, received {}, sent {}, owed {}",
@@ -32,6 +39,7 @@ impl Server {
             counters,
             refused,
             owed,
+            queues,
         });
         self.manager.report(&status, self.now);
     }

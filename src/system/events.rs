@@ -18,7 +18,7 @@ use tracing::{debug, error, info, trace, warn};
 
 use super::kernel::Kernel;
 use super::report::Row;
-use super::socket::{Refused, duration, size};
+use super::socket::{Queue, Refused, duration, size};
 use crate::cli::Level;
 use crate::echo::connection::{Reason, Summary};
 use crate::echo::counters::Counters;
@@ -43,6 +43,7 @@ mod id {
     pub(super) const COUNTERS: &str = "7cc00e0f218a49398192dbfc1f40e617";
     pub(super) const KERNEL: &str = "238a737fc79f4b0185228c0b8d8ebe5f";
     pub(super) const OPEN: &str = "4019bf40d6cf43249b84868d863db712";
+    pub(super) const ALONE: &str = "e2dcecbc495c4b32bd0b7bdace6b8717";
     pub(super) const ROOT: &str = "4a7a4ac7b2de40719e1b671c79eb50a7";
     pub(super) const OPTION: &str = "3c8b796df26747aaab009f1360cd62c1";
     pub(super) const UNUSED: &str = "b5e75560545b465aba693fd700a0b2eb";
@@ -175,9 +176,12 @@ pub enum Event {
         counters: Counters,
         refused: u64,
         owed: u64,
+        queues: Vec<(Endpoint, Queue)>,
     },
     /// Others than this host can reach a listener.
     Open { listener: String, local: Endpoint },
+    /// Nobody can reach a listener that is meant for others.
+    Alone { listener: String, local: Endpoint },
     /// The process has privileges that it does not need.
     Root,
     /// An option was refused.
@@ -206,6 +210,7 @@ impl Event {
             | Self::Paused { .. }
             | Self::AcceptFailed { .. }
             | Self::Open { .. }
+            | Self::Alone { .. }
             | Self::Root
             | Self::Option { .. }
             | Self::Unused { .. }
@@ -288,7 +293,7 @@ impl Event {
                 duration(*span)
             ),
             Self::Stopped { counters, refused } => {
-                tell_counters("stopped; ", counters, *refused, None, id::STOPPED);
+                tell_counters("stopped; ", counters, *refused, None, None, id::STOPPED);
             }
             Self::Reloaded { read, restart } => {
                 let files = list(
@@ -388,11 +393,24 @@ impl Event {
                 counters,
                 refused,
                 owed,
-            } => tell_counters("", counters, *refused, Some(*owed), id::COUNTERS),
+                queues,
+            } => tell_counters(
+                "",
+                counters,
+                *refused,
+                Some(*owed),
+                Some(queues),
+                id::COUNTERS,
+            ),
             Self::Open { listener, local } => warn!(
                 message_id = id::OPEN, "echo.listener" = listener, "echo.local" = %local,
                 "listener {listener} is open to others on {local}: limit who may reach it (IPAddressAllow= in the \
                  socket unit, or a firewall), then say open = true in the configuration"
+            ),
+            Self::Alone { listener, local } => warn!(
+                message_id = id::ALONE, "echo.listener" = listener, "echo.local" = %local,
+                "listener {listener} on {local} can be reached by nobody outside: this network namespace has no \
+                 interface but lo (PrivateNetwork= in the unit, or a container without a network)"
             ),
             Self::Root => warn!(
                 message_id = id::ROOT,
@@ -481,6 +499,7 @@ fn tell_counters(
     counters: &Counters,
     refused: u64,
     owed: Option<u64>,
+    queues: Option<&[(Endpoint, Queue)]>,
     message_id: &str,
 ) {
     let reasons = list(
@@ -490,6 +509,15 @@ fn tell_counters(
             .map(|(reason, count)| format!("{reason} {count}")),
         "none",
     );
+    // Of passed sockets, this is what the sandbox lets us know of the kernel.
+    let queues = queues.map(|queues| {
+        list(
+            queues
+                .iter()
+                .map(|(local, queue)| format!("{local} {queue}")),
+            "none",
+        )
+    });
     info!(
         message_id,
         "echo.accepted" = counters.accepted,
@@ -499,11 +527,15 @@ fn tell_counters(
         "echo.sent" = counters.sent,
         "echo.owed" = owed,
         "echo.reasons" = reasons,
-        "{prefix}connections: accepted {}, open {}, refused {refused}; received {}, sent {}; ended: {reasons}",
+        "echo.queues" = queues,
+        "{prefix}connections: accepted {}, open {}, refused {refused}; received {}, sent {}; ended: {reasons}{}",
         counters.accepted,
         counters.open(),
         size(counters.received),
-        size(counters.sent)
+        size(counters.sent),
+        queues
+            .as_ref()
+            .map_or_else(String::new, |queues| format!("; callers: {queues}"))
     );
 }
 
@@ -742,6 +774,18 @@ mod tests {
                 counters: Counters::default(),
                 refused: 0,
                 owed: 0,
+                queues: vec![(
+                    Endpoint::Unix(None),
+                    Queue {
+                        depth: 1,
+                        limit: 2,
+                        drops: Some(3),
+                    },
+                )],
+            },
+            Event::Alone {
+                listener: listener(),
+                local: Endpoint::Unix(None),
             },
             Event::Open {
                 listener: listener(),

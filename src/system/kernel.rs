@@ -89,6 +89,23 @@ impl Kernel {
     }
 }
 
+/// Whether this network namespace has no interface but `lo`, so that nobody outside of it can
+/// reach a listener of ours; `None` if that cannot be seen.
+#[must_use]
+pub fn is_alone() -> Option<bool> {
+    // Not /proc/net, which a sandbox may hide.
+    let text = std::fs::read_to_string("/proc/self/net/dev").ok()?;
+    Some(interfaces(&text).all(|name| name == "lo"))
+}
+
+/// The names in `/proc/PID/net/dev`, which begins with two lines of headings.
+fn interfaces(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .skip(2)
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, _)| name.trim())
+}
+
 fn doubled(first: Duration, times: u64, most: Duration) -> Duration {
     let factor = 1_u32
         .checked_shl(u32::try_from(times).unwrap_or(u32::MAX))
@@ -142,5 +159,13 @@ mod tests {
     fn an_unreadable_setting_is_left_out() {
         assert_eq!(sysctl("net/ipv4/no_such_setting", 0), None);
         assert_eq!(sysctl("net/core/somaxconn", 9), None);
+    }
+
+    #[test]
+    fn interfaces_are_read_by_name() {
+        let text = "Inter-|   Receive  |  Transmit\n face |bytes packets|bytes packets\n    lo: 1 2 3 4\n\
+                    veth0:10 0 0 0\n";
+        assert_eq!(interfaces(text).collect::<Vec<_>>(), ["lo", "veth0"]);
+        assert!(is_alone().is_some());
     }
 }

@@ -39,6 +39,9 @@ const FLUSH: Duration = Duration::from_millis(400);
 /// Where journald listens, systemd-journald.service(8).
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
+/// How long a process that ends at once stays for the journal's sake: see [`Sink::finish_early`].
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// What became of the events.
 #[derive(Debug, Default)]
 struct Health {
@@ -106,6 +109,16 @@ impl Sink {
     pub fn finish(self) {
         // An error is what we wait for: the thread has dropped its end.
         let _ = self.0.recv_timeout(FLUSH);
+    }
+
+    /// The same for a process that has only just begun.  journald learns the unit of an entry from
+    /// /proc when it reads the first entry of a process; when that is gone by then, the entry has no
+    /// unit, and `journalctl -u` does not show why the start failed.
+    pub fn finish_early(self) {
+        self.finish();
+        if stderr_is_journal() {
+            thread::sleep(SETTLE);
+        }
     }
 }
 

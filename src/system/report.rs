@@ -10,7 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, SockRef};
 
 use super::kernel::Kernel;
-use super::socket::{accept_queue, domain, duration, size};
+use super::socket::{Queue, accept_queue, domain, duration, size};
 use crate::config::Options;
 use crate::config::units::{OrAuto, OrOff, Size};
 
@@ -40,14 +40,14 @@ impl Row {
 #[must_use]
 pub fn read_back(socket: &impl AsFd, options: &Options, kernel: &Kernel) -> Vec<Row> {
     let mut rows = Rows(Vec::new());
-    let limit = accept_queue(socket).map(|queue| u64::from(queue.limit));
+    let queue = accept_queue(socket);
     let socket = SockRef::from(socket);
     if domain(&socket) == Some(Domain::UNIX) {
-        rows.backlog(options, kernel, limit);
+        rows.backlog(options, kernel, queue);
         return rows.0;
     }
     rows.sharing(&socket, options);
-    rows.backlog(options, kernel, limit);
+    rows.backlog(options, kernel, queue);
     rows.buffers(&socket, options, kernel);
     rows.sending(&socket, options);
     rows.keepalive(&socket, options);
@@ -92,20 +92,24 @@ impl Rows {
         }
     }
 
-    fn backlog(&mut self, options: &Options, kernel: &Kernel, limit: Option<u64>) {
+    fn backlog(&mut self, options: &Options, kernel: &Kernel, queue: Option<Queue>) {
         let asked = options.backlog.map(|backlog| u64::from(backlog.0));
-        let note = kernel.somaxconn.map_or_else(String::new, |most| {
+        let mut note = kernel.somaxconn.map_or_else(String::new, |most| {
             let limited = asked.is_some_and(|asked| asked > most);
             format!(
                 "{}net.core.somaxconn = {most}",
                 if limited { "limited by " } else { "" }
             )
         });
+        if let Some(drops @ 1..) = queue.and_then(|queue| queue.drops) {
+            let comma = if note.is_empty() { "" } else { ", " };
+            note += &format!("{comma}{drops} handshakes dropped since it was opened");
+        }
         // The kernel's own arithmetic, listen(2), where it does not tell the result.
         let computed = asked
             .zip(kernel.somaxconn)
             .map(|(asked, most)| asked.min(most));
-        if let Some(effective) = limit.or(computed) {
+        if let Some(effective) = queue.map(|queue| u64::from(queue.limit)).or(computed) {
             self.add(
                 "backlog",
                 asked.map(|n| n.to_string()),

@@ -147,6 +147,17 @@ pub struct Queue {
     pub depth: u32,
     /// Callers that may wait in it: the backlog as the kernel has it.
     pub limit: u32,
+    /// Handshakes that the kernel has dropped since the socket was opened, most of them because the
+    /// queue was full; `None` if it does not tell.
+    pub drops: Option<u32>,
+}
+
+impl fmt::Display for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} waiting", self.depth, self.limit)?;
+        self.drops
+            .map_or(Ok(()), |drops| write!(f, ", {drops} dropped"))
+    }
 }
 
 /// Asks a TCP listener for its accept queue (`TCP_INFO`, tcp(7)); `None` for any other socket.
@@ -172,7 +183,28 @@ pub fn accept_queue(socket: &impl AsFd) -> Option<Queue> {
     (result == 0).then_some(Queue {
         depth: info.tcpi_unacked,
         limit: info.tcpi_sacked,
+        drops: drops(socket),
     })
+}
+
+/// Asks a socket for what the kernel has dropped on it (`SO_MEMINFO`, since Linux 4.12).
+#[expect(unsafe_code, reason = "no crate in the tree gives SO_MEMINFO")]
+fn drops(socket: &impl AsFd) -> Option<u32> {
+    /// The numbers up to the one that is asked for.
+    const COUNT: usize = libc::SK_MEMINFO_DROPS as usize + 1;
+    let mut info = [0_u32; COUNT];
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes into `info`, which is plain data.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0 && length as usize == size_of_val(&info)).then_some(info[COUNT - 1])
 }
 
 /// Bytes in the send queue of a TCP socket that the peer has not acknowledged (`SIOCOUTQ`,
@@ -363,10 +395,34 @@ mod tests {
         let socket = listener();
         let address = socket.local_addr().unwrap();
         let queue = accept_queue(&socket).unwrap();
-        assert_eq!(queue.depth, 0);
+        assert_eq!((queue.depth, queue.drops), (0, Some(0)));
         assert!(queue.limit > 0);
         let client = std::net::TcpStream::connect(address).unwrap();
         assert_eq!(accept_queue(&client), None);
         drop(socket.accept().unwrap());
+    }
+
+    #[test]
+    fn an_accept_queue_that_is_full_drops_callers_and_says_so() {
+        let socket = socket2::Socket::new(Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+        socket.bind(&any.into()).unwrap();
+        socket.listen(1).unwrap();
+        let address = socket.local_addr().unwrap();
+        let _callers: Vec<_> = (0..8)
+            .map(|_| {
+                let caller =
+                    socket2::Socket::new(Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                caller.set_nonblocking(true).unwrap();
+                let _ = caller.connect(&address);
+                caller
+            })
+            .collect();
+        let queue = accept_queue(&socket).unwrap();
+        // The kernel lets one more in than was asked for.
+        assert_eq!((queue.depth, queue.limit), (2, 1));
+        assert!(queue.drops > Some(0), "{queue:?}");
+        let rows = read_back(&socket, &Options::default(), &Kernel::default());
+        assert!(find(&rows, "backlog").note.contains("dropped"), "{rows:?}");
     }
 }

@@ -106,7 +106,7 @@ fn the_units_fit_the_program() {
         "NotifyAccess=exec",
         "ExecReload=/usr/bin/tcp-echo check --config-only",
         "ExecReload=/usr/bin/tcp-echo reload",
-        "RestartPreventExitStatus=2 78",
+        "RestartPreventExitStatus=2 69 77 78",
         "TimeoutStopSec=30s",
     ] {
         assert!(
@@ -126,6 +126,71 @@ fn the_units_fit_the_program() {
             .lines()
             .filter(|line| line.starts_with("ListenStream="))
             .all(|line| { line.contains("127.0.0.1") || line.contains("[::1]") })
+    );
+}
+
+/// The settings of a unit, in order, without comments.
+fn settings(name: &str) -> Vec<String> {
+    text(name)
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn the_three_services_differ_where_they_must() {
+    let service = settings("systemd/tcp-echo.service");
+    let only = |these: &[String], those: &[String]| -> Vec<String> {
+        these
+            .iter()
+            .filter(|line| !those.contains(line) && !line.starts_with("Description="))
+            .cloned()
+            .collect()
+    };
+    let standalone = settings("systemd/tcp-echo-standalone.service");
+    assert_eq!(
+        only(&standalone, &service),
+        [
+            "After=network.target",
+            "ExecStart=/usr/bin/tcp-echo --listen localhost:7",
+            "RestartSec=1s",
+            "RestartPreventExitStatus=2 77 78",
+            "RuntimeDirectory=tcp-echo",
+            "UMask=0000",
+            "CapabilityBoundingSet=CAP_NET_BIND_SERVICE",
+            "AmbientCapabilities=CAP_NET_BIND_SERVICE",
+            "PrivateUsers=no",
+            "PrivateNetwork=no",
+            "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6",
+            "ProcSubset=all",
+            "[Install]",
+            "WantedBy=multi-user.target",
+        ]
+    );
+    assert_eq!(
+        only(&service, &standalone),
+        [
+            "Requires=tcp-echo.socket",
+            "After=tcp-echo.socket",
+            "ExecStart=/usr/bin/tcp-echo",
+            "RestartSec=10ms",
+            "RestartPreventExitStatus=2 69 77 78",
+            "UMask=0777",
+            "CapabilityBoundingSet=",
+            "AmbientCapabilities=",
+            "PrivateUsers=yes",
+            "PrivateNetwork=yes",
+            "RestrictAddressFamilies=AF_UNIX",
+            "IPAddressDeny=any",
+            "SocketBindDeny=any",
+            "ProcSubset=pid",
+        ]
+    );
+    let template = settings("systemd/examples/tcp-echo@.service");
+    assert_eq!(
+        only(&template, &service),
+        ["Requires=tcp-echo@%i.socket", "After=tcp-echo@%i.socket",]
     );
 }
 

@@ -1,0 +1,193 @@
+"""What a promise is, and what it may ask a box.
+
+A promise is a function whose name is a sentence about the installed package; it takes a box and
+raises AssertionError, with what it saw, when the sentence is not true.  Each gets a box of its
+own in which the package is installed, as `apt install` leaves it: nothing enabled, nothing
+started.  `@promise(bare=True)` gives a box without the package.
+
+What would make the sentence false stands beside it, as `broken_by`: one or several changes to the
+box.  `run --broken` makes each of them and expects the promise to fail: a promise that cannot
+fail says nothing.
+"""
+
+import json
+import pathlib
+import re
+import socket
+import time
+
+from box import Box
+
+UNITS = "/usr/lib/systemd/system"
+SOCKET = "tcp-echo.socket"
+SERVICE = "tcp-echo.service"
+STANDALONE = "tcp-echo-standalone.service"
+CONFIG = "/etc/tcp-echo/config.toml"
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+# Seconds within which something that is about to happen has happened.
+SOON = 20
+
+# How the events that promises ask for are found (src/system/events.rs).
+CLOSED = "4e825188735243ffa04e59da89f838a7"
+COUNTERS = "7cc00e0f218a49398192dbfc1f40e617"
+KERNEL = "238a737fc79f4b0185228c0b8d8ebe5f"
+LISTENING = "66da9798332243448a6c1590529d5d3d"
+LOST = "2651cf1d49be4b07abf3c1e4c1548b0b"
+RELOADED = "62ac936182ba4e0ca4887977cb2d0437"
+START_FAILED = "5d7e87ea61024e1cb87e5535c77e00be"
+TURNED = "b3930fa0301e4c589e4d63185b5b3a78"
+
+PROMISES = []
+
+
+def promise(broken_by, bare=False):
+    """Marks a promise; `broken_by` is one change to a box, or a list of them."""
+    def mark(function):
+        function.sentence = function.__name__.replace("_", " ")
+        function.theme = function.__module__.rpartition(".")[2]
+        function.bare = bare
+        function.broken_by = broken_by if isinstance(broken_by, list) else [broken_by]
+        PROMISES.append(function)
+        return function
+    return mark
+
+
+class Change:
+    """Something to break, and how to call it."""
+
+    def __init__(self, words, act):
+        self.words = words
+        self.act = act
+
+
+def line(unit, *pairs):
+    """Replaces lines of a unit; a new line may be several, or none."""
+    def act(box):
+        path = f"{UNITS}/{unit}"
+        text = box.file(path).read_text()
+        for old, new in pairs:
+            assert f"\n{old}\n" in text, f"{unit} has no line {old}"
+            text = text.replace(f"\n{old}\n", f"\n{new}\n" if new else "\n")
+        box.write(path, text)
+        box.run("systemctl daemon-reload")
+    words = "; ".join(f"{old} -> {new.replace(chr(10), ' + ') or 'nothing'}" for old, new in pairs)
+    return Change(f"{unit}: {words}", act)
+
+
+def shell(command):
+    """Runs a command in the box."""
+    return Change(command, lambda box: box.run(command))
+
+
+def equal(found, wanted, what):
+    """Fails unless both are the same."""
+    assert found == wanted, f"{what}: {wanted!r} expected, {found!r} found"
+
+
+def has(text, part, what):
+    """Fails unless the text has the part."""
+    assert part in text, f"{what}: no {part!r} in {text!r}"
+
+
+def until(condition, what, seconds=SOON):
+    """Waits until a condition holds; returns its value."""
+    end = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+
+
+def receive(client, size):
+    """So many bytes, or fewer when the stream ends."""
+    data = b""
+    while len(data) < size and (part := client.recv(size - len(data))):
+        data += part
+    return data
+
+
+def drain(client):
+    """Everything until the end of the stream."""
+    parts = []
+    while part := client.recv(1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def readme(title):
+    """The drop-in that the README shows for `systemctl edit` of a unit."""
+    text = (REPOSITORY / "README.md").read_text()
+    found = re.search(rf"```ini\n# systemctl edit {re.escape(title)}\n(.*?)```", text, re.S)
+    assert found, f"the README shows no drop-in for {title}"
+    return found[1]
+
+
+class System(Box):
+    """A box, and what promises ask it in the package's words."""
+
+    def start(self):
+        """What the README says first: start the socket."""
+        self.run(f"systemctl start {SOCKET}")
+
+    def show(self, unit, name):
+        """A property of a unit."""
+        return self.run(f"systemctl show --value -p {name} '{unit}'")
+
+    def state(self, unit):
+        """active, activating, inactive, failed, ..."""
+        return self.show(unit, "ActiveState")
+
+    def pid(self, unit=SERVICE):
+        """The process id of a daemon in the box."""
+        return int(self.show(unit, "MainPID"))
+
+    def edit(self, unit, text):
+        """What `systemctl edit` does."""
+        self.write(f"/etc/systemd/system/{unit}.d/override.conf", text)
+        self.run("systemctl daemon-reload")
+
+    def example(self, name):
+        """Installs an example that the package ships, as its first lines say."""
+        path = f"/usr/share/doc/tcp-echo/examples/{name}"
+        self.run(f"cp {path} /etc/systemd/system/{name} && systemctl daemon-reload")
+
+    def echo(self, data=b"hi", **where):
+        """One conversation: what comes back for these bytes."""
+        with self.connect(**where) as client:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            return drain(client)
+
+    def serves(self, **where):
+        """Fails unless the echo works there."""
+        equal(self.echo(b"hello", **where), b"hello", f"the echo {where or ''}")
+
+    def refuses(self, **where):
+        """Fails unless nobody listens there."""
+        try:
+            self.connect(**where).close()
+        except ConnectionRefusedError:
+            return
+        raise AssertionError(f"somebody listens {where}")
+
+    def journal(self, *matches, unit=SERVICE):
+        """Entries of the journal, as dictionaries."""
+        said = self.run(f"journalctl --sync; journalctl -q -o json --no-pager -a -u '{unit}' "
+                        + " ".join(matches))
+        return [json.loads(text) for text in said.splitlines()]
+
+    def told(self, message_id, *matches, unit=SERVICE):
+        """The entries of one event, of which there is at least one soon."""
+        return until(lambda: self.journal(f"MESSAGE_ID={message_id}", *matches, unit=unit),
+                     f"an event {message_id} {matches}")
+
+    def figure(self, name, value):
+        """Something to print in the end."""
+        self.figures.append((name, value))
+
+    def evidence(self):
+        """The last that the journal says about the package."""
+        _, said = self.try_("journalctl -q --no-pager -o short-precise -n 12 -u 'tcp-echo*'")
+        return said

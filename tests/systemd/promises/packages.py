@@ -1,0 +1,147 @@
+"""The package: install, upgrade, remove, purge, and what the administrator's changes come to."""
+
+import threading
+
+from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, UNITS, Change, equal, has, line, promise, shell, until)
+
+INSTALL = "apt-get install -q -y /deb/tcp-echo.deb"
+UPGRADE = "apt-get install -q -y /deb/newer.deb"
+
+
+def package(which, *commands):
+    """A change to a package file: shell commands in its unpacked tree."""
+    script = (f"rm -rf /tmp/tree; dpkg-deb -R /deb/{which}.deb /tmp/tree; cd /tmp/tree; {'; '.join(commands)}; "
+              f"dpkg-deb -b /tmp/tree /tmp/{which}.deb; mount --bind /tmp/{which}.deb /deb/{which}.deb")
+    return Change(f"{which}.deb: {'; '.join(commands)}", lambda box: box.run(script))
+
+
+@promise([package("tcp-echo", "rm usr/lib/systemd/system-preset/*"),
+          package("tcp-echo", "mkdir -p etc/systemd/system/multi-user.target.wants",
+                  f"ln -s {UNITS}/{STANDALONE} etc/systemd/system/multi-user.target.wants/")], bare=True)
+def a_first_installation_neither_enables_nor_starts_anything(box):
+    box.run(INSTALL)
+    for unit in (SOCKET, SERVICE, STANDALONE):
+        equal(box.state(unit), "inactive", f"the state of {unit}")
+        has("disabled static", box.try_(f"systemctl is-enabled {unit}")[1].strip(), f"{unit} is")
+    equal(box.run("ss -ltnH"), "", "listeners")
+    box.start()
+    box.serves()
+
+
+@promise(package("tcp-echo", "printf '#!/bin/sh\\nset -e\\nsystemctl daemon-reload\\n' > DEBIAN/postinst"), bare=True)
+def an_installation_without_a_running_systemd_does_not_fail(box):
+    # As in the making of an image: nothing of systemd is to be seen.
+    said = box.run(f"unshare -m sh -c 'mount -t tmpfs tmpfs /run; {INSTALL}' 2>&1")
+    has(box.run("dpkg-query -W -f '${Status}' tcp-echo"), "ok installed", f"the package, after {said}")
+    equal(box.run("systemctl is-enabled tcp-echo.socket || true"), "disabled", "the socket")
+
+
+@promise([package("newer", "sed -i '2i systemctl restart tcp-echo.socket' DEBIAN/postinst"),
+          package("newer", "printf '#!/bin/sh\\nexit 0\\n' > DEBIAN/postinst")])
+def an_upgrade_refuses_nobody_and_brings_the_new_version(box):
+    box.start()
+    over, refused, served = threading.Event(), [], []
+    with box.connect() as connected:
+        connected.sendall(b"a")
+        equal(connected.recv(1), b"a", "the connected client before")
+        pid = box.pid()
+
+        def call():
+            while not over.is_set():
+                try:
+                    with box.connect() as client:
+                        served.append(client)
+                except OSError as error:
+                    refused.append(error)
+        caller = threading.Thread(target=call)
+        caller.start()
+        # One in the queue: it is accepted when the daemon goes on.
+        box.run(f"kill -STOP {pid}")
+        waiting = box.connect()
+        waiting.sendall(b"w")
+        upgrade = box.begin(UPGRADE)
+        try:
+            said, _ = upgrade.communicate(timeout=60)
+        finally:
+            over.set()
+            caller.join()
+        equal(upgrade.returncode, 0, f"the upgrade, which said {said}")
+        equal(waiting.recv(1), b"w", "the echo for who waited")
+        waiting.close()
+        equal(connected.recv(1), b"", "the connected client's end")
+    equal(refused, [], f"refusals beside {len(served)} callers")
+    has(box.run("dpkg-query -W tcp-echo"), "+newer", "the version")
+    until(lambda: box.state(SERVICE) == "active", "the service is active")
+    # Not by the watchdog, later.
+    equal(box.show(SERVICE, "NRestarts"), "0", "restarts by systemd's own will")
+    assert box.pid() not in (0, pid), "the old process goes on"
+    box.serves()
+
+
+@promise(package("newer", "printf '#!/bin/sh\\nsystemctl start tcp-echo.service\\n' > DEBIAN/postinst"))
+def an_upgrade_starts_nothing_that_was_stopped(box):
+    box.run(UPGRADE)
+    for unit in (SOCKET, SERVICE, STANDALONE):
+        equal(box.state(unit), "inactive", f"the state of {unit}")
+    equal(box.try_(f"systemctl is-enabled {SOCKET}")[1].strip(), "disabled", f"{SOCKET} is")
+
+
+@promise(package("newer", "printf '#!/bin/sh\\nsystemctl disable tcp-echo.socket\\n' > DEBIAN/postinst"))
+def an_upgrade_keeps_what_was_enabled(box):
+    box.run(f"systemctl enable --now {SOCKET}")
+    box.run(UPGRADE)
+    equal(box.try_(f"systemctl is-enabled {SOCKET}")[1].strip(), "enabled", f"{SOCKET} is")
+    equal(box.state(SOCKET), "active", "the socket")
+
+
+@promise(package("newer", "echo '# new' >> etc/tcp-echo/config.toml", "sed -i /config.toml/d DEBIAN/conffiles"))
+def a_local_edit_of_the_configuration_survives_an_upgrade(box):
+    edited = box.file(CONFIG).read_text() + "\n# edited\n"
+    box.write(CONFIG, edited)
+    box.run(UPGRADE)
+    equal(box.file(CONFIG).read_text(), edited, "the configuration")
+
+
+@promise(shell("printf '#!/bin/sh\\nexit 0\\n' > /var/lib/dpkg/info/tcp-echo.prerm"))
+def a_removal_closes_the_port_and_keeps_the_configuration(box):
+    box.start()
+    box.serves()
+    box.run("apt-get remove -q -y tcp-echo")
+    box.refuses()
+    assert box.file(CONFIG).exists(), "the configuration is gone"
+    box.run(INSTALL)
+    box.start()
+    box.serves()
+
+
+@promise([shell("printf '#!/bin/sh\\nexit 0\\n' > /var/lib/dpkg/info/tcp-echo.postrm"),
+          shell(f"mkdir -p /etc/systemd/system/multi-user.target.wants; ln -s {UNITS}/{SERVICE} "
+                "/etc/systemd/system/multi-user.target.wants/")])
+def a_purge_leaves_nothing(box):
+    box.run(f"systemctl enable --now {SOCKET}")
+    box.serves()
+    box.run("apt-get purge -q -y tcp-echo")
+    box.refuses()
+    left = box.run("find / -xdev '(' -path /proc -o -path /deb -o -path /var/log -o -path /var/lib/dpkg/info -o "
+                   "-path /var/cache -o -path /tmp ')' -prune -o -name '*tcp-echo*' -print; "
+                   "find /etc /var/lib/systemd /run/systemd -lname '*tcp-echo*'")
+    equal(left, "", "what is left")
+    equal(box.run("systemctl list-units --all --no-legend 'tcp-echo*'"), "", "units that are left")
+
+
+@promise(shell("sed -i 's/^Depends:.*/Depends: libc6 (>= 2.41)/' /var/lib/dpkg/status"))
+def the_package_needs_no_c_library_newer_than_that_of_debian_12(box):
+    depends = box.run("dpkg-query -W -f '${Depends}' tcp-echo")
+    versions = [part.partition(">=")[2].strip(" )") for part in depends.split(",") if "libc6" in part]
+    for version in versions:
+        box.run(f"dpkg --compare-versions {version} le 2.36")
+
+
+@promise(shell("rm -r /usr/share/doc/tcp-echo/examples"))
+def binary_units_configuration_and_examples_are_where_they_belong(box):
+    for path in ("/usr/bin/tcp-echo", CONFIG, f"{UNITS}/{SOCKET}", f"{UNITS}/{SERVICE}", f"{UNITS}/{STANDALONE}",
+                 "/usr/share/doc/tcp-echo/examples/tcp-echo@.service", "/usr/share/doc/tcp-echo/copyright",
+                 "/usr/share/man/man8/tcp-echo.8.gz", "/usr/share/man/man5/tcp-echo.toml.5.gz",
+                 "/usr/lib/systemd/catalog/tcp-echo.catalog"):
+        assert box.file(path).exists(), f"{path} is not there"
+    equal(box.run("dpkg -L tcp-echo | grep ^/lib/ || true"), "", "files below /lib")

@@ -41,7 +41,7 @@ use crate::system::logging::Log;
 use crate::system::notify::Manager;
 use crate::system::rate::{Fold, Gate};
 use crate::system::signals::Signals;
-use crate::system::socket::{accept_queue, size};
+use crate::system::socket::size;
 use lifecycle::{Action, Life};
 use listener::{Listener, State};
 use source::Source;
@@ -373,13 +373,7 @@ impl Server {
             .map(|(_, connection)| connection.owed())
             .sum();
         let counters = self.shard.counters();
-        let queues = self
-            .listeners
-            .iter()
-            .filter_map(|listener| {
-                Some((listener.local.clone(), accept_queue(&listener.socket()?)?))
-            })
-            .collect();
+        let queues = self.listeners.iter().filter_map(Listener::queue).collect();
         let refused = self.refused;
         let status = format!(
             "{}; accepted {}, refused {refused}, received {}, sent {}, owed {}",

@@ -24,7 +24,7 @@ function __fish_tcp_echo_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent]' -r -F
+complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is told'
 error\t'The service cannot do what it should'
@@ -41,7 +41,7 @@ complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "serve" -d 'Echo w
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "check" -d 'Read the configuration and say what it means, without serving'
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "reload" -d 'Tell the service manager and the daemon ($MAINPID) to reload: for ExecReload='
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent]' -r -F
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is told'
 error\t'The service cannot do what it should'
@@ -53,7 +53,7 @@ complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l log-format -
 text\t'As lines of text on standard error'
 json\t'As one JSON object a line on standard error'"
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent]' -r -F
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is told'
 error\t'The service cannot do what it should'
@@ -66,7 +66,7 @@ text\t'As lines of text on standard error'
 json\t'As one JSON object a line on standard error'"
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l config-only -d 'Only read the files: open no socket, resolve no name, ask the kernel nothing'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent]' -r -F
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is told'
 error\t'The service cannot do what it should'

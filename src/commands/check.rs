@@ -15,7 +15,7 @@ use crate::config::address::Address;
 use crate::config::units::{OrOff, Span};
 use crate::config::{Config, DEFAULT_FILE, Options, Origin};
 use crate::system::activation::ListenSocket;
-use crate::system::bind::{self, is_local};
+use crate::system::bind::{self, Bound, Failure, is_local};
 use crate::system::kernel::Kernel;
 use crate::system::report::{Row, read_back, seconds};
 use crate::system::socket::{duration, size};
@@ -40,6 +40,7 @@ pub fn run(origin: &Origin, config_only: bool) -> Exit {
     let mut report = Report {
         text: String::new(),
         exit: Exit::Success,
+        seen: Vec::new(),
     };
     let kernel = Kernel::read();
     report.files(origin, &config);
@@ -55,6 +56,8 @@ pub fn run(origin: &Origin, config_only: bool) -> Exit {
 struct Report {
     text: String,
     exit: Exit,
+    /// The addresses so far, for those that are given twice.
+    seen: Vec<SocketAddr>,
 }
 
 impl Report {
@@ -156,31 +159,53 @@ impl Report {
                 return;
             }
         };
+        if let Address::Unix(_) = address {
+            self.line("    a Unix stream socket: the options of TCP do not apply");
+            if let Err(failure) = bind::probe(address) {
+                self.wrong(&failure.to_string(), Exit::of(&failure.error));
+            }
+        }
+        // A name may have addresses that this host lacks, as long as there is one that it has.
+        let optional = name == "default" || probes.len() > 1;
         for (real, probe) in probes {
             self.notes(real, options, open, kernel);
-            match bind::open(&probe, options) {
-                Ok((bound, _)) => {
-                    for bound in bound {
-                        for refused in &bound.refused {
-                            self.wrong(&format!("listener {name}: {refused}"), Exit::Config);
-                        }
-                        let options = options.clone().over(Options::built_in());
-                        if let ListenSocket::Tcp(socket) = &bound.socket {
-                            let mut rows = read_back(&socket.as_fd(), &options, kernel);
-                            // An address that is not the wildcard has but one family anyway.
-                            rows.retain(|row| row.option != "v6only");
-                            self.rows(&rows);
-                        }
-                    }
+            let taken = self.seen.contains(&real) && options.reuse_port != Some(true);
+            if real.port() != 0 {
+                self.seen.push(real);
+            }
+            let there = match bind::probe(&Address::Ip(real)) {
+                Ok(()) if taken => Err(Failure::taken(&real)),
+                result => result,
+            };
+            let opened = there.and_then(|()| match bind::open(&probe, options) {
+                // The wildcard is served by a host without this family's loopback too.
+                Err(failure) if failure.is_absence() && real.ip().is_unspecified() => {
+                    bind::open(&Address::Ip((Ipv4Addr::LOCALHOST, 0).into()), options)
                 }
-                Err(failure) if failure.is_absence() && name == "default" => {
+                opened => opened,
+            });
+            match opened {
+                Ok((bound, _)) => self.opened(name, options, bound, kernel),
+                Err(failure) if failure.is_absence() && optional => {
                     self.line(format!("    not on this host: {failure}"));
                 }
                 Err(failure) => self.wrong(&failure.to_string(), Exit::of(&failure.error)),
             }
         }
-        if let Address::Unix(_) = address {
-            self.line("    a Unix stream socket: the options of TCP do not apply");
+    }
+
+    fn opened(&mut self, name: &str, options: &Options, bound: Vec<Bound>, kernel: &Kernel) {
+        for bound in bound {
+            for refused in &bound.refused {
+                self.wrong(&format!("listener {name}: {refused}"), Exit::Config);
+            }
+            let options = options.clone().over(Options::built_in());
+            if let ListenSocket::Tcp(socket) = &bound.socket {
+                let mut rows = read_back(&socket.as_fd(), &options, kernel);
+                // An address that is not the wildcard has but one family anyway.
+                rows.retain(|row| row.option != "v6only");
+                self.rows(&rows);
+            }
         }
     }
 

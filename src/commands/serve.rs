@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use mio::Poll;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::SockRef;
 
 use super::{Exit, complain};
 use crate::cli::{Format, Level};
@@ -175,7 +176,7 @@ fn listen(
         if let (None, Endpoint::Ip(address)) = (&hint, &listener.local) {
             hint = Some(format!(
                 "printf 'hello\\n' | nc -N {} {}",
-                reachable(address.ip()),
+                reachable(&listener, address.ip()),
                 address.port()
             ));
         }
@@ -238,9 +239,14 @@ fn listen(
 }
 
 /// An address under which this host reaches itself.
-fn reachable(address: IpAddr) -> IpAddr {
+fn reachable(listener: &Listener, address: IpAddr) -> IpAddr {
+    let both = || {
+        let socket = listener.socket();
+        socket.is_some_and(|socket| !SockRef::from(&socket).only_v6().unwrap_or(true))
+    };
     match address {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() && both() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         _ => address,
     }

@@ -5,6 +5,9 @@
 //! its place in the file.
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -13,6 +16,9 @@ use serde::de::{Deserializer, Error as _};
 use super::Error;
 use super::address::Address;
 use super::units::{Count, OrAuto, OrOff, Seconds, Size, Span};
+
+/// No configuration file is larger, in bytes.
+const LARGEST: u64 = 1024 * 1024;
 
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty),+ $(,)? }) => {
@@ -197,7 +203,7 @@ impl FileConfig {
     /// [`Error`] names the file, and the place in it.
     pub fn load(file: &Path, required: bool) -> Result<Self, Error> {
         let mut config = Self::default();
-        match std::fs::read_to_string(file) {
+        match read(file) {
             Ok(text) => config = Self::parse(file, &text)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => {}
             Err(error) => {
@@ -210,7 +216,7 @@ impl FileConfig {
         let mut folder = file.as_os_str().to_owned();
         folder.push(".d");
         for drop_in in drop_ins(Path::new(&folder))? {
-            let text = std::fs::read_to_string(&drop_in).map_err(|error| Error::Read {
+            let text = read(&drop_in).map_err(|error| Error::Read {
                 file: drop_in.clone(),
                 error,
             })?;
@@ -254,6 +260,31 @@ impl FileConfig {
             read,
         }
     }
+}
+
+/// Reads a file whole.
+///
+/// The loop reads here, and may wait for a disk, but not for a writer that never comes or for a
+/// device without an end.
+fn read(path: &Path) -> io::Result<String> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_fifo() || kind.is_socket() {
+        return Err(io::Error::other(
+            "it is a pipe, and could not be read again; name a file",
+        ));
+    }
+    let mut text = String::new();
+    file.take(LARGEST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST {
+        return Err(io::Error::other(
+            "it is larger than 1 MiB, which no configuration is",
+        ));
+    }
+    Ok(text)
 }
 
 fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Error> {

@@ -90,9 +90,13 @@ impl Server {
         self.seat(stream)
     }
 
-    /// Gives every listener that has something to do a burst.
+    /// Gives every listener that has something to do a burst; each round another one is first, so
+    /// that at a limit they share the places.
     pub(super) fn accept(&mut self) {
-        for index in 0..self.listeners.len() {
+        let count = self.listeners.len();
+        self.first = self.first.wrapping_add(1);
+        for offset in 0..count {
+            let index = self.first.wrapping_add(offset) % count;
             if self.listeners[index].is_due(self.now) {
                 self.accept_burst(index);
             }
@@ -131,6 +135,10 @@ impl Server {
                 }
                 Failure::Failing if self.listeners[index].is_draining() => {
                     return self.listeners[index].close(self.poll.registry());
+                }
+                // Nobody waits, so nobody is kept waiting: the next caller will be announced.
+                Failure::Short if !self.listeners[index].has_callers() => {
+                    return self.listeners[index].drained(self.poll.registry());
                 }
                 failure => {
                     let again = self.now + self.listeners[index].patience(errno);

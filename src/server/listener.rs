@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use mio::event::Source;
 use mio::net::{TcpListener, UnixListener};
 use mio::{Interest, Registry, Token};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::stream::Socket;
 use crate::config::Options;
@@ -252,6 +253,16 @@ impl Listener {
             }
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
+    }
+
+    /// Whether somebody waits to be accepted, by poll(2): accept(2) looks for a descriptor first.
+    #[must_use]
+    pub fn has_callers(&self) -> bool {
+        let Some(socket) = self.socket() else {
+            return false;
+        };
+        let mut polled = [PollFd::new(&socket, PollFlags::IN)];
+        poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     /// Whether an accepted socket inherits its options: not from a Unix listener.

@@ -14,7 +14,7 @@
 //! HUP.
 //!
 //! In reading order: [`source`], [`lifecycle`], [`stream`], [`listener`], then the parts of
-//! [`Server`] in this file, `intake` (accepting) and `reload`.
+//! [`Server`] in this file, `intake` (accepting), `reload` and `telling`.
 
 mod intake;
 pub mod lifecycle;
@@ -22,8 +22,10 @@ pub mod listener;
 mod reload;
 pub mod source;
 pub mod stream;
+mod telling;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -35,13 +37,12 @@ use crate::cli::Level;
 use crate::config::{Config, Origin};
 use crate::echo::connection::{Duplex, Hint, Reason, Summary, Want};
 use crate::echo::shard::{Shard, Turn};
-use crate::system::events::{Event, Who};
+use crate::system::events::Event;
 use crate::system::kernel::Kernel;
 use crate::system::logging::Log;
 use crate::system::notify::Manager;
 use crate::system::rate::{Fold, Gate};
 use crate::system::signals::Signals;
-use crate::system::socket::size;
 use lifecycle::{Action, Life};
 use listener::{Listener, State};
 use source::Source;
@@ -52,9 +53,6 @@ const ROUND: u64 = 4 * 1024 * 1024;
 
 /// What the shortest turn costs of it, in bytes: turns that move nothing take their time too.
 const LEAST: u64 = 4096;
-
-/// Listeners of which the status tells the places.
-const FEW: usize = 4;
 
 /// Deadlines acted on in one round.
 const DEADLINES: usize = 256;
@@ -118,10 +116,19 @@ pub struct Server {
     number: u64,
     /// The last reload failed.
     stale: bool,
+    /// The listener that is first in this round.
+    first: usize,
+    /// A descriptor in reserve, so that a reload can read its files when there is no other.
+    spare: Option<File>,
     /// This round's reading of the clock.
     now: Instant,
     /// Bytes that may still move in this round.
     allowance: u64,
+}
+
+/// A descriptor in reserve.
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
 }
 
 impl Server {
@@ -166,6 +173,8 @@ impl Server {
             refused: 0,
             number: 0,
             stale: false,
+            first: 0,
+            spare: spare(),
             now,
             allowance: 0,
         };
@@ -366,32 +375,6 @@ impl Server {
         self.shard.leave_all(self.now);
     }
 
-    fn report(&mut self) {
-        let owed = self
-            .shard
-            .connections()
-            .map(|(_, connection)| connection.owed())
-            .sum();
-        let counters = self.shard.counters();
-        let queues = self.listeners.iter().filter_map(Listener::queue).collect();
-        let refused = self.refused;
-        let status = format!(
-            "{}; accepted {}, refused {refused}, received {}, sent {}, owed {}",
-            self.status(),
-            counters.accepted,
-            size(counters.received),
-            size(counters.sent),
-            size(owed)
-        );
-        self.log.tell(Event::Counters {
-            counters,
-            refused,
-            owed,
-            queues,
-        });
-        self.manager.report(&status, self.now);
-    }
-
     /// Everything that is done by the clock and not by an event.
     fn housekeep(&mut self) {
         if let Some(event) = self.fold.flush(self.now, false) {
@@ -427,83 +410,10 @@ impl Server {
         if let Some(event) = self.fold.flush(self.now, true) {
             self.log.tell(event);
         }
+        self.manager.flush(self.now);
         self.log.tell(Event::Stopped {
             counters: self.shard.counters(),
             refused: self.refused,
-        });
-    }
-
-    /// Where the listeners are, with the real ports.
-    fn places(&self) -> String {
-        let places: Vec<String> = self
-            .listeners
-            .iter()
-            .map(|listener| listener.local.to_string())
-            .collect();
-        places.join(" ")
-    }
-
-    /// One line for the manager.
-    fn status(&self) -> String {
-        let counters = self.shard.counters();
-        let (listeners, open) = (self.listeners.len(), counters.open());
-        let places = if (1..=FEW).contains(&listeners) {
-            format!("; on {}", self.places())
-        } else {
-            String::new()
-        };
-        format!(
-            "{}{listeners} listener{}, {open} connection{}, {} echoed{}{places}",
-            if self.life == Life::Serving {
-                ""
-            } else {
-                "stopping: "
-            },
-            if listeners == 1 { "" } else { "s" },
-            if open == 1 { "" } else { "s" },
-            size(counters.sent),
-            if self.stale {
-                "; the last reload failed, the old configuration is in effect"
-            } else if self
-                .listeners
-                .iter()
-                .any(|listener| listener.state == State::Full)
-            {
-                "; full, callers wait"
-            } else {
-                ""
-            }
-        )
-    }
-
-    fn who(&self, stream: &Stream) -> Who {
-        Who {
-            number: stream.number,
-            peer: stream.peer(),
-            local: stream
-                .local()
-                .unwrap_or(crate::system::events::Endpoint::Unix(None)),
-            listener: self.names[stream.listener as usize].clone(),
-        }
-    }
-
-    fn trace(&mut self, key: usize, received: u64, sent: u64) {
-        let Some(connection) = self.shard.connection(key) else {
-            return;
-        };
-        let owed = connection.owed();
-        let number = self.shard.stream_mut(key).number;
-        let most = self.config.log.payload_preview;
-        let preview = (most > 0 && received > 0).then(|| {
-            let read = self.shard.last_read();
-            read[..read.len().min(most)].escape_ascii().to_string()
-        });
-        self.log.tell(Event::Turned {
-            number,
-            received,
-            sent,
-            owed,
-            preview,
         });
     }
 }

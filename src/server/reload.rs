@@ -10,11 +10,17 @@ impl Server {
     /// Reads the configuration again.  A wrong one changes nothing.
     pub(super) fn reload(&mut self) {
         self.manager.reloading(self.now);
-        match self.origin.load() {
+        self.spare = None;
+        let loaded = self.origin.load();
+        self.spare = super::spare();
+        match loaded {
             Ok(new) => {
                 // Against what is in effect, not against the last file.
                 let mut restart = self.started.needs_restart(&new);
                 restart.extend(self.config.cannot_undo(&new));
+                restart.extend(self.left_as_set(&new));
+                restart.sort();
+                restart.dedup();
                 self.log.tell(Event::Reloaded {
                     read: new.read.clone(),
                     restart,
@@ -29,6 +35,22 @@ impl Server {
         }
         let status = self.status();
         self.manager.reloaded(&status, self.now);
+    }
+
+    /// Options of passed listeners that were set and are named no more: what the socket unit had
+    /// said is known only to it, and the socket keeps them as long as the unit holds it.
+    fn left_as_set(&self, new: &Config) -> Vec<String> {
+        let mut keys = Vec::new();
+        for listener in self.listeners.iter().filter(|listener| listener.passed) {
+            let asked = new.options_for(&listener.name);
+            let kept = asked.clone().over(listener.options.clone());
+            let left = asked.differ(&kept).into_iter();
+            keys.extend(
+                left.filter(|key| !Options::FIXED.contains(&key.as_str()))
+                    .map(|key| format!("{key} of the passed socket {}", listener.name)),
+            );
+        }
+        keys
     }
 
     fn adopt(&mut self, new: Config) {

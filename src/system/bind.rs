@@ -43,6 +43,12 @@ impl Failure {
         }
     }
 
+    /// An address that another listener of ours has already.
+    #[must_use]
+    pub fn taken(address: &impl fmt::Display) -> Self {
+        Self::of(address)(io::Error::from_raw_os_error(libc::EADDRINUSE))
+    }
+
     /// Whether the host simply lacks this address or its family.
     #[must_use]
     pub fn is_absence(&self) -> bool {
@@ -128,6 +134,36 @@ pub fn open(address: &Address, options: &Options) -> Result<(Vec<Bound>, Vec<Fai
                 }
             }
         }
+    }
+}
+
+/// Whether an address could be listened on, as far as that can be told without its port and
+/// without touching a path.
+///
+/// # Errors
+/// As [`open`] would give.
+pub fn probe(address: &Address) -> Result<(), Failure> {
+    let failed = Failure::of(address);
+    match address {
+        Address::Ip(ip) => {
+            let socket =
+                Socket::new(Domain::for_address(*ip), Type::STREAM, None).map_err(&failed)?;
+            let mut any_port = *ip;
+            any_port.set_port(0);
+            socket.bind(&any_port.into()).map_err(&failed)
+        }
+        Address::Unix(path) => {
+            let folder = path.parent().unwrap_or(Path::new("/"));
+            let is_folder = std::fs::metadata(folder).map_err(&failed)?.is_dir();
+            let in_the_way =
+                std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.file_type().is_socket());
+            match (is_folder, in_the_way) {
+                (false, _) => Err(failed(io::Error::from_raw_os_error(libc::ENOTDIR))),
+                (_, true) => Err(failed(io::Error::from_raw_os_error(libc::EADDRINUSE))),
+                _ => Ok(()),
+            }
+        }
+        Address::Any(_) | Address::Name(..) => Ok(()),
     }
 }
 

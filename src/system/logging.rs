@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -33,7 +34,10 @@ use crate::cli::{Format, Level};
 const QUEUE: usize = 1024;
 
 /// How long the end of the process waits for the queue.
-const FLUSH: Duration = Duration::from_millis(500);
+const FLUSH: Duration = Duration::from_millis(400);
+
+/// Where journald listens, systemd-journald.service(8).
+const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// How long a process that ends at once stays for the journal's sake: see [`Sink::finish_early`].
 const SETTLE: Duration = Duration::from_millis(100);
@@ -72,8 +76,9 @@ impl Log {
             level,
         };
         thread::Builder::new().name("log".into()).spawn(move || {
-            tracing::dispatcher::with_default(&dispatch(format, &health), || {
-                drain(&events, &health);
+            let (dispatch, journal) = dispatch(format, &health);
+            tracing::dispatcher::with_default(&dispatch, || {
+                drain(&events, &health, journal.as_ref());
             });
             drop(done);
         })?;
@@ -100,7 +105,7 @@ impl Log {
 }
 
 impl Sink {
-    /// Waits until everything is told, for half a second at most.  Every [`Log`] must be gone.
+    /// Waits until everything is told, for [`FLUSH`] at most.  Every [`Log`] must be gone.
     pub fn finish(self) {
         // An error is what we wait for: the thread has dropped its end.
         let _ = self.0.recv_timeout(FLUSH);
@@ -117,8 +122,15 @@ impl Sink {
     }
 }
 
-fn drain(events: &Receiver<Event>, health: &Health) {
+fn drain(events: &Receiver<Event>, health: &Health, journal: Option<&UnixDatagram>) {
     for event in events {
+        if let Some(journal) = journal {
+            // tracing-journald swallows its errors, so we knock before.
+            if journal.connect(JOURNAL).is_err() {
+                health.lost.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+        }
         event.tell();
         if !health.failing.load(Ordering::Relaxed) {
             let lost = health.lost.swap(0, Ordering::Relaxed);
@@ -132,7 +144,8 @@ fn drain(events: &Receiver<Event>, health: &Health) {
     }
 }
 
-fn dispatch(format: Format, health: &Arc<Health>) -> Dispatch {
+/// The subscriber, and a socket to knock at the journal with, if that is the sink.
+fn dispatch(format: Format, health: &Arc<Health>) -> (Dispatch, Option<UnixDatagram>) {
     let stderr = Stderr(Arc::clone(health));
     let writer = move || stderr.clone();
     let journal = format == Format::Auto && stderr_is_journal();
@@ -149,7 +162,8 @@ fn dispatch(format: Format, health: &Arc<Health>) -> Dispatch {
                     debug: Priority::Debug,
                     trace: Priority::Debug,
                 });
-            return Registry::default().with(layer).into();
+            let knock = UnixDatagram::unbound().ok();
+            return (Registry::default().with(layer).into(), knock);
         }
     }
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
@@ -160,15 +174,14 @@ fn dispatch(format: Format, health: &Arc<Health>) -> Dispatch {
             .with_current_span(false)
             .with_span_list(false)
             .with_target(false);
-        return Registry::default().with(layer).into();
+        return (Registry::default().with(layer).into(), None);
     }
     let prefix = !io::IsTerminal::is_terminal(&io::stderr());
-    Registry::default()
-        .with(layer.event_format(Line {
-            prefix,
-            time: !journal,
-        }))
-        .into()
+    let layer = layer.event_format(Line {
+        prefix,
+        time: !journal,
+    });
+    (Registry::default().with(layer).into(), None)
 }
 
 /// Whether our standard error is the journal's stream: the variable alone may be inherited.

@@ -188,12 +188,16 @@ impl Manager {
             .as_mut()
             .filter(|watchdog| watchdog.due <= now)
         {
-            watchdog.due = now + watchdog.interval;
-            let soon = now + RETRY.min(watchdog.interval);
-            if !self.send(&NotifyState::Watchdog.to_string()) {
-                if let Some(watchdog) = &mut self.watchdog {
-                    watchdog.due = soon;
+            let interval = watchdog.interval;
+            watchdog.due = now + interval;
+            match self.send(&NotifyState::Watchdog.to_string()) {
+                Sent::Yes => self.flush(now),
+                Sent::Full => {
+                    if let Some(watchdog) = &mut self.watchdog {
+                        watchdog.due = now + RETRY.min(interval);
+                    }
                 }
+                Sent::Away => {}
             }
         }
     }
@@ -225,7 +229,8 @@ impl Manager {
             return;
         }
         // A refused status is not worth a retry of its own: the next change brings it.
-        if self.waiting.is_empty() && self.send(&NotifyState::Status(&clean(&text)).to_string()) {
+        let message = NotifyState::Status(&clean(&text)).to_string();
+        if self.waiting.is_empty() && self.send(&message) == Sent::Yes {
             self.status.text = text;
         }
         self.status.sent = Some(now);
@@ -240,40 +245,53 @@ impl Manager {
             self.waiting.pop_front();
         }
         self.waiting.push_back(lines.join("\n"));
-        if self.retry.is_none() {
-            self.flush(now);
-        }
+        self.flush(now);
     }
 
-    fn flush(&mut self, now: Instant) {
+    /// Sends what waits, in order, as far as the manager takes it.
+    pub fn flush(&mut self, now: Instant) {
         while let Some(message) = self.waiting.pop_front() {
-            if !self.send(&message) {
-                self.waiting.push_front(message);
-                self.wait = (self.wait * 2).clamp(RETRY, RETRY_MOST);
-                self.retry = Some(now + self.wait);
-                return;
+            let sent = self.send(&message);
+            if sent == Sent::Yes {
+                self.wait = Duration::ZERO;
+                self.retry = None;
+                continue;
             }
-            self.wait = Duration::ZERO;
+            self.waiting.push_front(message);
+            // A full queue is read sooner or later; a socket that is gone may stay so.
+            self.wait = match sent {
+                Sent::Away => (self.wait * 2).clamp(RETRY, RETRY_MOST),
+                _ => RETRY,
+            };
+            self.retry = Some(now + self.wait);
+            return;
         }
     }
 
-    /// Whether the message is out, or can never be.
-    fn send(&mut self, message: &str) -> bool {
+    fn send(&mut self, message: &str) -> Sent {
         let Some((socket, address)) = &self.link else {
-            return true;
+            return Sent::Yes;
         };
         match socket.send_to_addr(message.as_bytes(), address) {
-            Ok(_) => true,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            Ok(_) => Sent::Yes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Full,
             // It may be away only while the manager executes itself again.
             Err(error) => {
                 if !std::mem::replace(&mut self.told, true) {
                     self.trouble = Some(error);
                 }
-                false
+                Sent::Away
             }
         }
     }
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Yes,
+    Full,
+    Away,
 }
 
 /// A newline in a value would begin another assignment.
@@ -328,7 +346,7 @@ mod tests {
     fn a_full_queue_delays_but_loses_no_change_of_state() {
         let (mut manager, inbox) = pair("full");
         let start = Instant::now();
-        while manager.send("FILL=1") {}
+        while manager.send("FILL=1") == Sent::Yes {}
         for _ in 0..5 {
             manager.reloading(start);
         }
@@ -396,7 +414,7 @@ mod tests {
         assert_eq!(manager.next_due(), Some(start + interval));
         manager.tick(start + interval / 2);
         assert!(received(&inbox).is_empty());
-        while manager.send("FILL=1") {}
+        while manager.send("FILL=1") == Sent::Yes {}
         manager.tick(start + interval);
         assert_eq!(manager.next_due(), Some(start + interval + RETRY));
         received(&inbox);
@@ -408,7 +426,7 @@ mod tests {
     fn of_more_changes_than_may_wait_the_oldest_are_given_up() {
         let (mut manager, inbox) = pair("many");
         let start = Instant::now();
-        while manager.send("FILL=1") {}
+        while manager.send("FILL=1") == Sent::Yes {}
         for number in 0..=WAITING {
             manager.reloaded(&number.to_string(), start);
         }
@@ -429,7 +447,7 @@ mod tests {
         let start = Instant::now();
         manager.reloading(start);
         assert!(manager.unheard().is_none());
-        while manager.send("FILL=1") {}
+        while manager.send("FILL=1") == Sent::Yes {}
         manager.reloading(start);
         assert_eq!(manager.unheard().unwrap().kind(), io::ErrorKind::WouldBlock);
         received(&inbox);

@@ -57,6 +57,8 @@ pub fn apply(socket: &impl AsFd, options: &Options) -> Vec<Refused> {
     };
     // Urgent bytes stay where they stand in the stream, or the echo would lose them (tcp(7)).
     note("oobinline", socket.set_out_of_band_inline(true));
+    // A close that waits would hold up everybody else (socket(7)).
+    note("linger", socket.set_linger(None));
     if let Some(OrAuto(Some(Size(size)))) = options.receive_buffer {
         note("receive-buffer", socket.set_recv_buffer_size(bytes(size)));
     }
@@ -79,8 +81,11 @@ pub fn apply(socket: &impl AsFd, options: &Options) -> Vec<Refused> {
     if let Some(OrOff(span)) = options.user_timeout {
         note(
             "user-timeout",
-            // Whole milliseconds, and zero of them would switch it off.
-            socket.set_tcp_user_timeout(span.map(|span| span.0.max(Duration::from_millis(1)))),
+            // Whole milliseconds in an int, and zero of them would switch it off.
+            socket.set_tcp_user_timeout(span.map(|span| {
+                let most = Duration::from_millis(i32::MAX as u64);
+                span.0.clamp(Duration::from_millis(1), most)
+            })),
         );
     }
     if let Some(OrOff(size)) = options.notsent_lowat {

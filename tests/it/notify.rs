@@ -176,7 +176,7 @@ fn the_message_of_readiness_tells_the_status_and_the_real_port() {
     assert_eq!(
         ready,
         format!(
-            "READY=1\nSTATUS=1 listener, 0 connections, 0 B echoed\nX_TCP_ECHO_LISTEN={address}"
+            "READY=1\nSTATUS=1 listener, 0 connections, 0 B echoed; on {address}\nX_TCP_ECHO_LISTEN={address}"
         )
     );
     assert!(daemon.stop().success());

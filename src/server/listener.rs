@@ -19,6 +19,7 @@ use crate::config::Options;
 use crate::system::activation::ListenSocket;
 use crate::system::bind::OwnPath;
 use crate::system::events::Endpoint;
+use crate::system::socket::{Queue, accept_queue};
 
 /// Callers accepted in one turn before connections get theirs.
 pub const BURST: usize = 64;
@@ -302,6 +303,12 @@ impl Listener {
                 path.unlink();
             }
         }
+    }
+
+    /// Who waits to be accepted, where the kernel tells it.
+    #[must_use]
+    pub fn queue(&self) -> Option<(Endpoint, Queue)> {
+        Some((self.local.clone(), accept_queue(&self.socket()?)?))
     }
 
     /// The socket, unless it is closed.

@@ -293,7 +293,7 @@ impl Event {
                 duration(*span)
             ),
             Self::Stopped { counters, refused } => {
-                tell_counters("stopped; ", counters, *refused, None, None, id::STOPPED);
+                tell_counters("stopped; ", counters, *refused, None, id::STOPPED);
             }
             Self::Reloaded { read, restart } => {
                 let files = list(
@@ -394,14 +394,7 @@ impl Event {
                 refused,
                 owed,
                 queues,
-            } => tell_counters(
-                "",
-                counters,
-                *refused,
-                Some(*owed),
-                Some(queues),
-                id::COUNTERS,
-            ),
+            } => tell_counters("", counters, *refused, Some((*owed, queues)), id::COUNTERS),
             Self::Open { listener, local } => warn!(
                 message_id = id::OPEN, "echo.listener" = listener, "echo.local" = %local,
                 "listener {listener} is open to others on {local}: limit who may reach it (IPAddressAllow= in the \
@@ -498,8 +491,7 @@ fn tell_counters(
     prefix: &str,
     counters: &Counters,
     refused: u64,
-    owed: Option<u64>,
-    queues: Option<&[(Endpoint, Queue)]>,
+    now: Option<(u64, &Vec<(Endpoint, Queue)>)>,
     message_id: &str,
 ) {
     let reasons = list(
@@ -509,12 +501,12 @@ fn tell_counters(
             .map(|(reason, count)| format!("{reason} {count}")),
         "none",
     );
-    // Of passed sockets, this is what the sandbox lets us know of the kernel.
-    let queues = queues.map(|queues| {
+    let owed = now.map(|(owed, _)| owed);
+    // In the sandbox of the service, this is all that can be known of the kernel.
+    let queues = now.map(|(_, queues)| {
+        let queues = queues.iter();
         list(
-            queues
-                .iter()
-                .map(|(local, queue)| format!("{local} {queue}")),
+            queues.map(|(local, queue)| format!("{local} {queue}")),
             "none",
         )
     });

@@ -156,7 +156,7 @@ impl fmt::Display for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {} waiting", self.depth, self.limit)?;
         self.drops
-            .map_or(Ok(()), |drops| write!(f, ", {drops} dropped"))
+            .map_or(Ok(()), |drops| write!(f, " and {drops} dropped"))
     }
 }
 

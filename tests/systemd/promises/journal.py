@@ -50,8 +50,8 @@ def usr1_tells_the_counters_and_the_queues_of_the_sockets(box):
     box.run("systemctl kill -s USR1 tcp-echo")
     entry = box.told(COUNTERS)[0]
     equal((entry["ECHO_ACCEPTED"], entry["ECHO_SENT"]), ("1", "5"), "counters")
-    equal(sorted(entry["ECHO_QUEUES"].split("; ")),
-          ["127.0.0.1:7 0 of 4096 waiting, 0 dropped", "[::1]:7 0 of 4096 waiting, 0 dropped"], "queues")
+    equal(sorted(entry["ECHO_QUEUES"].split(", ")),
+          [f"{host}:7 0 of 4096 waiting and 0 dropped" for host in ("127.0.0.1", "[::1]")], "queues")
 
 
 @promise([line(SERVICE, ("ProcSubset=pid", "ProcSubset=all"), ("ProtectProc=invisible", "")),

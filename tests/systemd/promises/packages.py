@@ -114,6 +114,18 @@ def a_removal_closes_the_port_and_keeps_the_configuration(box):
     box.serves()
 
 
+@promise(shell("printf '#!/bin/sh\\nexit 0\\n' > /var/lib/dpkg/info/tcp-echo.prerm"))
+def a_removal_stops_the_standalone_unit_too_and_an_upgrade_restarts_it(box):
+    box.run(f"systemctl start {STANDALONE}")
+    box.serves()
+    pid = box.pid(STANDALONE)
+    box.run(UPGRADE)
+    assert box.pid(STANDALONE) not in (0, pid), "the old process goes on"
+    box.serves()
+    box.run("apt-get remove -q -y tcp-echo")
+    box.refuses()
+
+
 @promise([shell("printf '#!/bin/sh\\nexit 0\\n' > /var/lib/dpkg/info/tcp-echo.postrm"),
           shell(f"mkdir -p /etc/systemd/system/multi-user.target.wants; ln -s {UNITS}/{SERVICE} "
                 "/etc/systemd/system/multi-user.target.wants/")])

@@ -64,7 +64,7 @@ def the_service_is_active_only_when_it_listens(box):
 def systemctl_status_shows_listeners_connections_and_bytes(box):
     box.start()
     box.serves()
-    wanted = 'Status: "2 listeners, 0 connections, 5 B echoed"'
+    wanted = 'Status: "2 listeners, 0 connections, 5 B echoed'
     until(lambda: wanted in box.run("systemctl status tcp-echo"), f"systemctl status with {wanted}")
 
 

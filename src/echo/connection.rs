@@ -59,14 +59,16 @@ pub trait Duplex: Read + Write {
 pub enum Phase {
     /// Both directions are open.
     Echoing,
-    /// We were asked to go: echo until a read says `WouldBlock`, pay, then FIN.
+    /// We were asked to go: echo until a read says `WouldBlock`, for a stop until the peer has been
+    /// silent for [`GRACE`] as well, pay, then FIN.
     Leaving {
         /// When we were asked.
         since: Instant,
         /// Why.
         why: Reason,
         /// The position in the peer's stream up to which it is echoed, once that is known.  A
-        /// peer that never stops sending gets back what had arrived when we asked, and no more.
+        /// peer that never stops sending gets back what had arrived when we asked, or for a stop
+        /// [`LINGER`] later, and no more.
         until: Option<u64>,
     },
     /// Our FIN is out; input is thrown away until the peer's FIN, or for [`LINGER`] and until the
@@ -399,12 +401,12 @@ impl Connection {
             Phase::Lingering { since, until, why } => {
                 return Some(((since + LINGER).min(until), why));
             }
-            // Never at once: a limit of zero is for a stop, not for who is cut off by another limit.
             Phase::Leaving {
                 why: Reason::Left,
                 until: None,
                 ..
             } if self.backlog.is_none() => Some((self.pause(), Reason::Left)),
+            // Never at once: a limit of zero is for a stop, not for who is cut off by another limit.
             Phase::Leaving { since, .. } => {
                 Some((since + limits.leave.max(LINGER), Reason::Abandoned))
             }

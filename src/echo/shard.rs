@@ -175,35 +175,30 @@ impl<S: Duplex> Shard<S> {
         self.ready.len()
     }
 
-    /// Acts on deadlines that have passed, until one of them has to be settled by the server.
+    /// Acts on one deadline that has passed.
     ///
-    /// Each gets a last turn first: what has arrived or could be written meanwhile is not late,
-    /// only we are.
+    /// It gets a last turn first: what has arrived or could be written meanwhile is not late, only
+    /// we are.  Each such turn is returned, so that the server can bound them in a round.
     pub fn expire(&mut self, now: Instant) -> Option<(usize, Turn)> {
-        while let Some(key) = self.timers.fired(now) {
-            let Some((_, reason)) = self.overdue(key, now) else {
-                self.arm(key);
-                continue;
-            };
-            let connection = &mut self.seats[key].connection;
-            if reason == Reason::Lifetime && connection.phase() == Phase::Echoing {
-                connection.leave(Reason::Lifetime, now);
-            }
-            let turn = self.turn(key, Hint::Plain, now);
-            if matches!(turn, Turn::Over(_)) {
-                return Some((key, turn));
+        let (key, phase, reason) = loop {
+            let key = self.timers.fired(now)?;
+            if let Some((phase, reason)) = self.overdue(key, now) {
+                break (key, phase, reason);
             }
             self.arm(key);
-            if let Some((phase, reason)) = self.overdue(key, now) {
-                if let Some(end) = self.conclude(key, phase, reason, now) {
-                    return Some((key, end));
-                }
-            }
-            if turn != Turn::Same {
-                return Some((key, turn));
-            }
+        };
+        if reason == Reason::Lifetime && phase == Phase::Echoing {
+            self.seats[key].connection.leave(reason, now);
         }
-        None
+        let turn = self.turn(key, Hint::Plain, now);
+        if matches!(turn, Turn::Over(_)) {
+            return Some((key, turn));
+        }
+        self.arm(key);
+        let end = self
+            .overdue(key, now)
+            .and_then(|(phase, reason)| self.conclude(key, phase, reason, now));
+        Some((key, end.unwrap_or(turn)))
     }
 
     /// Where a connection is, and what its deadline means, if that has passed.
@@ -213,7 +208,7 @@ impl<S: Duplex> Shard<S> {
         (at <= now).then(|| (connection.phase(), reason))
     }
 
-    /// Ends a connection whose last turn has not moved its deadline, unless it may stay a while.
+    /// Ends a connection that is overdue after its last turn, unless it may stay a while.
     fn conclude(&mut self, key: usize, phase: Phase, reason: Reason, now: Instant) -> Option<Turn> {
         let seat = &mut self.seats[key];
         let reason = match phase {
@@ -224,6 +219,13 @@ impl<S: Duplex> Shard<S> {
                     return None;
                 }
                 Reason::Abandoned
+            }
+            // The turn has moved an earlier deadline, and this one does not close.
+            Phase::Echoing if reason == Reason::Lifetime => {
+                seat.connection.leave(reason, now);
+                self.arm(key);
+                self.queue(key, Hint::Plain);
+                return None;
             }
             // The turn was interrupted before it could send our FIN: another one follows.
             Phase::Leaving { .. } if reason == Reason::Left => {
@@ -354,8 +356,9 @@ impl<S: Duplex> Shard<S> {
         for (_, seat) in self.seats.iter().filter(|(_, seat)| !seat.over) {
             seat.connection.check();
             if let Some((due, _)) = seat.connection.due(&self.limits) {
+                // Who is queued gets a turn at once, which sets it.
                 assert!(
-                    seat.armed.is_some_and(|armed| armed <= due),
+                    seat.queued || seat.armed.is_some_and(|armed| armed <= due),
                     "a deadline would be missed"
                 );
             }

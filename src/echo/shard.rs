@@ -14,8 +14,9 @@ use std::time::Instant;
 use slab::Slab;
 
 use super::backlog::Store;
-use super::connection::{Connection, Duplex, Hint, Phase, Reason, Step, Summary, Want};
+use super::connection::{Connection, Duplex, Hint, Phase, Step, Want};
 use super::counters::Counters;
+use super::reason::{Reason, Summary};
 use super::timers::Timers;
 use super::{GRACE, Limits};
 

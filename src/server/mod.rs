@@ -35,8 +35,9 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::cli::Level;
 use crate::config::{Config, Origin};
-use crate::echo::connection::{Duplex, Hint, Reason, Summary, Want};
+use crate::echo::connection::{Duplex, Hint, Want};
 use crate::echo::counters::Counters;
+use crate::echo::reason::{Reason, Summary};
 use crate::echo::shard::{Shard, Turn};
 use crate::system::events::Event;
 use crate::system::kernel::Kernel;

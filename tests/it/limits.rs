@@ -316,7 +316,7 @@ fn who_took_something_while_the_daemon_was_held_up_has_not_stalled() {
                     client.set_nonblocking(true).unwrap();
                     let error = said.send(&*client, 1 << 20).unwrap_err();
                     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-                })
+                });
             });
         }
     });

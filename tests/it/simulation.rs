@@ -21,7 +21,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tcp_echo::echo::connection::{Duplex, Hint, Phase, Reason, Summary, Want};
+use tcp_echo::echo::connection::{Duplex, Hint, Phase, Want};
+use tcp_echo::echo::reason::{Reason, Summary};
 use tcp_echo::echo::shard::{Shard, Turn};
 use tcp_echo::echo::{BUDGET, GRACE, LINGER, Limits, SCRATCH};
 

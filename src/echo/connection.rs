@@ -424,6 +424,8 @@ impl Connection {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::echo::SCRATCH;
     use proptest::prelude::*;

@@ -232,6 +232,9 @@ impl Server {
                 }
             }
             for _ in 0..DEADLINES {
+                if self.allowance == 0 {
+                    break;
+                }
                 let before = self.shard.counters();
                 let Some((key, turn)) = self.shard.expire(self.now) else {
                     break;

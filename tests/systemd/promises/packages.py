@@ -2,7 +2,8 @@
 
 import threading
 
-from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, UNITS, Change, equal, has, line, promise, shell, until)
+from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, UNITS, Change, equal, has, promise, shell,
+                   until)
 
 INSTALL = "apt-get install -q -y /deb/tcp-echo.deb"
 UPGRADE = "apt-get install -q -y /deb/newer.deb"

@@ -52,7 +52,7 @@
 //! - `echo` reads no clock, logs nothing, knows no address.  The clock is read once a round.
 //! - The loop never blocks, but for reading the configuration on HUP.
 //! - An `Err` means that the process cannot go on.  What ends one connection is a
-//!   [`echo::connection::Reason`], counted and told.
+//!   [`echo::reason::Reason`], counted and told.
 //! - Nothing that comes from the network, the log or the manager can cause a panic: `assert!`
 //!   states what we ourselves must have done.
 //!

@@ -16,9 +16,10 @@
 //! read from a Unix stream stops behind passed descriptors.  None of these is announced again.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::backlog::{Backlog, Store};
+use super::reason::{Reason, Summary};
 use super::{BUDGET, GRACE, LINGER, Limits};
 
 /// errno(3) of a backlog that there is no memory for.
@@ -59,14 +60,16 @@ pub trait Duplex: Read + Write {
 pub enum Phase {
     /// Both directions are open.
     Echoing,
-    /// We were asked to go: echo until a read says `WouldBlock`, pay, then FIN.
+    /// We were asked to go: echo until a read says `WouldBlock`, for a stop until the peer has been
+    /// silent for [`GRACE`] as well, pay, then FIN.
     Leaving {
         /// When we were asked.
         since: Instant,
         /// Why.
         why: Reason,
         /// The position in the peer's stream up to which it is echoed, once that is known.  A
-        /// peer that never stops sending gets back what had arrived when we asked, and no more.
+        /// peer that never stops sending gets back what had arrived when we asked, or for a stop
+        /// [`LINGER`] later, and no more.
         until: Option<u64>,
     },
     /// Our FIN is out; input is thrown away until the peer's FIN, or for [`LINGER`] and until the
@@ -108,98 +111,6 @@ pub enum Step {
     Yield,
     /// The conversation is over.
     Done(Reason),
-}
-
-/// Why a conversation ended.  Counted and told; never an `Err`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The peer finished, and got everything back.
-    PeerDone,
-    /// We were stopped, and everything readable came back.
-    Left,
-    /// The peer reset the connection.
-    Reset,
-    /// The peer, or the path to it, is gone: nothing was acknowledged for too long.
-    Vanished,
-    /// Another error of the stream, by errno(3).
-    Error(i32),
-    /// Nothing was said for the idle time-out.
-    Idle,
-    /// The peer took nothing of what it is owed for the stall time-out.
-    Stalled,
-    /// The connection reached its greatest age.
-    Lifetime,
-    /// The peer sent as many bytes as it may.
-    Spent,
-    /// Leaving took too long; what was owed is lost.
-    Abandoned,
-}
-
-impl Reason {
-    /// The words for the log, the counters and the manual, in the order of [`Reason::kind`].
-    pub const KINDS: [&'static str; 10] = [
-        "peer-done",
-        "left",
-        "reset",
-        "vanished",
-        "error",
-        "idle",
-        "stalled",
-        "lifetime",
-        "spent",
-        "abandoned",
-    ];
-
-    /// The index into [`Reason::KINDS`].
-    #[must_use]
-    pub fn kind(self) -> usize {
-        match self {
-            Self::PeerDone => 0,
-            Self::Left => 1,
-            Self::Reset => 2,
-            Self::Vanished => 3,
-            Self::Error(_) => 4,
-            Self::Idle => 5,
-            Self::Stalled => 6,
-            Self::Lifetime => 7,
-            Self::Spent => 8,
-            Self::Abandoned => 9,
-        }
-    }
-
-    /// The word for it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        Self::KINDS[self.kind()]
-    }
-
-    fn of(error: &io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::ConnectionReset
-            | ErrorKind::ConnectionAborted
-            | ErrorKind::BrokenPipe
-            | ErrorKind::NotConnected => Self::Reset,
-            ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
-                Self::Vanished
-            }
-            _ => Self::Error(error.raw_os_error().unwrap_or(0)),
-        }
-    }
-}
-
-/// What is told of a conversation when it is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// Why it ended.
-    pub reason: Reason,
-    /// Bytes received, those thrown away after our FIN included.
-    pub received: u64,
-    /// Bytes sent.
-    pub sent: u64,
-    /// Bytes that were owed and could not be paid.
-    pub owed: u64,
-    /// From its beginning to its end.
-    pub duration: Duration,
 }
 
 /// One conversation.
@@ -399,12 +310,12 @@ impl Connection {
             Phase::Lingering { since, until, why } => {
                 return Some(((since + LINGER).min(until), why));
             }
-            // Never at once: a limit of zero is for a stop, not for who is cut off by another limit.
             Phase::Leaving {
                 why: Reason::Left,
                 until: None,
                 ..
             } if self.backlog.is_none() => Some((self.pause(), Reason::Left)),
+            // Never at once: a limit of zero is for a stop, not for who is cut off by another limit.
             Phase::Leaving { since, .. } => {
                 Some((since + limits.leave.max(LINGER), Reason::Abandoned))
             }
@@ -513,6 +424,8 @@ impl Connection {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::echo::SCRATCH;
     use proptest::prelude::*;
@@ -557,6 +470,9 @@ pub(super) mod tests {
         pub(in crate::echo) writes: VecDeque<Out>,
         pub(in crate::echo) stops_short: bool,
         pub(in crate::echo) finish_fails: bool,
+        /// What the stream says of its queues; the script itself goes on regardless.
+        pub(in crate::echo) unread: Option<u64>,
+        pub(in crate::echo) unacknowledged: u64,
         /// Bytes handed out, and the order in which they were taken back is checked.
         pub(in crate::echo) given: u64,
         pub(in crate::echo) taken: u64,
@@ -580,6 +496,8 @@ pub(super) mod tests {
                 writes: writes.into_iter().collect(),
                 stops_short: false,
                 finish_fails: false,
+                unread: None,
+                unacknowledged: 0,
                 given: 0,
                 taken: 0,
                 finished: false,
@@ -712,12 +630,21 @@ pub(super) mod tests {
             Ok(())
         }
 
+        fn unread(&self) -> Option<u64> {
+            self.unread
+        }
+
+        fn unacknowledged(&self) -> u64 {
+            self.unacknowledged
+        }
+
         fn stops_short(&self) -> bool {
             self.stops_short
         }
     }
 
     const SECOND: Duration = Duration::from_secs(1);
+    const MILLISECOND: Duration = Duration::from_millis(1);
     const MIB: usize = 1024 * 1024;
 
     /// A conversation with its script, a store and a clock.
@@ -729,6 +656,8 @@ pub(super) mod tests {
         now: Instant,
         /// What the events have said and no `WouldBlock` has settled: the rule, kept twice.
         read_on: bool,
+        /// When a byte last moved: kept twice as well.
+        moved: Instant,
     }
 
     impl Talk {
@@ -741,13 +670,20 @@ pub(super) mod tests {
                 limits: Limits::default(),
                 now,
                 read_on: false,
+                moved: now,
             }
+        }
+
+        /// When our FIN may go after a stop, as far as the bytes up to `moved` are concerned.
+        fn silent_at(since: Instant, moved: Instant) -> Instant {
+            (moved.max(since) + GRACE).min(since + LINGER)
         }
 
         /// Gives it a turn and checks all that must hold after any.
         #[track_caller]
         fn turn_with(&mut self, hint: Hint) -> Step {
             let before = (self.script.given, self.script.calls);
+            let was = (self.connection.phase(), self.script.taken, self.moved);
             self.script.interrupted = false;
             (self.script.read, self.script.wrote) = (None, None);
             self.read_on |= hint == Hint::ReadOn;
@@ -760,6 +696,9 @@ pub(super) mod tests {
             );
             let (connection, script) = (&self.connection, &self.script);
             let moved = script.given - before.0;
+            if moved > 0 || script.taken > was.1 {
+                self.moved = self.now;
+            }
             let reads = script.calls.0 - before.1.0;
             assert!(moved <= BUDGET as u64, "{moved} bytes in one turn");
             assert!(reads <= BUDGET / LEAST + 1, "{reads} reads in one turn");
@@ -787,6 +726,34 @@ pub(super) mod tests {
                     "yielded for nothing"
                 ),
                 Step::Done(_) => assert!(script.broken, "done, and nothing had happened"),
+            }
+            if let (
+                Phase::Leaving {
+                    since,
+                    why: Reason::Left,
+                    ..
+                },
+                Phase::Lingering { .. },
+            ) = (was.0, connection.phase())
+            {
+                // What is read behind our FIN is thrown away and does not count.
+                let silent = script.taken == was.1 && self.now >= Self::silent_at(since, was.2);
+                assert!(
+                    silent || self.now >= since + LINGER,
+                    "our FIN cut the peer off"
+                );
+            }
+            if let (Step::Blocked, false, Phase::Leaving { since, why, .. }) =
+                (step, owes, connection.phase())
+            {
+                assert_eq!(why, Reason::Left, "a limit waits for nobody");
+                let silent = Self::silent_at(since, self.moved);
+                assert!(self.now < silent, "our FIN is late");
+                let due = connection.due(&Limits {
+                    idle: None,
+                    ..self.limits.clone()
+                });
+                assert_eq!(due, Some((silent, Reason::Left)), "no timer for our FIN");
             }
             if !matches!(step, Step::Done(_)) {
                 connection.check();
@@ -946,7 +913,9 @@ pub(super) mod tests {
             (libc_errno::ECONNABORTED, reset),
             (libc_errno::EPIPE, reset),
             (libc_errno::ENOTCONN, reset),
-            (libc_errno::ETIMEDOUT, Reason::Error(libc_errno::ETIMEDOUT)),
+            (libc_errno::ETIMEDOUT, Reason::Vanished),
+            (libc_errno::EHOSTUNREACH, Reason::Vanished),
+            (libc_errno::ENETUNREACH, Reason::Vanished),
             (libc_errno::ENOBUFS, Reason::Error(libc_errno::ENOBUFS)),
             (libc_errno::ENOMEM, Reason::Error(libc_errno::ENOMEM)),
         ] {
@@ -967,11 +936,13 @@ pub(super) mod tests {
     mod libc_errno {
         pub(super) const ENOMEM: i32 = 12;
         pub(super) const EPIPE: i32 = 32;
+        pub(super) const ENETUNREACH: i32 = 101;
         pub(super) const ECONNABORTED: i32 = 103;
         pub(super) const ECONNRESET: i32 = 104;
         pub(super) const ENOBUFS: i32 = 105;
         pub(super) const ENOTCONN: i32 = 107;
         pub(super) const ETIMEDOUT: i32 = 110;
+        pub(super) const EHOSTUNREACH: i32 = 113;
     }
 
     #[test]
@@ -1000,10 +971,23 @@ pub(super) mod tests {
     fn leaving_echoes_what_is_readable_then_finishes_then_lingers() {
         let mut talk = Talk::new([In::Data(5), In::Data(5), In::Block], []);
         talk.leave();
+        let asked = talk.now;
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!(talk.script.taken, 10, "a short read does not end leaving");
+        assert!(!talk.script.finished, "more may be on its way");
+        let (since, why, until) = (asked, Reason::Left, None);
+        let leaving = Phase::Leaving { since, why, until };
+        assert_eq!(talk.connection.phase(), leaving);
+        assert_eq!(talk.due(), Some((asked + GRACE, Reason::Left)));
+        talk.now = asked + GRACE - MILLISECOND;
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!(talk.connection.phase(), leaving);
+        talk.now = asked + GRACE;
         assert_eq!(talk.turn(), Step::Blocked);
         assert!(talk.script.finished);
-        assert_eq!(talk.script.taken, 10, "a short read does not end leaving");
-        assert!(matches!(talk.connection.phase(), Phase::Lingering { .. }));
+        let (since, until) = (talk.now, asked + talk.limits.leave);
+        let lingering = Phase::Lingering { since, until, why };
+        assert_eq!(talk.connection.phase(), lingering);
         talk.script.reads = [In::Data(MIB), In::Interrupt, In::End].into();
         assert_eq!(talk.finish(), Step::Done(Reason::Left));
         let summary = talk.connection.summary(Reason::Left, talk.now);
@@ -1012,10 +996,119 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn after_a_stop_each_byte_moves_our_fin_but_not_beyond_linger() {
+        let mut talk = Talk::new([], []);
+        // What moved before the stop does not shorten the silence after it.
+        talk.now += SECOND;
+        talk.leave();
+        let asked = talk.now;
+        for (at, due) in [
+            (0, 50),
+            (49, 99),
+            (98, 148),
+            (147, 197),
+            (196, 246),
+            (245, 295),
+            (294, 344),
+            (343, 393),
+            (392, 400),
+            (399, 400),
+        ] {
+            talk.now = asked + MILLISECOND * at;
+            talk.script.reads = [In::Data(3)].into();
+            assert_eq!(talk.turn(), Step::Blocked);
+            assert!(!talk.script.finished, "at {at}");
+            let due = asked + MILLISECOND * due;
+            assert_eq!(talk.due(), Some((due, Reason::Left)), "at {at}");
+        }
+        talk.now = asked + LINGER;
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert!(talk.script.finished);
+        assert_eq!(talk.script.taken, 30);
+    }
+
+    #[test]
+    fn what_arrived_when_our_fin_was_due_comes_back_and_moves_it() {
+        let mut talk = Talk::new([], []);
+        talk.leave();
+        talk.now += GRACE;
+        talk.script.reads = [In::Data(7)].into();
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!((talk.script.taken, talk.script.finished), (7, false));
+        assert_eq!(talk.due(), Some((talk.now + GRACE, Reason::Left)));
+        talk.now += GRACE;
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert!(talk.script.finished);
+    }
+
+    #[test]
+    fn what_the_peer_takes_after_a_stop_moves_our_fin_too() {
+        let mut talk = Talk::new([In::Data(50)], [Out::Take(10), Out::Block]);
+        assert_eq!(talk.turn(), Step::Blocked);
+        talk.leave();
+        let asked = talk.now;
+        assert_eq!(talk.turn(), Step::Blocked);
+        let abandoned = (asked + talk.limits.leave, Reason::Abandoned);
+        assert_eq!(
+            talk.due(),
+            Some(abandoned),
+            "no FIN while something is owed"
+        );
+        talk.now = asked + GRACE * 3;
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!((talk.script.taken, talk.script.finished), (50, false));
+        assert_eq!(talk.due(), Some((asked + GRACE * 4, Reason::Left)));
+    }
+
+    #[test]
+    fn who_floods_after_a_stop_gets_back_what_had_arrived_when_linger_was_over() {
+        let flood = || [In::Data(1000), In::Data(500)];
+        for (unread, taken) in [(Some(1000), 1001), (Some(999), 1001), (None, 1501)] {
+            let mut talk = Talk::new([In::Data(1)], []);
+            talk.leave();
+            let asked = talk.now;
+            assert_eq!(talk.turn(), Step::Blocked);
+            talk.now = asked + LINGER;
+            talk.script.unread = unread;
+            talk.script.reads = flood().into();
+            assert_eq!(talk.turn(), Step::Blocked);
+            assert!(talk.script.finished);
+            assert_eq!(talk.script.taken, taken, "{unread:?} to be read");
+            assert_eq!(talk.connection.received(), 1501);
+        }
+        // Before, it is not asked how many.
+        let mut talk = Talk::new([], []);
+        talk.leave();
+        talk.now += LINGER - MILLISECOND;
+        talk.script.unread = Some(1000);
+        talk.script.reads = flood().into();
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!((talk.script.taken, talk.script.finished), (1500, false));
+        // Nor does a limit wait.
+        let mut talk = Talk::new(flood(), []);
+        talk.script.unread = Some(1000);
+        talk.connection.leave(Reason::Lifetime, talk.now);
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!((talk.script.taken, talk.script.finished), (1000, true));
+    }
+
+    #[test]
+    fn who_is_cut_off_by_a_limit_gets_our_fin_at_once() {
+        for why in [Reason::Lifetime, Reason::Spent] {
+            let mut talk = Talk::new([In::Data(5), In::Data(5)], []);
+            talk.connection.leave(why, talk.now);
+            assert_eq!(talk.turn(), Step::Blocked);
+            assert_eq!((talk.script.taken, talk.script.finished), (10, true));
+            assert_eq!(talk.due(), Some((talk.now + LINGER, why)));
+        }
+    }
+
+    #[test]
     fn leaving_pays_first() {
         let mut talk = Talk::new([In::Data(50)], [Out::Take(10), Out::Block, Out::Take(20)]);
         assert_eq!(talk.turn(), Step::Blocked);
         talk.leave();
+        talk.now += LINGER;
         assert_eq!(talk.turn(), Step::Blocked);
         assert!(!talk.script.finished);
         assert_eq!(talk.turn(), Step::Blocked);
@@ -1048,12 +1141,21 @@ pub(super) mod tests {
         let mut talk = Talk::new([], []);
         talk.script.finish_fails = true;
         talk.leave();
+        assert_eq!(talk.turn(), Step::Blocked);
+        talk.now += GRACE;
         assert_eq!(talk.turn(), Step::Done(Reason::Left));
         for last in [In::End, In::Fail(libc_errno::ECONNRESET)] {
             let mut talk = Talk::new([In::Block, last], []);
             talk.leave();
-            assert_eq!(talk.finish(), Step::Done(Reason::Left));
+            talk.now += GRACE;
+            assert_eq!(talk.turn(), Step::Done(Reason::Left));
+            assert!(talk.script.finished);
         }
+        // Its end before our FIN is one in good order.
+        let mut talk = Talk::new([In::Data(3), In::End], []);
+        talk.leave();
+        assert_eq!(talk.turn(), Step::Done(Reason::Left));
+        assert_eq!((talk.script.taken, talk.script.finished), (3, false));
         // Before our FIN a reset is one: something may have been lost.
         let mut talk = Talk::new([In::Fail(libc_errno::ECONNRESET)], []);
         talk.leave();
@@ -1159,6 +1261,33 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn leaving_may_always_take_as_long_as_lingering() {
+        for (leave, due) in [
+            (Duration::ZERO, LINGER),
+            (LINGER - MILLISECOND, LINGER),
+            (LINGER * 2, LINGER * 2),
+        ] {
+            let mut talk = Talk::new([In::Data(9)], [Out::Take(4)]);
+            (talk.limits.bytes, talk.limits.leave) = (Some(9), leave);
+            assert_eq!(talk.turn(), Step::Blocked);
+            let due = talk.now + due;
+            assert_eq!(talk.due(), Some((due, Reason::Abandoned)));
+        }
+    }
+
+    #[test]
+    fn an_idle_or_stall_time_out_counts_while_leaving() {
+        let mut talk = Talk::new([], []);
+        talk.limits.idle = Some(SECOND);
+        talk.now += SECOND - GRACE / 2;
+        talk.leave();
+        let idle = talk.now + GRACE / 2;
+        assert_eq!(talk.due(), Some((idle, Reason::Idle)));
+        talk.limits.idle = Some(SECOND * 2);
+        assert_eq!(talk.due(), Some((talk.now + GRACE, Reason::Left)));
+    }
+
+    #[test]
     fn lingering_has_a_deadline_that_nothing_moves() {
         let mut talk = Talk::new([], []);
         talk.limits.idle = Some(Duration::from_millis(1));
@@ -1231,6 +1360,10 @@ pub(super) mod tests {
             most in prop::option::weighted(0.3, 0..300_000_u64),
             stops_short in any::<bool>(),
             finish_fails in prop::bool::weighted(0.1),
+            unread in prop::option::of(0..200_000_u64),
+            pauses in prop::collection::vec(prop::sample::select(vec![
+                0, 0, 1, 1, 1, 20, 49, 50, 51, 200, 400,
+            ]), 8),
         ) {
             let total: usize = reads.iter().map(|read| match read {
                 In::Data(count) => *count,
@@ -1248,13 +1381,14 @@ pub(super) mod tests {
             talk.limits.bytes = most;
             talk.script.stops_short = stops_short;
             talk.script.finish_fails = finish_fails;
+            talk.script.unread = unread;
             let mut over = None;
             for turn in 0..patience {
                 if leave_at == Some(turn) {
                     talk.leave();
                 }
                 let hint = if hints[turn % hints.len()] { Hint::ReadOn } else { Hint::Plain };
-                talk.now += Duration::from_millis(1);
+                talk.now += MILLISECOND * pauses[turn % pauses.len()];
                 match talk.turn_with(hint) {
                     Step::Done(reason) => {
                         over = Some(reason);
@@ -1266,6 +1400,10 @@ pub(super) mod tests {
                             if let Phase::Lingering { since, .. } = talk.connection.phase() {
                                 prop_assert_eq!(talk.due().map(|(at, _)| at), Some(since + LINGER));
                                 break;
+                            }
+                            if let Phase::Leaving { .. } = talk.connection.phase() {
+                                // That it is due, and for what, was checked after the turn.
+                                talk.now = talk.due().expect("our FIN").0;
                             }
                             // Nobody says anything more: the end of the daemon.
                             talk.leave();

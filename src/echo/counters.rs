@@ -2,7 +2,7 @@
 //!
 //! Gauges are computed from them ([`Counters::open`]), so they cannot drift.
 
-use super::connection::{Reason, Summary};
+use super::reason::{Reason, Summary};
 
 /// The totals of one shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

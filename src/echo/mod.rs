@@ -5,12 +5,14 @@
 //! test drives thousands of conversations through every kind of short write and reset without a
 //! socket, and with a clock of its own.
 //!
-//! In reading order: [`backlog`] (where bytes wait), [`timers`] (an ordered set of deadlines),
-//! [`connection`] (one conversation), [`counters`], [`shard`] (many of them).
+//! In reading order: [`reason`] (how a conversation ends), [`backlog`] (where bytes wait),
+//! [`timers`] (an ordered set of deadlines), [`counters`], [`connection`] (one conversation),
+//! [`shard`] (many of them).
 
 pub mod backlog;
 pub mod connection;
 pub mod counters;
+pub mod reason;
 pub mod shard;
 pub mod timers;
 

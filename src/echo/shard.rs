@@ -14,8 +14,9 @@ use std::time::Instant;
 use slab::Slab;
 
 use super::backlog::Store;
-use super::connection::{Connection, Duplex, Hint, Phase, Reason, Step, Summary, Want};
+use super::connection::{Connection, Duplex, Hint, Phase, Step, Want};
 use super::counters::Counters;
+use super::reason::{Reason, Summary};
 use super::timers::Timers;
 use super::{GRACE, Limits};
 
@@ -175,35 +176,30 @@ impl<S: Duplex> Shard<S> {
         self.ready.len()
     }
 
-    /// Acts on deadlines that have passed, until one of them has to be settled by the server.
+    /// Acts on one deadline that has passed.
     ///
-    /// Each gets a last turn first: what has arrived or could be written meanwhile is not late,
-    /// only we are.
+    /// It gets a last turn first: what has arrived or could be written meanwhile is not late, only
+    /// we are.  Each such turn is returned, so that the server can bound them in a round.
     pub fn expire(&mut self, now: Instant) -> Option<(usize, Turn)> {
-        while let Some(key) = self.timers.fired(now) {
-            let Some((_, reason)) = self.overdue(key, now) else {
-                self.arm(key);
-                continue;
-            };
-            let connection = &mut self.seats[key].connection;
-            if reason == Reason::Lifetime && connection.phase() == Phase::Echoing {
-                connection.leave(Reason::Lifetime, now);
-            }
-            let turn = self.turn(key, Hint::Plain, now);
-            if matches!(turn, Turn::Over(_)) {
-                return Some((key, turn));
+        let (key, phase, reason) = loop {
+            let key = self.timers.fired(now)?;
+            if let Some((phase, reason)) = self.overdue(key, now) {
+                break (key, phase, reason);
             }
             self.arm(key);
-            if let Some((phase, reason)) = self.overdue(key, now) {
-                if let Some(end) = self.conclude(key, phase, reason, now) {
-                    return Some((key, end));
-                }
-            }
-            if turn != Turn::Same {
-                return Some((key, turn));
-            }
+        };
+        if reason == Reason::Lifetime && phase == Phase::Echoing {
+            self.seats[key].connection.leave(reason, now);
         }
-        None
+        let turn = self.turn(key, Hint::Plain, now);
+        if matches!(turn, Turn::Over(_)) {
+            return Some((key, turn));
+        }
+        self.arm(key);
+        let end = self
+            .overdue(key, now)
+            .and_then(|(phase, reason)| self.conclude(key, phase, reason, now));
+        Some((key, end.unwrap_or(turn)))
     }
 
     /// Where a connection is, and what its deadline means, if that has passed.
@@ -213,7 +209,7 @@ impl<S: Duplex> Shard<S> {
         (at <= now).then(|| (connection.phase(), reason))
     }
 
-    /// Ends a connection whose last turn has not moved its deadline, unless it may stay a while.
+    /// Ends a connection that is overdue after its last turn, unless it may stay a while.
     fn conclude(&mut self, key: usize, phase: Phase, reason: Reason, now: Instant) -> Option<Turn> {
         let seat = &mut self.seats[key];
         let reason = match phase {
@@ -224,6 +220,13 @@ impl<S: Duplex> Shard<S> {
                     return None;
                 }
                 Reason::Abandoned
+            }
+            // The turn has moved an earlier deadline, and this one does not close.
+            Phase::Echoing if reason == Reason::Lifetime => {
+                seat.connection.leave(reason, now);
+                self.arm(key);
+                self.queue(key, Hint::Plain);
+                return None;
             }
             // The turn was interrupted before it could send our FIN: another one follows.
             Phase::Leaving { .. } if reason == Reason::Left => {
@@ -354,8 +357,9 @@ impl<S: Duplex> Shard<S> {
         for (_, seat) in self.seats.iter().filter(|(_, seat)| !seat.over) {
             seat.connection.check();
             if let Some((due, _)) = seat.connection.due(&self.limits) {
+                // Who is queued gets a turn at once, which sets it.
                 assert!(
-                    seat.armed.is_some_and(|armed| armed <= due),
+                    seat.queued || seat.armed.is_some_and(|armed| armed <= due),
                     "a deadline would be missed"
                 );
             }
@@ -437,19 +441,36 @@ mod tests {
             turns
         }
 
+        fn stream(&mut self, key: usize) -> &mut Script {
+            self.shard.stream_mut(key)
+        }
+
         fn at(&mut self, seconds: u32) -> &mut Self {
             self.now = self.start + SECOND * seconds;
             self
         }
 
-        /// What expires now: keys with the reasons, taken out as the server does.
-        fn expire(&mut self) -> Vec<(usize, Reason)> {
-            let mut gone = Vec::new();
-            while let Some((key, turn)) = self.shard.expire(self.now) {
-                gone.push((key, self.take_out(key, turn).reason));
+        /// What the deadlines that have passed bring, until none is left.
+        #[track_caller]
+        fn last_turns(&mut self) -> Vec<(usize, Turn)> {
+            let mut turns = Vec::new();
+            while let Some(turn) = self.shard.expire(self.now) {
+                self.shard.check();
+                turns.push(turn);
+                assert!(turns.len() <= 2 * self.shard.len(), "it does not end");
             }
-            self.shard.check();
-            gone
+            assert!(self.shard.next_due().is_none_or(|due| due > self.now));
+            turns
+        }
+
+        /// Those whose last turn ended them, with the reasons, taken out as the server does.
+        #[track_caller]
+        fn expire(&mut self) -> Vec<(usize, Reason)> {
+            self.last_turns()
+                .into_iter()
+                .filter(|(_, turn)| matches!(turn, Turn::Over(_)))
+                .map(|(key, turn)| (key, self.take_out(key, turn).reason))
+                .collect()
         }
 
         #[track_caller]
@@ -599,9 +620,13 @@ mod tests {
         assert!(!world.shard.queued(new));
         assert_eq!(world.ready(), [(other, Turn::Same)]);
         assert_eq!(world.shard.stream_mut(new).calls, (0, 0));
-        // By the clock, too.
+        // By the clock, too: one of them, as the other has said something meanwhile.
         world.shard.queue(other, Hint::Plain);
-        assert_eq!(world.at(1).expire().len(), 2);
+        assert_eq!(world.at(1).expire(), [(other, Reason::Idle)]);
+        assert_eq!(world.stream(new).taken, 1);
+        assert_eq!(world.shard.next_ready(), None);
+        world.shard.queue(new, Hint::Plain);
+        assert_eq!(world.at(2).expire(), [(new, Reason::Idle)]);
         assert_eq!(world.shard.next_ready(), None);
     }
 
@@ -683,15 +708,207 @@ mod tests {
             ..limits()
         });
         let key = world.arrive([In::Data(7)], []);
-        assert!(world.at(5).expire().is_empty());
-        assert!(world.shard.queued(key), "its next turn acts on it");
-        assert_eq!(world.due(), Some(SECOND * 15), "leaving has its own limit");
-        assert_eq!(world.ready(), [(key, Turn::Same)]);
-        let stream = world.shard.stream_mut(key);
-        assert_eq!((stream.taken, stream.finished), (7, true));
-        world.shard.stream_mut(key).reads = [In::End].into();
+        let owes = world.arrive([In::Data(9)], [Out::Take(4), Out::Block]);
+        world.turn(owes);
+        let turns = world.at(5).last_turns();
+        assert_eq!(turns, [(key, Turn::Same), (owes, Turn::Same)]);
+        let stream = world.stream(key);
+        assert_eq!((stream.taken, stream.finished), (7, true), "in that turn");
+        assert!(!world.stream(owes).finished);
+        assert_eq!(world.due(), Some(SECOND * 5 + LINGER));
+        assert_eq!(world.shard.ready(), 0);
+        world.stream(key).reads = [In::End].into();
         let turn = world.turn(key);
         assert_eq!(world.take_out(key, turn).reason, Reason::Lifetime);
+        assert_eq!(
+            world.due(),
+            Some(SECOND * 15),
+            "leaving has a limit of its own"
+        );
+        assert_eq!(world.turn(owes), Turn::Rearm(Want::Read));
+        assert!(world.stream(owes).finished);
+    }
+
+    #[test]
+    fn what_arrived_before_a_deadline_was_noticed_is_not_late() {
+        let mut world = World::new(Limits {
+            idle: Some(SECOND),
+            ..limits()
+        });
+        let spoke = world.arrive([], []);
+        let owes = world.arrive([], [Out::Take(4)]);
+        let yields = world.arrive([], []);
+        let ended = world.arrive([], []);
+        let reset = world.arrive([], []);
+        let silent = world.arrive([], []);
+        world.at(3);
+        world.stream(spoke).reads = [In::Data(5)].into();
+        world.stream(owes).reads = [In::Data(9)].into();
+        world.stream(yields).reads = [In::Data(1 << 20)].into();
+        world.stream(ended).reads = [In::End].into();
+        world.stream(reset).reads = [In::Fail(104)].into();
+        let turns = world.last_turns();
+        let rescued = [
+            (spoke, Turn::Same),
+            (owes, Turn::Rearm(Want::Write)),
+            (yields, Turn::Same),
+        ];
+        assert_eq!(turns[..3], rescued);
+        let gone: Vec<_> = turns[3..]
+            .iter()
+            .map(|(key, turn)| (*key, world.take_out(*key, *turn).reason))
+            .collect();
+        let reasons = [Reason::PeerDone, Reason::Reset, Reason::Idle];
+        assert!(
+            gone.into_iter()
+                .eq([ended, reset, silent].into_iter().zip(reasons))
+        );
+        assert_eq!(world.stream(spoke).taken, 5);
+        assert!(!world.shard.queued(spoke) && world.shard.queued(yields));
+        // From then on it is as if there had been no deadline before.
+        assert_eq!((world.due(), world.timers()), (Some(SECOND * 4), 2));
+        world.ready();
+        assert_eq!(world.turn(owes), Turn::Rearm(Want::Read));
+        assert_eq!(world.at(4).expire().len(), 2);
+    }
+
+    #[test]
+    fn who_took_something_before_its_stall_was_noticed_goes_on() {
+        let mut world = World::new(Limits {
+            stall: Some(SECOND),
+            ..limits()
+        });
+        let blocked = [Out::Take(4), Out::Block];
+        let all = world.arrive([In::Data(9)], [Out::Take(4)]);
+        let some = world.arrive([In::Data(9)], [Out::Take(4), Out::Take(1), Out::Block]);
+        let nothing = world.arrive([In::Data(9)], blocked);
+        let gone = world.arrive([In::Data(9)], [Out::Take(4), Out::Fail(32)]);
+        for key in [all, some, nothing, gone] {
+            assert_eq!(world.turn(key), Turn::Rearm(Want::Write));
+        }
+        let turns = world.at(3).last_turns();
+        let rescued = [(all, Turn::Rearm(Want::Read)), (some, Turn::Same)];
+        assert_eq!(turns[..2], rescued);
+        for ((key, turn), reason) in turns[2..].iter().zip([Reason::Stalled, Reason::Reset]) {
+            let summary = world.take_out(*key, *turn);
+            assert_eq!((summary.reason, summary.owed), (reason, 5));
+        }
+        assert_eq!(world.stream(all).taken, 9);
+        assert_eq!(world.stream(some).taken, 5);
+        assert_eq!((world.due(), world.timers()), (Some(SECOND * 4), 1));
+        world.stream(some).writes = [Out::Block].into();
+        assert_eq!(world.at(4).expire(), [(some, Reason::Stalled)]);
+    }
+
+    #[test]
+    fn a_greatest_age_behind_a_time_out_that_was_moved_does_not_close_either() {
+        for (reads, writes) in [
+            (vec![In::Data(7)], vec![]),
+            (vec![In::Data(7)], vec![Out::Take(2), Out::Block]),
+        ] {
+            let mut world = World::new(Limits {
+                idle: Some(SECOND),
+                lifetime: Some(SECOND * 2),
+                ..limits()
+            });
+            let key = world.arrive([], []);
+            world.at(3);
+            let owes = !writes.is_empty();
+            world.stream(key).reads = reads.into();
+            world.stream(key).writes = writes.into();
+            let turn = if owes {
+                Turn::Rearm(Want::Write)
+            } else {
+                Turn::Same
+            };
+            assert_eq!(world.last_turns(), [(key, turn)]);
+            assert!(matches!(
+                world.phase(key),
+                Phase::Leaving {
+                    why: Reason::Lifetime,
+                    ..
+                }
+            ));
+            assert!(world.shard.queued(key));
+            world.ready();
+            if owes {
+                world.turn(key);
+            }
+            let stream = world.stream(key);
+            assert_eq!((stream.taken, stream.finished), (7, true));
+            world.now += LINGER;
+            assert_eq!(world.expire(), [(key, Reason::Lifetime)]);
+        }
+    }
+
+    #[test]
+    fn each_call_gives_one_last_turn_at_most() {
+        let mut world = World::new(Limits {
+            idle: Some(SECOND),
+            ..limits()
+        });
+        let keys: Vec<_> = (0..3).map(|_| world.arrive([], [])).collect();
+        world.at(1);
+        for key in &keys {
+            world.stream(*key).reads = [In::Data(1)].into();
+        }
+        for key in &keys {
+            assert_eq!(world.shard.expire(world.now), Some((*key, Turn::Same)));
+            let turned = keys.iter().filter(|other| *other <= key).count();
+            assert_eq!(world.shard.counters().received, turned as u64);
+        }
+        assert_eq!(world.shard.expire(world.now), None);
+    }
+
+    #[test]
+    fn after_a_stop_our_fin_is_sent_by_the_clock() {
+        let mut world = World::new(limits());
+        let silent = world.arrive([], []);
+        let talks = world.arrive([], []);
+        world.at(1);
+        world.shard.leave_all(world.now);
+        world.ready();
+        assert_eq!(world.due(), Some(SECOND + GRACE));
+        assert_eq!(world.timers(), 2);
+        world.now += GRACE / 2;
+        world.stream(talks).reads = [In::Data(3)].into();
+        assert_eq!(world.turn(talks), Turn::Same);
+        assert!(world.expire().is_empty());
+        world.now = world.start + SECOND + GRACE;
+        assert_eq!(world.last_turns(), [(silent, Turn::Same)]);
+        assert!(world.stream(silent).finished);
+        assert!(!world.stream(talks).finished);
+        assert_eq!(world.due(), Some(SECOND + GRACE * 3 / 2));
+        // What arrived just then comes back, and moves it.
+        world.now += GRACE / 2;
+        world.stream(talks).reads = [In::Data(4)].into();
+        assert_eq!(world.last_turns(), [(talks, Turn::Same)]);
+        let stream = world.stream(talks);
+        assert_eq!((stream.taken, stream.finished), (7, false));
+        assert_eq!(world.due(), Some(SECOND + GRACE * 5 / 2));
+        world.now += GRACE;
+        assert_eq!(world.last_turns(), [(talks, Turn::Same)]);
+        assert!(world.stream(talks).finished);
+        assert_eq!(world.due(), Some(SECOND + GRACE + LINGER));
+        world.now += LINGER;
+        let gone = [(silent, Reason::Left), (talks, Reason::Left)];
+        assert_eq!(world.expire(), gone);
+    }
+
+    #[test]
+    fn an_interrupted_turn_does_not_cost_our_fin() {
+        let mut world = World::new(limits());
+        let key = world.arrive([], []);
+        world.shard.leave_all(world.now);
+        world.ready();
+        world.now += GRACE;
+        world.stream(key).reads = [In::Interrupt].into();
+        assert_eq!(world.last_turns(), [(key, Turn::Same)]);
+        assert!(world.shard.queued(key) && !world.stream(key).finished);
+        assert_eq!(world.ready(), [(key, Turn::Same)]);
+        assert!(world.stream(key).finished);
+        world.now += LINGER;
+        assert_eq!(world.expire(), [(key, Reason::Left)]);
     }
 
     #[test]
@@ -709,15 +926,20 @@ mod tests {
             let key = world.arrive([In::Data(3)], []);
             world.turn(key);
             match reason {
-                Reason::Left => world.shard.leave(key, world.now),
+                Reason::Left => {
+                    world.shard.leave(key, world.now);
+                    world.ready();
+                    world.now += GRACE;
+                    assert!(world.expire().is_empty());
+                }
                 Reason::Lifetime => assert!(world.at(2).expire().is_empty()),
                 _ => {}
             }
-            world.ready();
+            assert_eq!(world.shard.ready(), 0);
             let Phase::Lingering { since, why, .. } = world.phase(key) else {
                 panic!("{reason:?}: {:?}", world.phase(key));
             };
-            assert_eq!(why, reason);
+            assert_eq!((since, why), (world.now, reason));
             assert_eq!(world.shard.next_due(), Some(since + LINGER));
             world.now = since + LINGER;
             assert_eq!(world.expire(), [(key, reason)]);
@@ -726,14 +948,54 @@ mod tests {
     }
 
     #[test]
+    fn lingering_goes_on_while_something_is_unacknowledged_and_its_end_is_found() {
+        let mut world = World::new(Limits {
+            leave: SECOND,
+            ..limits()
+        });
+        let keys: Vec<_> = (0..3).map(|_| world.arrive([], [])).collect();
+        world.shard.leave_all(world.now);
+        world.now += GRACE;
+        world.ready();
+        let [ends, settles, never] = keys[..] else {
+            unreachable!()
+        };
+        for key in &keys {
+            world.stream(*key).unacknowledged = 1;
+        }
+        world.now += LINGER;
+        let all: Vec<_> = keys.iter().map(|key| (*key, Turn::Same)).collect();
+        assert_eq!(world.last_turns(), all);
+        assert_eq!(world.due(), Some(GRACE + LINGER * 2));
+        // An end that was not announced yet, and an acknowledgement.
+        world.stream(ends).reads = [In::Data(3), In::End].into();
+        world.stream(settles).unacknowledged = 0;
+        world.now += LINGER;
+        let gone = [(ends, Reason::Left), (settles, Reason::Left)];
+        assert_eq!(world.expire(), gone);
+        // At most as long as leaving may take.
+        assert_eq!(world.due(), Some(SECOND));
+        assert_eq!(world.at(1).expire(), [(never, Reason::Abandoned)]);
+    }
+
+    #[test]
     fn leaving_that_takes_too_long_is_abandoned() {
         let mut world = World::new(limits());
-        let key = world.arrive([In::Data(9)], [Out::Take(4), Out::Block]);
+        let blocked = [Out::Take(4), Out::Block, Out::Block];
+        let key = world.arrive([In::Data(9)], blocked);
+        let other = world.arrive([In::Data(9)], [Out::Take(4), Out::Block]);
         world.turn(key);
+        world.turn(other);
         world.shard.leave_all(world.now);
-        assert_eq!(world.ready(), [(key, Turn::Same)]);
-        assert!(world.at(9).expire().is_empty());
-        assert_eq!(world.at(10).expire(), [(key, Reason::Abandoned)]);
+        assert_eq!(world.ready(), [(key, Turn::Same), (other, Turn::Same)]);
+        assert!(world.at(9).last_turns().is_empty());
+        // Who can be paid at last, is.
+        let turns = world.at(10).last_turns();
+        assert_eq!(turns[1..], [(other, Turn::Rearm(Want::Read))]);
+        let stream = world.stream(other);
+        assert_eq!((stream.taken, stream.finished), (9, true));
+        let summary = world.take_out(key, turns[0].1);
+        assert_eq!((summary.reason, summary.owed), (Reason::Abandoned, 5));
     }
 
     #[test]
@@ -774,11 +1036,20 @@ mod tests {
         world.shard.leave_all(world.now);
         assert_eq!(world.shard.ready(), 3, "each once, twice asked or not");
         world.ready();
+        for key in [quiet, owes, busy] {
+            assert!(!world.stream(key).finished, "it may say something more");
+        }
+        world.now += GRACE;
+        let turns = world.last_turns();
+        assert_eq!(turns, [(quiet, Turn::Same), (busy, Turn::Same)]);
         for (key, finished) in [(quiet, true), (owes, false), (busy, true)] {
-            assert_eq!(world.shard.stream_mut(key).finished, finished);
+            assert_eq!(world.stream(key).finished, finished);
         }
         assert_eq!(world.turn(owes), Turn::Rearm(Want::Read));
-        assert!(world.shard.stream_mut(owes).finished);
+        assert_eq!(world.due(), Some(GRACE * 2), "it has just taken something");
+        world.now += GRACE;
+        assert_eq!(world.last_turns(), [(owes, Turn::Same)]);
+        assert!(world.stream(owes).finished);
         world.now += LINGER;
         let gone = world.expire();
         assert_eq!(gone.len(), 3);
@@ -795,10 +1066,14 @@ mod tests {
         let owes = world.arrive([In::Data(9)], [Out::Take(4), Out::Block]);
         let busy = world.arrive([In::Interrupt], []);
         let lingers = world.arrive([], []);
+        let leaves = world.arrive([], []);
         world.turn(owes);
         world.turn(busy);
         world.shard.leave(lingers, world.now);
+        world.now += GRACE;
         world.turn(lingers);
+        world.shard.leave(leaves, world.now);
+        world.turn(leaves);
         let gone = world.shard.abandon_all(world.now);
         world.shard.check();
         assert_eq!((world.shard.ready(), world.timers()), (0, 0));
@@ -812,7 +1087,8 @@ mod tests {
             [
                 (owes, Reason::Abandoned, 5),
                 (busy, Reason::Abandoned, 0),
-                (lingers, Reason::Left, 0)
+                (lingers, Reason::Left, 0),
+                (leaves, Reason::Abandoned, 0)
             ]
         );
         assert!(world.shard.is_empty());

@@ -35,7 +35,9 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::cli::Level;
 use crate::config::{Config, Origin};
-use crate::echo::connection::{Duplex, Hint, Reason, Summary, Want};
+use crate::echo::connection::{Duplex, Hint, Want};
+use crate::echo::counters::Counters;
+use crate::echo::reason::{Reason, Summary};
 use crate::echo::shard::{Shard, Turn};
 use crate::system::events::Event;
 use crate::system::kernel::Kernel;
@@ -230,10 +232,11 @@ impl Server {
                 }
             }
             for _ in 0..DEADLINES {
+                let before = self.shard.counters();
                 let Some((key, turn)) = self.shard.expire(self.now) else {
                     break;
                 };
-                self.settle(key, turn);
+                self.turned(key, turn, before);
             }
             self.housekeep();
         }
@@ -291,6 +294,11 @@ impl Server {
     fn turn(&mut self, key: usize) {
         let before = self.shard.counters();
         let turn = self.shard.turn(key, Hint::Plain, self.now);
+        self.turned(key, turn, before);
+    }
+
+    /// Accounts for a turn, tells of it and acts on it.
+    fn turned(&mut self, key: usize, turn: Turn, before: Counters) {
         let after = self.shard.counters();
         let (received, sent) = (after.received - before.received, after.sent - before.sent);
         self.allowance = self.allowance.saturating_sub((received + sent).max(LEAST));

@@ -20,8 +20,8 @@ use super::kernel::Kernel;
 use super::report::Row;
 use super::socket::{Queue, Refused, duration, size};
 use crate::cli::Level;
-use crate::echo::connection::{Reason, Summary};
 use crate::echo::counters::Counters;
+use crate::echo::reason::{Reason, Summary};
 
 /// The ids by which a machine finds an event (`journalctl MESSAGE_ID=`), 128 random bits each.
 mod id {

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::events::Event;
-use crate::echo::connection::{Reason, Summary};
+use crate::echo::reason::{Reason, Summary};
 
 const SECOND: Duration = Duration::from_secs(1);
 

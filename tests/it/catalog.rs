@@ -172,7 +172,7 @@ fn an_entry_says_what_happened_and_what_to_do() {
         .find(|e| e.body.contains(way_back))
         .unwrap();
     assert_eq!(failed.subject, "The TCP echo service cannot start");
-    for reason in tcp_echo::echo::connection::Reason::KINDS {
+    for reason in tcp_echo::echo::reason::Reason::KINDS {
         let entry = entries()
             .into_iter()
             .find(|e| e.subject == "A connection ended")

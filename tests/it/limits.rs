@@ -262,6 +262,90 @@ fn who_takes_nothing_for_the_stall_timeout_is_closed_and_who_trickles_is_not() {
 }
 
 #[test]
+fn who_spoke_while_the_daemon_was_held_up_is_not_idle() {
+    plenty_of_descriptors();
+    let daemon = limited("idle-timeout = '1s'");
+    // More than one poll announces, and than one round gives last turns to.
+    let clients: Vec<TcpStream> = (0..1500).map(|_| daemon.connect()).collect();
+    clients.iter().for_each(|client| ping(client, b"here"));
+    let (silent, ended) = (daemon.connect(), daemon.connect());
+    ping(&silent, b"here");
+    ping(&ended, b"here");
+    daemon.freeze();
+    for mut client in &clients {
+        client.write_all(b"and still here").unwrap();
+    }
+    ended.shutdown(Shutdown::Write).unwrap();
+    thread::sleep(Duration::from_millis(1500));
+    let thawed = Instant::now();
+    daemon.thaw();
+    clients
+        .iter()
+        .for_each(|client| answered(client, b"and still here"));
+    let took = thawed.elapsed();
+    eprintln!("answered after {took:?}");
+    // Nobody's end follows before the time-out has passed once more.
+    if took < Duration::from_millis(500) {
+        for client in &clients {
+            ping(client, b"and on");
+        }
+    }
+    assert_eq!(end_of(&silent).unwrap(), b"");
+    assert_eq!(end_of(&ended).unwrap(), b"");
+    daemon.logged("ended (idle)");
+}
+
+#[test]
+fn who_took_something_while_the_daemon_was_held_up_has_not_stalled() {
+    let sockets = "[socket]\nsend-buffer = '4KiB'\nreceive-buffer = '4KiB'\n";
+    let limits = "[limits]\nstall-timeout = '1s'\n";
+    let mut daemon = Plan::new().config(&format!("{limits}{sockets}")).start();
+    let mut clients: Vec<(TcpStream, Tape, Tape)> = (0..300)
+        .map(|seed| {
+            let client = connect_with_buffers(daemon.address(), 4096, 8192);
+            (client, Tape::new(seed), Tape::new(seed))
+        })
+        .collect();
+    let deaf = connect_with_buffers(daemon.address(), 4096, 8192);
+    // All queues are full, and each client is owed something, for less than the time-out.
+    thread::scope(|scope| {
+        scope.spawn(|| Tape::new(1).fill(&deaf));
+        for group in clients.chunks_mut(10) {
+            scope.spawn(|| {
+                group.iter_mut().for_each(|(client, said, _)| {
+                    client.set_nonblocking(true).unwrap();
+                    let error = said.send(&*client, 1 << 20).unwrap_err();
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                });
+            });
+        }
+    });
+    daemon.freeze();
+    let frozen = Instant::now();
+    while frozen.elapsed() < Duration::from_millis(1500) {
+        for (client, _, heard) in &mut clients {
+            match heard.read(&*client, 1 << 16) {
+                Ok(count) => assert!(count > 0, "closed"),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}"),
+            }
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    daemon.thaw();
+    for (client, said, heard) in &mut clients {
+        client.set_nonblocking(false).unwrap();
+        let rest = said.position() - heard.position();
+        heard.expect(&*client, rest);
+        ping(&*client, b"and on");
+    }
+    // Who has taken nothing at all is closed as before.
+    daemon.logged_times("ended (stalled)", 1);
+    assert!(daemon.stop().success());
+    let log = daemon.log();
+    assert_eq!(log.matches("ended (stalled)").count(), 1, "{log}");
+}
+
+#[test]
 fn at_its_greatest_age_a_conversation_ends_with_everything_paid() {
     let daemon = limited("max-lifetime = '700ms'");
     let base = daemon.descriptors();

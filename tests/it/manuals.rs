@@ -10,7 +10,7 @@ use std::process::Command;
 use clap::CommandFactory;
 use tcp_echo::cli::Cli;
 use tcp_echo::config::Origin;
-use tcp_echo::echo::connection::Reason;
+use tcp_echo::echo::reason::Reason;
 
 use crate::catalog;
 use crate::daemon::Folder;

@@ -219,7 +219,7 @@ fn the_readme_and_the_changelog_keep_up() {
                 || subcommand.get_name() == "serve"
         );
     }
-    for reason in tcp_echo::echo::connection::Reason::KINDS {
+    for reason in tcp_echo::echo::reason::Reason::KINDS {
         assert!(
             readme.contains(&format!("`{reason}`")),
             "the README does not explain {reason}"

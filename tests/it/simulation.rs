@@ -8,7 +8,8 @@
 //!
 //! The promises, checked after every step or round: each byte that is written is the next one of
 //! what was read; no connection is forgotten (whoever could go on is announced, or stands in the
-//! ready list); no deadline is missed; every reason is true; at the end everybody got everything
+//! ready list); no deadline is missed; nothing that arrived before a time-out was noticed is lost
+//! to it; after a stop our FIN waits for silence; every reason is true; at the end everybody got everything
 //! back, or the clock jumps and nobody is left.
 //!
 //! The message of a failure names its seed.  `TCP_ECHO_SEED=n` runs that one alone,
@@ -20,9 +21,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tcp_echo::echo::connection::{Duplex, Hint, Phase, Reason, Summary, Want};
+use tcp_echo::echo::connection::{Duplex, Hint, Phase, Want};
+use tcp_echo::echo::reason::{Reason, Summary};
 use tcp_echo::echo::shard::{Shard, Turn};
-use tcp_echo::echo::{BUDGET, LINGER, Limits, SCRATCH};
+use tcp_echo::echo::{BUDGET, GRACE, LINGER, Limits, SCRATCH};
 
 /// Worlds, unless asked otherwise.
 const SEEDS: u64 = 240;
@@ -35,6 +37,9 @@ const OPEN: usize = 24;
 
 /// Bytes that may move in a round, as in the server.
 const ROUND: u64 = 4 * 1024 * 1024;
+
+/// What the shortest turn costs of it, as in the server.
+const LEAST: u64 = 4096;
 
 #[test]
 fn whatever_happens_every_byte_comes_back_and_nobody_is_forgotten() {
@@ -113,7 +118,7 @@ enum Habit {
     Deaf,
     /// Never finishes.
     Patient,
-    /// Resets at some point.
+    /// Resets at some point, or is lost.
     Rude,
 }
 
@@ -139,6 +144,8 @@ struct Pipe {
     peer_finished: bool,
     we_finished: bool,
     reset: bool,
+    /// It was not a reset: the peer or the path to it is gone, with this number of errno(3).
+    lost: Option<i32>,
     /// The registration, and whether it has something to announce.
     interest: Want,
     announced: bool,
@@ -146,6 +153,10 @@ struct Pipe {
     wants_room: bool,
     /// Chance does not act through this one any more.
     calm: bool,
+    /// The last call was interrupted.
+    interrupted: bool,
+    /// When we were asked to leave for a stop.
+    left: Option<Instant>,
     /// When a byte last moved, when our FIN went out, and the world's clock.
     moved: Instant,
     lingers: Option<Instant>,
@@ -187,15 +198,23 @@ impl Pipe {
             peer_finished: false,
             we_finished: false,
             reset: false,
+            lost: None,
             interest: Want::Read,
             announced: false,
             wants_room: false,
             calm: false,
+            interrupted: false,
+            left: None,
             moved: clock.get(),
             lingers: None,
             clock: Rc::clone(clock),
             chance: Chance(chance.next()),
         }
+    }
+
+    /// When a peer that we leave for a stop has been silent, and our FIN may go.
+    fn silent_at(&self, since: Instant) -> Instant {
+        (self.moved.max(since) + GRACE).min(since + LINGER)
     }
 
     fn free(&self) -> u64 {
@@ -298,6 +317,10 @@ impl Pipe {
 
     fn peer_resets(&mut self) {
         self.reset = true;
+        if self.chance.one_in(4) {
+            // ENETUNREACH, ETIMEDOUT, EHOSTUNREACH.
+            self.lost = Some(self.chance.of(&[101, 110, 113]));
+        }
         self.announce(self.interest);
     }
 
@@ -318,16 +341,21 @@ impl Pipe {
 
     /// Between two system calls others are at work, and any call may be interrupted.
     fn meanwhile(&mut self) -> io::Result<()> {
+        self.interrupted = false;
         if !self.calm {
             if self.chance.one_in(4) {
                 self.peer_acts();
             }
             if self.chance.one_in(20) {
+                self.interrupted = true;
                 return Err(ErrorKind::Interrupted.into());
             }
         }
         if self.reset {
-            return Err(ErrorKind::ConnectionReset.into());
+            return Err(match self.lost {
+                Some(errno) => io::Error::from_raw_os_error(errno),
+                None => ErrorKind::ConnectionReset.into(),
+            });
         }
         Ok(())
     }
@@ -403,12 +431,22 @@ impl Duplex for Pipe {
     fn finish_write(&mut self) -> io::Result<()> {
         assert!(!self.we_finished, "finished twice");
         assert_eq!(self.written, self.read, "finished with something owed");
+        if let Some(since) = self.left {
+            assert!(
+                self.clock.get() >= self.silent_at(since),
+                "cut off: {self:?}"
+            );
+        }
         if self.reset {
             return Err(ErrorKind::NotConnected.into());
         }
         self.we_finished = true;
         self.lingers = Some(self.clock.get());
         Ok(())
+    }
+
+    fn unread(&self) -> Option<u64> {
+        (!self.unix).then(|| self.sent - self.read)
     }
 
     fn stops_short(&self) -> bool {
@@ -490,11 +528,11 @@ impl World {
                 // An event that is too late: of nobody, of somebody else, or of nothing.
                 let key = usize::try_from(self.chance.below(2 * OPEN as u64)).unwrap();
                 let hint = self.chance.of(&[Hint::Plain, Hint::ReadOn]);
-                self.announced(key, hint, u64::MAX);
+                self.shard.queue(key, hint);
             }
             39 if !self.keys.is_empty() && self.chance.one_in(10) => {
                 let key = self.chance.of(&self.keys);
-                self.shard.leave(key, self.now());
+                self.leave(key);
             }
             _ => {}
         }
@@ -513,7 +551,21 @@ impl World {
         self.keys.push(key);
         self.arrived += 1;
         if self.leaving {
-            self.shard.leave(key, self.now());
+            self.leave(key);
+        }
+    }
+
+    fn leave(&mut self, key: usize) {
+        self.is_asked(key);
+        self.shard.leave(key, self.now());
+    }
+
+    /// Notes in the pipe that a stop is asked for, unless it leaves already.
+    fn is_asked(&mut self, key: usize) {
+        let now = self.now();
+        let phase = self.shard.connection(key).expect("it is taken").phase();
+        if phase == Phase::Echoing {
+            self.shard.stream_mut(key).left = Some(now);
         }
     }
 
@@ -530,35 +582,28 @@ impl World {
             // In any order; what happens in the meantime is announced in the next round.
             let next = usize::try_from(self.chance.below(events.len() as u64)).unwrap();
             let (key, hint) = events.swap_remove(next);
-            allowance = self.announced(key, hint, allowance);
+            self.shard.queue(key, hint);
         }
-        while allowance > 0 {
-            let Some(key) = self.shard.next_ready() else {
-                break;
-            };
-            allowance = self.turn(key, Hint::Plain, allowance);
-            if self.chance.one_in(3) {
+        for _ in 0..self.shard.ready() {
+            if allowance == 0 || self.chance.one_in(8) {
                 break;
             }
+            let key = self.shard.next_ready().expect("it is in the list");
+            allowance = self.turn(key, allowance);
         }
+        let mut deadlines = 2 * self.keys.len();
         while let Some((key, turn)) = self.shard.expire(self.now()) {
             self.settle(key, turn);
+            self.shard.check();
+            assert!(deadlines > 0, "the deadlines do not end");
+            deadlines -= 1;
         }
         self.nobody_is_forgotten();
     }
 
-    fn announced(&mut self, key: usize, hint: Hint, allowance: u64) -> u64 {
-        if allowance == 0 || self.shard.queued(key) {
-            self.shard.queue(key, hint);
-            allowance
-        } else {
-            self.turn(key, hint, allowance)
-        }
-    }
-
-    fn turn(&mut self, key: usize, hint: Hint, allowance: u64) -> u64 {
+    fn turn(&mut self, key: usize, allowance: u64) -> u64 {
         let before = self.shard.counters();
-        let turn = self.shard.turn(key, hint, self.now());
+        let turn = self.shard.turn(key, Hint::Plain, self.now());
         self.shard.check();
         let after = self.shard.counters();
         let (received, sent) = (after.received - before.received, after.sent - before.sent);
@@ -568,7 +613,7 @@ impl World {
             "{sent} bytes in one turn"
         );
         self.settle(key, turn);
-        allowance.saturating_sub(received + sent)
+        allowance.saturating_sub((received + sent).max(LEAST))
     }
 
     fn settle(&mut self, key: usize, turn: Turn) {
@@ -592,7 +637,9 @@ impl World {
         assert_eq!(summary.received, pipe.read, "{about}");
         assert_eq!(summary.sent, pipe.written, "{about}");
         let lingered = matches!(phase, Phase::Lingering { .. });
-        assert_eq!(pipe.we_finished, lingered, "{about}");
+        // Our FIN fails if the peer was gone since the last read.
+        let failed = lingered && pipe.reset;
+        assert!(pipe.we_finished == lingered || failed, "{about}");
         if !lingered {
             assert_eq!(summary.owed, pipe.read - pipe.written, "{about}");
         }
@@ -611,24 +658,30 @@ impl World {
                     assert!(self.now() - since >= LINGER, "{about}");
                 }
             }
-            Reason::Reset => assert!(pipe.reset, "{about}"),
-            Reason::Vanished => panic!("no pipe loses its peer: {about}"),
+            Reason::Reset => assert!(pipe.reset && pipe.lost.is_none(), "{about}"),
+            Reason::Vanished => assert!(pipe.lost.is_some(), "{about}"),
             Reason::Idle => {
                 assert!(
                     self.limits.idle.is_some_and(|span| quiet >= span),
                     "{about}"
                 );
                 assert_eq!(summary.owed, 0, "{about}");
+                // It had a last turn: what had arrived would have saved it.
+                let silent = pipe.read == pipe.sent && !pipe.peer_finished && !pipe.reset;
+                assert!(silent || pipe.interrupted, "{about}");
             }
             Reason::Stalled => {
                 let stalled = self.limits.stall.is_some_and(|span| quiet >= span);
                 assert!(stalled && summary.owed > 0, "{about}");
+                let stuck = pipe.free() == 0 && !pipe.reset;
+                assert!(stuck || pipe.interrupted, "{about}");
             }
             Reason::Abandoned => {
                 let Phase::Leaving { since, .. } = phase else {
                     panic!("{about}");
                 };
-                assert!(self.now() - since >= self.limits.leave, "{about}");
+                let most = self.limits.leave.max(LINGER);
+                assert!(self.now() - since >= most, "{about}");
             }
             Reason::Error(_) => panic!("{about}"),
         }
@@ -651,6 +704,7 @@ impl World {
             }
             let connection = self.shard.connection(key).expect("it is not over");
             let (want, phase) = (connection.want(), connection.phase());
+            let (now, due) = (self.now(), self.shard.next_due());
             let pipe = self.shard.stream_mut(key);
             assert_eq!(pipe.interest, want, "registered for the wrong thing");
             assert_eq!(
@@ -661,10 +715,13 @@ impl World {
                 pipe.announced || !pipe.is_ready(want),
                 "forgotten: wants {want:?} in {phase:?}: {pipe:?}"
             );
-            assert!(
-                pipe.announced || !matches!(phase, Phase::Leaving { .. }) || want == Want::Write,
-                "asked to leave, and nothing owed, but still here: {pipe:?}"
-            );
+            if let (Phase::Leaving { since, why, .. }, Want::Read) = (phase, want) {
+                // For a stop it waits for silence, with a timer; nobody else is still here.
+                assert_eq!((why, pipe.left), (Reason::Left, Some(since)), "{pipe:?}");
+                let silent = pipe.silent_at(since);
+                assert!(now < silent, "our FIN is late: {pipe:?}");
+                assert!(due.is_some_and(|due| due <= silent), "no timer: {pipe:?}");
+            }
         }
     }
 
@@ -695,6 +752,9 @@ impl World {
     /// All are asked to leave, and then the clock jumps.
     fn the_daemon_stops(&mut self) {
         self.leaving = true;
+        for key in self.keys.clone() {
+            self.is_asked(key);
+        }
         self.shard.leave_all(self.now());
         assert_eq!(self.shard.ready(), self.keys.len());
         for _ in 0..self.chance.below(20) {
@@ -710,7 +770,8 @@ impl World {
                     panic!("{turn:?}")
                 };
                 let pipe = self.shard.remove(key);
-                assert!(summary.reason == Reason::Abandoned || pipe.we_finished);
+                let abandoned = summary.reason == Reason::Abandoned;
+                assert_eq!(abandoned, !pipe.we_finished, "{summary:?} {pipe:?}");
                 self.over += 1;
             }
             self.keys.clear();

@@ -5,7 +5,7 @@
 //! conversation ends with a FIN.  Who never reads is abandoned at `stop-timeout`, and who asks
 //! twice gets the end at once.  A daemon that was killed can be started again at once.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -277,6 +277,58 @@ fn idle_clients_are_gone_at_once() {
     for client in &clients {
         assert_eq!(end_of(client).unwrap(), b"");
     }
+}
+
+#[test]
+fn last_words_that_were_on_their_way_come_back_before_the_fin() {
+    let mut daemon = Daemon::start();
+    let clients: Vec<TcpStream> = (0..20).map(|_| daemon.connect()).collect();
+    clients.iter().for_each(|client| ping(client, b"hello"));
+    let asked = Instant::now();
+    ask(&daemon, Signal::TERM);
+    thread::sleep(Duration::from_millis(20));
+    for mut client in &clients {
+        client.write_all(b"one more").unwrap();
+    }
+    let said = asked.elapsed();
+    let answers: Vec<_> = clients.iter().map(end_of).collect();
+    let took = asked.elapsed();
+    if said < Duration::from_millis(50) {
+        for answer in answers {
+            assert_eq!(answer.unwrap(), b"one more");
+        }
+    } else {
+        eprintln!("skipped: this machine took {said:?} to say it");
+    }
+    assert!(
+        took >= Duration::from_millis(50),
+        "the FIN came after {took:?}"
+    );
+    assert!(daemon.exited(SOON).success());
+}
+
+#[test]
+fn who_goes_on_talking_is_answered_for_a_while_after_a_stop_and_not_for_ever() {
+    let mut daemon = Daemon::start();
+    let client = daemon.connect();
+    ping(&client, b"hello");
+    let asked = Instant::now();
+    daemon.signal(Signal::TERM);
+    let (mut said, mut heard) = (Tape::new(1), Tape::new(1));
+    // It waits for each answer, and is never silent for long enough.
+    loop {
+        if said.send(&client, 100).is_err() || heard.read(&client, 100).unwrap() == 0 {
+            break;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    let took = asked.elapsed();
+    let linger = Duration::from_millis(400);
+    assert!(heard.position() > 0);
+    assert!(took < linger + SLACK + NOISE, "it took {took:?}");
+    drop(client);
+    assert!(daemon.exited(SOON).success());
+    assert!(daemon.log().contains("ended: left 1"));
 }
 
 #[test]

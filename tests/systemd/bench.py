@@ -172,6 +172,10 @@ class System(Box):
             return
         raise AssertionError(f"somebody listens {where}")
 
+    def sockets(self):
+        """The listening sockets themselves: address and inode of each."""
+        return sorted((text.split()[3], re.search(r"ino:\d+", text)[0]) for text in self.run("ss -ltneH").splitlines())
+
     def journal(self, *matches, unit=SERVICE):
         """Entries of the journal, as dictionaries."""
         said = self.run(f"journalctl --sync; journalctl -q -o json --no-pager -a -u '{unit}' "

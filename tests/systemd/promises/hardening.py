@@ -2,8 +2,8 @@
 
 import re
 
-from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, START_FAILED, UNITS, equal, has, line, promise, shell,
-                   until)
+from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, START_FAILED, equal, has, line, promise,
+                   shell, until)
 
 EXAMPLES = ("tcp-echo@.socket", "tcp-echo@.service", "tcp-echo-unix.socket")
 

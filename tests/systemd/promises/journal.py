@@ -3,8 +3,8 @@
 import re
 import time
 
-from bench import (CLOSED, CONFIG, COUNTERS, KERNEL, LISTENING, LOST, SERVICE, TURNED, equal, has, line, promise,
-                   shell, until)
+from bench import (CLOSED, CONFIG, COUNTERS, KERNEL, LISTENING, LOST, SERVICE, TURNED, equal, has,
+                   line, promise, shell, until)
 
 EXEC = "ExecStart=/usr/bin/tcp-echo"
 JOURNALD = "systemd-journald.service"

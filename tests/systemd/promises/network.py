@@ -1,6 +1,7 @@
 """Who can reach it: loopback, a network with an allow-list, and listeners of its own."""
 
-from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, UNITS, Change, equal, has, line, promise, readme, shell, until)
+from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, Change, equal, has, line, promise, readme,
+                   shell, until)
 
 # An interface to a network, and a stranger's address (RFC 5737).
 HERE, FRIEND, STRANGER = "192.0.2.1", "192.0.2.2", "203.0.113.9"

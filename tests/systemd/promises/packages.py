@@ -2,7 +2,8 @@
 
 import threading
 
-from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, UNITS, Change, equal, has, line, promise, shell, until)
+from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, UNITS, Change, equal, has, promise, shell,
+                   until)
 
 INSTALL = "apt-get install -q -y /deb/tcp-echo.deb"
 UPGRADE = "apt-get install -q -y /deb/newer.deb"
@@ -41,6 +42,7 @@ def an_installation_without_a_running_systemd_does_not_fail(box):
 def an_upgrade_refuses_nobody_and_brings_the_new_version(box):
     box.start()
     over, refused, served = threading.Event(), [], []
+    sockets = box.sockets()
     with box.connect() as connected:
         connected.sendall(b"a")
         equal(connected.recv(1), b"a", "the connected client before")
@@ -70,6 +72,7 @@ def an_upgrade_refuses_nobody_and_brings_the_new_version(box):
         waiting.close()
         equal(connected.recv(1), b"", "the connected client's end")
     equal(refused, [], f"refusals beside {len(served)} callers")
+    equal(box.sockets(), sockets, "the sockets, which were never closed")
     has(box.run("dpkg-query -W tcp-echo"), "+newer", "the version")
     until(lambda: box.state(SERVICE) == "active", "the service is active")
     # Not by the watchdog, later.
@@ -114,7 +117,7 @@ def a_removal_closes_the_port_and_keeps_the_configuration(box):
     box.serves()
 
 
-@promise(shell("printf '#!/bin/sh\\nexit 0\\n' > /var/lib/dpkg/info/tcp-echo.prerm"))
+@promise(package("newer", "printf '#!/bin/sh\\nexit 0\\n' > DEBIAN/prerm"))
 def a_removal_stops_the_standalone_unit_too_and_an_upgrade_restarts_it(box):
     box.run(f"systemctl start {STANDALONE}")
     box.serves()

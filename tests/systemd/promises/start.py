@@ -3,8 +3,8 @@
 import re
 import time
 
-from bench import (CONFIG, LISTENING, REPOSITORY, SERVICE, SOCKET, STANDALONE, START_FAILED, UNITS, Change, equal,
-                   has, line, promise, shell, until)
+from bench import (CONFIG, LISTENING, REPOSITORY, SERVICE, SOCKET, STANDALONE, START_FAILED, UNITS,
+                   Change, equal, has, line, promise, shell, until)
 
 
 @promise(line(SOCKET, ("Documentation=man:tcp-echo(8)", "Wants=tcp-echo.service")))

@@ -62,6 +62,7 @@ def thirty_crashes_in_a_row_do_not_close_the_port(box):
 def nobody_is_refused_while_the_service_restarts(box):
     box.start()
     box.serves()
+    sockets = box.sockets()
     over, refused, served = threading.Event(), [], []
 
     def call():
@@ -81,4 +82,5 @@ def nobody_is_refused_while_the_service_restarts(box):
         over.set()
         caller.join()
     equal(refused, [], f"refusals beside {len(served)} callers")
+    equal(box.sockets(), sockets, "the sockets, which were never closed")
     assert len(served) > 20, f"{len(served)} callers only"

@@ -1,4 +1,5 @@
 //! The command line as types.  Nothing here touches the world.
+#![allow(rustdoc::broken_intra_doc_links)] // The doc comments are the text of --help.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -63,6 +63,10 @@
 //!   the conversation in the same turn.
 //! - Bytes thrown away after our FIN have no counter of their own: they are what `received`
 //!   exceeds `sent` by while lingering.
+//! - At a stop the first `WouldBlock` is not the end: our FIN waits until the peer was silent for
+//!   50 ms, because its last words may be on their way, and would be thrown away behind the FIN.
+//! - A deadline gives a last turn before it closes: what arrived while the process was held up
+//!   (stopped, swapped, a slow machine) is not late, only we are.
 //! - Leaving does not always wait for `WouldBlock`: a peer that never stops sending would keep us
 //!   for as long as leaving may take.  Who is cut off by a limit, and who has not paused within
 //!   400 ms of a stop, gets back what has arrived by then (`FIONREAD`).

@@ -1,6 +1,6 @@
 //! The configuration as it is meant: defaults filled in, ranges checked, files forgotten.
 //!
-//! Twice on purpose: [`file`] is what was written, [`Config`] is what the daemon uses, and
+//! Twice on purpose: [`mod@file`] is what was written, [`Config`] is what the daemon uses, and
 //! [`Origin::load`] is the only way from one to the other.  Precedence, from low to high: built
 //! in, `config.toml`, `config.toml.d/*.toml`, environment, command line.
 //!
@@ -8,7 +8,7 @@
 //! of our own gets [`Options::built_in`] underneath; one that the socket unit made keeps what the
 //! unit says.
 //!
-//! In reading order: [`units`], [`address`], [`file`].
+//! In reading order: [`units`], [`address`], [`mod@file`].
 
 pub mod address;
 pub mod file;

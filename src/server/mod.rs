@@ -5,7 +5,7 @@
 //! everything in the round shares that reading, and the next time-out is reckoned from it.
 //!
 //! Nothing in a round may take long.  A connection has a budget a turn, a listener a burst, and a
-//! round an allowance ([`ROUND`]); what is left over stands in a list of ours, and while there is
+//! round an allowance (`ROUND`); what is left over stands in a list of ours, and while there is
 //! any, the poll does not wait.  So signals, new callers and the watchdog are never more than a
 //! few milliseconds away, whatever the number of flooders.
 //!

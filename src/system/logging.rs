@@ -105,7 +105,7 @@ impl Log {
 }
 
 impl Sink {
-    /// Waits until everything is told, for [`FLUSH`] at most.  Every [`Log`] must be gone.
+    /// Waits until everything is told, for 400 ms at most.  Every [`Log`] must be gone.
     pub fn finish(self) {
         // An error is what we wait for: the thread has dropped its end.
         let _ = self.0.recv_timeout(FLUSH);

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::serve::{PORT, descriptors};
+use super::serve::{LOOPBACK, PORT, descriptors};
 use super::{Exit, complain};
 use crate::config::address::Address;
 use crate::config::units::{OrOff, Span};
@@ -110,10 +110,7 @@ impl Report {
         }
         if named.is_empty() {
             self.line("  The built-in ones, opened only if no socket is passed:");
-            for ip in [
-                IpAddr::V4(Ipv4Addr::LOCALHOST),
-                IpAddr::V6(Ipv6Addr::LOCALHOST),
-            ] {
+            for ip in LOOPBACK {
                 let address = Address::Ip((ip, PORT).into());
                 self.listener("default", &address, &config.socket, true, kernel);
             }

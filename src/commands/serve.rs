@@ -19,7 +19,7 @@ use crate::config::address::Address;
 use crate::config::{self, Config, Options, Origin};
 use crate::server::listener::Listener;
 use crate::server::{Parts, Server};
-use crate::system::activation::{self, Passed, Stranger};
+use crate::system::activation::{self, ListenSocket, Passed, Stranger};
 use crate::system::bind::{self, Bound, Failure};
 use crate::system::events::{Endpoint, Event};
 use crate::system::kernel::Kernel;
@@ -30,6 +30,12 @@ use crate::system::socket;
 
 /// The port of the built-in listeners: not 7, which needs a privilege.
 pub(super) const PORT: u16 = 9999;
+
+/// Where the built-in listeners are.
+pub(super) const LOOPBACK: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::LOCALHOST),
+    IpAddr::V6(Ipv6Addr::LOCALHOST),
+];
 
 /// Descriptors that are not connections: standard streams, poll, signals, manager, log, listeners,
 /// and some to spare.
@@ -130,112 +136,137 @@ fn serve(config: &Config, origin: Origin, passed: Passed, log: &Log) -> Result<(
     };
     let mut server = Server::new(parts, now)
         .map_err(|error| Trouble::System("signals cannot be registered", error))?;
-    let hint = listen(&mut server, config, passed, log)?;
+    let opening = Opening {
+        server: &mut server,
+        config,
+        log,
+        hint: None,
+    };
+    let hint = opening.open(passed)?;
     server.ready(hint);
     server
         .run()
         .map_err(|error| Trouble::System("epoll failed", error))
 }
 
-/// Adds every listener and connection; returns a command that tries the first one of ours.
-fn listen(
-    server: &mut Server,
-    config: &Config,
-    passed: Passed,
-    log: &Log,
-) -> Result<Option<String>, Trouble> {
-    let registered = |error| Trouble::System("a socket cannot be registered", error);
-    // An instance for one conversation has no listeners: another instance would have them too.
-    let lone = passed.listeners.is_empty() && !passed.connections.is_empty();
-    let names: Vec<String> = passed
-        .listeners
-        .iter()
-        .map(|(name, _)| name.clone())
-        .collect();
-    let mut hint = None;
-    let mut count = names.len();
-    for (name, socket) in passed.listeners {
-        let options = config.options_for(&name).clone();
-        let listener = Listener::new(name, socket, true, options, None).map_err(registered)?;
-        let refused = listener
-            .socket()
-            .map(|fd| socket::apply(&fd, &listener.options))
-            .unwrap_or_default();
-        server.add_listener(listener, refused).map_err(registered)?;
-    }
-    if lone {
+/// Puts listeners and connections into a server.
+struct Opening<'a> {
+    server: &'a mut Server,
+    config: &'a Config,
+    log: &'a Log,
+    /// A command that tries the first listener of ours.
+    hint: Option<String>,
+}
+
+impl Opening<'_> {
+    /// Adds all there are: those that were passed, and those that the configuration names; or,
+    /// where there are neither, those that are built in.
+    fn open(mut self, passed: Passed) -> Result<Option<String>, Trouble> {
+        // An instance for one conversation has no listeners: another instance would have them too.
+        let lone = passed.listeners.is_empty() && !passed.connections.is_empty();
+        let taken: Vec<String> = passed
+            .listeners
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
+        self.adopt(passed.listeners)?;
+        if !lone {
+            self.open_named(&taken)?;
+            let named = self
+                .config
+                .listeners
+                .iter()
+                .any(|listener| listener.address.is_some());
+            if !named && taken.is_empty() {
+                self.open_built_in()?;
+            }
+        }
+        // After the last listener, whose numbers come first.
         for (name, socket) in passed.connections {
-            server.add_connection(name, socket).map_err(registered)?;
+            self.server
+                .add_connection(name, socket)
+                .map_err(unregistered)?;
         }
-        return Ok(None);
+        Ok(self.hint)
     }
-    let mut add = |name: &str, bound: Bound, options: &Options| {
-        let options = options.clone().over(Options::built_in());
-        let listener = Listener::new(name.to_owned(), bound.socket, false, options, bound.path)
-            .map_err(registered)?;
-        if let (None, Endpoint::Ip(address)) = (&hint, &listener.local) {
-            hint = Some(format!(
-                "printf 'hello\\n' | nc -N {} {}",
-                reachable(&listener, address.ip()),
-                address.port()
-            ));
+
+    fn adopt(&mut self, passed: Vec<(String, ListenSocket)>) -> Result<(), Trouble> {
+        for (name, socket) in passed {
+            let options = self.config.options_for(&name).clone();
+            let listener =
+                Listener::new(name, socket, true, options, None).map_err(unregistered)?;
+            let refused = listener
+                .socket()
+                .map(|fd| socket::apply(&fd, &listener.options))
+                .unwrap_or_default();
+            self.server
+                .add_listener(listener, refused)
+                .map_err(unregistered)?;
         }
-        count += 1;
-        server
-            .add_listener(listener, bound.refused)
-            .map_err(registered)
-    };
-    for listener in config
-        .listeners
-        .iter()
-        .filter(|listener| !names.contains(&listener.name))
-    {
-        let Some(address) = &listener.address else {
-            log.tell(Event::Unused {
-                listener: listener.name.clone(),
-            });
-            continue;
-        };
-        let (bound, absent) = bind::open(address, &listener.options).map_err(Trouble::Bind)?;
-        for failure in absent {
-            log.tell(Event::Absent(failure.to_string()));
-        }
-        for bound in bound {
-            add(&listener.name, bound, &listener.options)?;
-        }
+        Ok(())
     }
-    if config
-        .listeners
-        .iter()
-        .all(|listener| listener.address.is_none())
-        && names.is_empty()
-    {
-        let mut absent = None;
-        for ip in [
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ] {
-            match bind::open(&Address::Ip((ip, PORT).into()), &config.socket) {
-                Ok((bound, _)) => bound
-                    .into_iter()
-                    .try_for_each(|bound| add("default", bound, &config.socket))?,
-                // A host without IPv6 serves IPv4, and the other way round.
-                Err(failure) if failure.is_absence() => {
-                    log.tell(Event::Absent(failure.to_string()));
-                    absent = Some(failure);
-                }
+
+    /// A table whose name a passed socket has is that socket's.
+    fn open_named(&mut self, taken: &[String]) -> Result<(), Trouble> {
+        for listener in self
+            .config
+            .listeners
+            .iter()
+            .filter(|l| !taken.contains(&l.name))
+        {
+            let Some(address) = &listener.address else {
+                self.log.tell(Event::Unused {
+                    listener: listener.name.clone(),
+                });
+                continue;
+            };
+            let (bound, absent) = bind::open(address, &listener.options).map_err(Trouble::Bind)?;
+            for failure in absent {
+                self.log.tell(Event::Absent(failure.to_string()));
+            }
+            self.add(&listener.name, bound, &listener.options)?;
+        }
+        Ok(())
+    }
+
+    /// A host without IPv6 serves IPv4, and the other way round.
+    fn open_built_in(&mut self) -> Result<(), Trouble> {
+        let mut absent = Vec::new();
+        for ip in LOOPBACK {
+            match bind::open(&Address::Ip((ip, PORT).into()), &self.config.socket) {
+                Ok((bound, _)) => self.add("default", bound, &self.config.socket)?,
+                Err(failure) if failure.is_absence() => absent.push(failure),
                 Err(failure) => return Err(Trouble::Bind(failure)),
             }
         }
-        if let (0, Some(failure)) = (count, absent) {
-            return Err(Trouble::Bind(failure));
+        for failure in &absent {
+            self.log.tell(Event::Absent(failure.to_string()));
+        }
+        match absent.pop() {
+            Some(failure) if absent.len() + 1 == LOOPBACK.len() => Err(Trouble::Bind(failure)),
+            _ => Ok(()),
         }
     }
-    // After the last listener, whose numbers come first.
-    for (name, socket) in passed.connections {
-        server.add_connection(name, socket).map_err(registered)?;
+
+    fn add(&mut self, name: &str, bound: Vec<Bound>, options: &Options) -> Result<(), Trouble> {
+        for bound in bound {
+            let options = options.clone().over(Options::built_in());
+            let listener = Listener::new(name.to_owned(), bound.socket, false, options, bound.path)
+                .map_err(unregistered)?;
+            if let (None, Endpoint::Ip(address)) = (&self.hint, &listener.local) {
+                let ip = reachable(&listener, address.ip());
+                self.hint = Some(format!("printf 'hello\\n' | nc -N {ip} {}", address.port()));
+            }
+            self.server
+                .add_listener(listener, bound.refused)
+                .map_err(unregistered)?;
+        }
+        Ok(())
     }
-    Ok(hint)
+}
+
+fn unregistered(error: io::Error) -> Trouble {
+    Trouble::System("a socket cannot be registered", error)
 }
 
 /// An address under which this host reaches itself.

@@ -222,15 +222,7 @@ impl Server {
                 }
             }
             self.accept();
-            // Each of them once: a lone flooder, too, lets the poll speak between its turns.
-            for _ in 0..self.shard.ready() {
-                if self.allowance == 0 {
-                    break;
-                }
-                if let Some(key) = self.shard.next_ready() {
-                    self.turn(key);
-                }
-            }
+            // Before the list, which may use up the round for as long as there is a flood.
             for _ in 0..DEADLINES {
                 if self.allowance == 0 {
                     break;
@@ -240,6 +232,15 @@ impl Server {
                     break;
                 };
                 self.turned(key, turn, before);
+            }
+            // Each of them once: a lone flooder, too, lets the poll speak between its turns.
+            for _ in 0..self.shard.ready() {
+                if self.allowance == 0 {
+                    break;
+                }
+                if let Some(key) = self.shard.next_ready() {
+                    self.turn(key);
+                }
             }
             self.housekeep();
         }

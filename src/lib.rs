@@ -21,7 +21,7 @@
 //! | 1 | [`echo`] | the conversation, pure: [`echo::connection`], [`echo::shard`] |
 //! | 2 | [`config`] | the settings: as written, then as meant |
 //! | 3 | [`system`] | descriptors, options, manager, signals, kernel, log |
-//! | 4 | (survival) | connections that outlive the process: not built yet |
+//! | 4 | [`survival`] | connections that outlive the process |
 //! | 5 | [`server`] | the loop; mio lives here |
 //! | 6 | [`commands`] | compose and report |
 //!
@@ -91,4 +91,5 @@ pub mod commands;
 pub mod config;
 pub mod echo;
 pub mod server;
+pub mod survival;
 pub mod system;

@@ -16,9 +16,12 @@ use socket2::SockRef;
 use super::{Exit, complain};
 use crate::cli::{Format, Level};
 use crate::config::address::Address;
-use crate::config::{self, Config, Options, Origin};
+use crate::config::{self, Config, MOST_CONNECTIONS, Options, Origin};
 use crate::server::listener::Listener;
 use crate::server::{Parts, Server};
+use crate::survival::keeper::Keeper;
+use crate::survival::layout::Geometry;
+use crate::survival::recovery::Estate;
 use crate::system::activation::{self, ListenSocket, Passed, Stranger};
 use crate::system::bind::{self, Bound, Failure};
 use crate::system::events::{Endpoint, Event};
@@ -109,29 +112,41 @@ pub fn run(origin: Origin) -> Exit {
     }
 }
 
-fn serve(config: &Config, origin: Origin, passed: Passed, log: &Log) -> Result<(), Trouble> {
+fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Result<(), Trouble> {
     let now = Instant::now();
     let signals =
         Signals::install().map_err(|error| Trouble::System("signals cannot be handled", error))?;
     let poll = Poll::new().map_err(|error| Trouble::System("epoll cannot be had", error))?;
-    let manager = Manager::from_env(now).unwrap_or_else(|error| {
+    let mut manager = Manager::from_env(now).unwrap_or_else(|error| {
         log.tell(Event::Manager(error));
         Manager::default()
     });
     if rustix::process::geteuid().is_root() {
         log.tell(Event::Root);
     }
-    for name in &passed.reserved {
+    let descriptors = descriptors();
+    let estate = Estate::sort(std::mem::take(&mut passed.reserved));
+    for name in &estate.strangers {
         log.tell(Event::Reserved { name: name.clone() });
+        manager.unstore(name, now);
     }
+    let mut findings = estate.read(descriptors);
+    let geometry = Geometry {
+        lanes: 1,
+        seats: descriptors.min(config.max_connections.unwrap_or(0).max(MOST_CONNECTIONS)),
+    };
+    let (keeper, lane, adopted) = Keeper::new(&mut findings, geometry)
+        .map_err(|error| Trouble::System("memory cannot be mapped", error))?;
     let parts = Parts {
         poll,
         signals,
         config: config.clone(),
         origin,
-        descriptors: descriptors(),
+        descriptors,
         kernel: Kernel::read(),
         manager,
+        keeper,
+        lane,
         log: log.clone(),
     };
     let mut server = Server::new(parts, now)
@@ -143,6 +158,7 @@ fn serve(config: &Config, origin: Origin, passed: Passed, log: &Log) -> Result<(
         hint: None,
     };
     let hint = opening.open(passed)?;
+    server.inherit(&findings, adopted);
     server.ready(hint);
     server
         .run()

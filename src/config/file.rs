@@ -129,6 +129,10 @@ section! {
         poll_timeout: OrOff<Span>,
         /// Listening beyond loopback is intended.
         open: bool,
+        /// Connections outlive the process, if the service manager keeps them.
+        survival: bool,
+        /// How old a connection has to be before it is kept.
+        survival_delay: Span,
     }
 }
 
@@ -188,6 +192,8 @@ pub struct FileConfig {
 struct Tables {
     poll_timeout: Option<OrOff<Span>>,
     open: Option<bool>,
+    survival: Option<bool>,
+    survival_delay: Option<Span>,
     limits: LimitsFile,
     log: LogFile,
     socket: SocketSection,
@@ -234,6 +240,8 @@ impl FileConfig {
             main: MainFile {
                 poll_timeout: tables.poll_timeout,
                 open: tables.open,
+                survival: tables.survival,
+                survival_delay: tables.survival_delay,
             },
             limits: tables.limits,
             log: tables.log,

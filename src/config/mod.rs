@@ -97,6 +97,10 @@ pub struct Config {
     pub poll_timeout: Option<Duration>,
     /// Listening beyond loopback is intended.
     pub open: bool,
+    /// Connections outlive the process, if the service manager keeps them.
+    pub survival: bool,
+    /// How old a connection has to be before it is kept.
+    pub survival_delay: Duration,
     /// The files that were read.
     pub read: Vec<PathBuf>,
 }
@@ -258,6 +262,10 @@ impl Origin {
             },
             poll_timeout: span(main.poll_timeout, None),
             open: main.open.unwrap_or(false),
+            survival: main.survival.unwrap_or(true),
+            survival_delay: main
+                .survival_delay
+                .map_or(Duration::from_secs(1), |Span(span)| span),
             read,
         }
     }
@@ -299,6 +307,9 @@ impl Config {
         let mut keys = Vec::new();
         if self.log.format != new.log.format {
             keys.push("log.format".to_owned());
+        }
+        if self.survival != new.survival {
+            keys.push("survival".to_owned());
         }
         let fixed = |key: &str, _: &Options| Options::FIXED.contains(&key);
         keys.extend(self.differ(new, fixed));

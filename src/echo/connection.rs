@@ -113,11 +113,32 @@ pub enum Step {
     Done(Reason),
 }
 
+/// Where a conversation stood when another process had it.
+#[derive(Debug)]
+pub struct Start {
+    /// Under which name the store knows it.
+    pub owner: u64,
+    /// Bytes received.
+    pub received: u64,
+    /// Bytes sent.
+    pub sent: u64,
+    /// What is owed.
+    pub backlog: Option<Backlog>,
+    /// When it began.
+    pub began: Instant,
+    /// When a byte last moved.
+    pub moved: Instant,
+    /// Whether our FIN is out.
+    pub finished: bool,
+}
+
 /// One conversation.
 #[derive(Debug)]
 pub struct Connection {
     phase: Phase,
     hint: Hint,
+    /// Under which name the store knows it; 0: none.
+    owner: u64,
     /// Positions in the two streams, from their beginnings.
     received: u64,
     sent: u64,
@@ -134,11 +155,48 @@ impl Connection {
         Self {
             phase: Phase::Echoing,
             hint: Hint::Plain,
+            owner: 0,
             received: 0,
             sent: 0,
             backlog: None,
             began: now,
             moved: now,
+        }
+    }
+
+    /// A conversation that another process began.
+    #[must_use]
+    pub fn resumed(start: Start, limits: &Limits, now: Instant) -> Self {
+        let spent = limits.bytes.is_some_and(|most| start.received >= most);
+        let why = if spent {
+            Reason::Spent
+        } else {
+            Reason::Lifetime
+        };
+        let phase = match (start.finished, spent) {
+            // Only a limit makes a FIN of ours part of a conversation that goes on.
+            (true, _) => Phase::Lingering {
+                since: now,
+                until: now + limits.leave.max(LINGER),
+                why,
+            },
+            (false, true) => Phase::Leaving {
+                since: now,
+                why,
+                until: None,
+            },
+            (false, false) => Phase::Echoing,
+        };
+        Self {
+            phase,
+            // What was announced to the other process is not announced to us.
+            hint: Hint::ReadOn,
+            owner: start.owner,
+            received: start.received,
+            sent: start.sent,
+            backlog: start.backlog,
+            began: start.began,
+            moved: start.moved,
         }
     }
 
@@ -148,7 +206,7 @@ impl Connection {
     pub fn advance(
         &mut self,
         io: &mut impl Duplex,
-        store: &mut Store,
+        store: &mut impl Store,
         hint: Hint,
         limits: &Limits,
         now: Instant,
@@ -157,13 +215,13 @@ impl Connection {
         let mut budget = BUDGET;
         loop {
             while let Some(backlog) = &mut self.backlog {
-                match io.write(backlog.owed()) {
+                match io.write(backlog.owed(store)) {
                     Ok(0) => return Step::Done(Reason::Error(0)),
                     Ok(count) => {
                         self.sent += count as u64;
                         self.moved = now;
                         if backlog.pay(count) {
-                            self.backlog = None;
+                            self.forget(store);
                         }
                     }
                     Err(error) => match error.kind() {
@@ -181,10 +239,11 @@ impl Connection {
                     return Step::Done(why);
                 }
             }
+            let at = self.received;
+            store.claim(self.owner, at);
             let scratch = store.scratch();
             let room = scratch.len().min(budget);
-            let scratch = &mut scratch[..room];
-            let count = match io.read(scratch) {
+            let count = match io.read(&mut scratch[..room]) {
                 Ok(0) => return Step::Done(self.ended()),
                 Ok(count) => count,
                 Err(error) => match (error.kind(), self.phase) {
@@ -224,10 +283,10 @@ impl Connection {
                 self.leave(Reason::Spent, now);
             }
             if written < count {
-                let Some(backlog) = store.keep(written..count) else {
+                let Some(slot) = store.keep(self.owner, written..count, at + written as u64) else {
                     return Step::Done(Reason::Error(ENOMEM));
                 };
-                self.backlog = Some(backlog);
+                self.backlog = Some(Backlog::new(slot, 0));
                 return if interrupted {
                     Step::Yield
                 } else {
@@ -237,6 +296,23 @@ impl Connection {
             if drained && self.phase == Phase::Echoing {
                 return Step::Blocked;
             }
+        }
+    }
+
+    /// Gives up what is still owed: it was paid, or the conversation is over.
+    pub fn forget(&mut self, store: &mut impl Store) {
+        if let Some(backlog) = self.backlog.take() {
+            store.free(backlog.into_slot());
+        }
+    }
+
+    /// Gives it the name under which the store shall know it, and what it owes too; 0 takes it
+    /// back.
+    pub fn own(&mut self, owner: u64, store: &mut impl Store) {
+        self.owner = owner;
+        if let Some(backlog) = &self.backlog {
+            let at = self.received - u64::from(backlog.slot().length);
+            store.own(backlog.slot(), owner, at);
         }
     }
 
@@ -351,6 +427,18 @@ impl Connection {
         }
     }
 
+    /// Under which name the store knows it; 0: none.
+    #[must_use]
+    pub fn owner(&self) -> u64 {
+        self.owner
+    }
+
+    /// When it began.
+    #[must_use]
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
     /// Where in its life it is.
     #[must_use]
     pub fn phase(&self) -> Phase {
@@ -374,7 +462,7 @@ impl Connection {
     pub fn owed(&self) -> u64 {
         self.backlog
             .as_ref()
-            .map_or(0, |backlog| backlog.owed().len() as u64)
+            .map_or(0, |backlog| backlog.len() as u64)
     }
 
     /// What to tell when it ends for `reason`.
@@ -428,6 +516,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::echo::SCRATCH;
+    use crate::echo::backlog::Heap;
     use proptest::prelude::*;
     use std::collections::VecDeque;
     use std::sync::LazyLock;
@@ -651,7 +740,7 @@ pub(super) mod tests {
     struct Talk {
         connection: Connection,
         script: Script,
-        store: Store,
+        store: Heap,
         limits: Limits,
         now: Instant,
         /// What the events have said and no `WouldBlock` has settled: the rule, kept twice.
@@ -666,7 +755,7 @@ pub(super) mod tests {
             Self {
                 connection: Connection::new(now),
                 script: Script::new(reads, writes),
-                store: Store::new(),
+                store: Heap::new(),
                 limits: Limits::default(),
                 now,
                 read_on: false,

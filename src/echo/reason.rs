@@ -26,11 +26,13 @@ pub enum Reason {
     Spent,
     /// Leaving took too long; what was owed is lost.
     Abandoned,
+    /// It could not be taken over from a process that has ended.
+    Lost,
 }
 
 impl Reason {
     /// The words for the log, the counters and the manual, in the order of [`Reason::kind`].
-    pub const KINDS: [&'static str; 10] = [
+    pub const KINDS: [&'static str; 11] = [
         "peer-done",
         "left",
         "reset",
@@ -41,6 +43,7 @@ impl Reason {
         "lifetime",
         "spent",
         "abandoned",
+        "lost",
     ];
 
     /// The index into [`Reason::KINDS`].
@@ -57,6 +60,7 @@ impl Reason {
             Self::Lifetime => 7,
             Self::Spent => 8,
             Self::Abandoned => 9,
+            Self::Lost => 10,
         }
     }
 

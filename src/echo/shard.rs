@@ -14,7 +14,7 @@ use std::time::Instant;
 use slab::Slab;
 
 use super::backlog::Store;
-use super::connection::{Connection, Duplex, Hint, Phase, Step, Want};
+use super::connection::{Connection, Duplex, Hint, Phase, Start, Step, Want};
 use super::counters::Counters;
 use super::reason::{Reason, Summary};
 use super::timers::Timers;
@@ -45,22 +45,22 @@ struct Seat<S> {
 
 /// The conversations of one loop.
 #[derive(Debug)]
-pub struct Shard<S> {
+pub struct Shard<S, M> {
     seats: Slab<Seat<S>>,
-    store: Store,
+    store: M,
     timers: Timers,
     ready: VecDeque<usize>,
     limits: Limits,
     counters: Counters,
 }
 
-impl<S: Duplex> Shard<S> {
+impl<S: Duplex, M: Store> Shard<S, M> {
     /// An empty shard.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, store: M) -> Self {
         Self {
             seats: Slab::new(),
-            store: Store::new(),
+            store,
             timers: Timers::default(),
             ready: VecDeque::new(),
             limits,
@@ -71,7 +71,26 @@ impl<S: Duplex> Shard<S> {
     /// Takes in a stream, to be registered for reading under the key that is returned.
     pub fn insert(&mut self, stream: S, now: Instant) -> usize {
         self.counters.accepted += 1;
-        let connection = Connection::new(now);
+        self.seat(stream, Connection::new(now))
+    }
+
+    /// Takes in a stream of another process, to be registered for what is returned; it is ready.
+    /// The totals that go on ([`Shard::resume`]) count it already.
+    pub fn adopt(&mut self, stream: S, start: Start, now: Instant) -> (usize, Want) {
+        let connection = Connection::resumed(start, &self.limits, now);
+        let want = connection.want();
+        let key = self.seat(stream, connection);
+        self.seats[key].registered = want;
+        self.queue(key, Hint::ReadOn);
+        (key, want)
+    }
+
+    /// Goes on from the totals of another process.
+    pub fn resume(&mut self, counters: Counters) {
+        self.counters = counters;
+    }
+
+    fn seat(&mut self, stream: S, connection: Connection) -> usize {
         let due = connection.due(&self.limits).map(|(at, _)| at);
         let key = self.seats.insert(Seat {
             stream,
@@ -91,6 +110,31 @@ impl<S: Duplex> Shard<S> {
     /// If the seat is empty.
     pub fn stream_mut(&mut self, key: usize) -> &mut S {
         &mut self.seats[key].stream
+    }
+
+    /// The stream in a seat, unless the seat is empty.
+    #[must_use]
+    pub fn stream(&self, key: usize) -> Option<&S> {
+        self.seats.get(key).map(|seat| &seat.stream)
+    }
+
+    /// The memory of this loop.
+    #[must_use]
+    pub fn store(&self) -> &M {
+        &self.store
+    }
+
+    /// The same, to work with.
+    pub fn store_mut(&mut self) -> &mut M {
+        &mut self.store
+    }
+
+    /// Gives a connection the name under which the store shall know it; 0 takes it back.
+    ///
+    /// # Panics
+    /// If the seat is empty.
+    pub fn own(&mut self, key: usize, owner: u64) {
+        self.seats[key].connection.own(owner, &mut self.store);
     }
 
     /// The conversation in a seat, unless the seat is empty: a stale event may name it.
@@ -260,17 +304,16 @@ impl<S: Duplex> Shard<S> {
         }
     }
 
-    /// Ends every connection as it is; to be taken out with the keys that are returned.
-    pub fn abandon_all(&mut self, now: Instant) -> Vec<(usize, Turn)> {
+    /// Ends connections as they are; to be taken out with the keys that are returned.
+    pub fn abandon(&mut self, whom: impl Fn(&S) -> bool, now: Instant) -> Vec<(usize, Turn)> {
         self.ready.clear();
         self.seats
             .iter_mut()
             .for_each(|(_, seat)| seat.queued = false);
         let keys: Vec<usize> = self
-            .seats
-            .iter()
-            .filter(|(_, seat)| !seat.over)
-            .map(|(key, _)| key)
+            .connections()
+            .filter(|(_, stream, _)| whom(stream))
+            .map(|(key, _, _)| key)
             .collect();
         keys.into_iter()
             .map(|key| (key, self.end(key, Reason::Abandoned, now)))
@@ -296,6 +339,7 @@ impl<S: Duplex> Shard<S> {
             (_, reason) => reason,
         };
         let summary = seat.connection.summary(reason, now);
+        seat.connection.forget(&mut self.store);
         self.counters.close(&summary);
         Turn::Over(summary)
     }
@@ -337,11 +381,12 @@ impl<S: Duplex> Shard<S> {
         self.seats.is_empty()
     }
 
-    /// Every connection, for a report.
-    pub fn connections(&self) -> impl Iterator<Item = (&S, &Connection)> {
+    /// Every connection that is not over.
+    pub fn connections(&self) -> impl Iterator<Item = (usize, &S, &Connection)> {
         self.seats
             .iter()
-            .map(|(_, seat)| (&seat.stream, &seat.connection))
+            .filter(|(_, seat)| !seat.over)
+            .map(|(key, seat)| (key, &seat.stream, &seat.connection))
     }
 
     /// Asserts what must hold between rounds.
@@ -379,6 +424,7 @@ impl<S: Duplex> Shard<S> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::backlog::Heap;
     use super::super::connection::tests::{In, Out, Script};
     use super::*;
     use crate::echo::LINGER;
@@ -388,7 +434,7 @@ mod tests {
 
     /// A shard whose limits are all off, but for the one of leaving, and its clock.
     struct World {
-        shard: Shard<Script>,
+        shard: Shard<Script, Heap>,
         start: Instant,
         now: Instant,
     }
@@ -407,7 +453,7 @@ mod tests {
         fn new(limits: Limits) -> Self {
             let start = Instant::now();
             Self {
-                shard: Shard::new(limits),
+                shard: Shard::new(limits, Heap::new()),
                 start,
                 now: start,
             }
@@ -512,7 +558,7 @@ mod tests {
         world.shard.queue(key, Hint::ReadOn);
         world.shard.leave_all(world.now);
         assert_eq!(world.shard.ready(), 0);
-        assert!(world.shard.abandon_all(world.now).is_empty());
+        assert!(world.shard.abandon(|_| true, world.now).is_empty());
         assert_eq!(world.shard.counters().closed(), 1);
         world.take_out(key, turn);
         assert_eq!(world.turn(key), Turn::Same);
@@ -1074,7 +1120,7 @@ mod tests {
         world.turn(lingers);
         world.shard.leave(leaves, world.now);
         world.turn(leaves);
-        let gone = world.shard.abandon_all(world.now);
+        let gone = world.shard.abandon(|_| true, world.now);
         world.shard.check();
         assert_eq!((world.shard.ready(), world.timers()), (0, 0));
         let gone: Vec<_> = gone

@@ -209,9 +209,8 @@ impl Server {
             let who = self.who(&stream);
             self.log.tell(Event::Opened(who));
         }
-        if let Some(source) = source_of(&stream) {
-            *self.sources.entry(source).or_default() += 1;
-        }
+        self.count_source(&stream);
+        let (number, kept) = (stream.number, !stream.shared);
         let key = self.shard.insert(stream, self.now);
         let token = Source::Connection(key).into();
         let registered = self
@@ -222,10 +221,19 @@ impl Server {
             self.fail(key, &error);
             return Err(error);
         }
-        if self.life != Life::Serving {
+        if matches!(self.life, Life::Leaving { .. }) {
             self.shard.leave(key, self.now);
+        } else if kept {
+            self.keeper.arrived(key, number, self.now);
         }
         Ok(())
+    }
+
+    /// Counts a connection's source.
+    pub(super) fn count_source(&mut self, stream: &Stream) {
+        if let Some(source) = source_of(stream) {
+            *self.sources.entry(source).or_default() += 1;
+        }
     }
 
     /// Uncounts a connection's source.

@@ -1,4 +1,4 @@
-//! Serving, leaving, over: a table, and nothing but a table.
+//! Serving, leaving or handing over, over: a table, and nothing but a table.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,11 @@ pub enum Life {
         /// When the rest is abandoned.
         until: Instant,
     },
+    /// No more come; those that the successor cannot have leave.
+    HandingOver {
+        /// When the rest is abandoned.
+        until: Instant,
+    },
     /// Nothing more is done.
     Over,
 }
@@ -23,6 +28,8 @@ pub enum Life {
 pub enum Action {
     /// Stop accepting, and ask every connection to leave.
     Leave,
+    /// Stop accepting, and leave every connection to the successor.
+    HandOver,
     /// Read the configuration again.
     Reload,
     /// Tell the counters.
@@ -39,20 +46,30 @@ impl Life {
                 };
                 Some(Action::Leave)
             }
+            (Self::Serving, Request::HandOver) => {
+                *self = Self::HandingOver {
+                    until: now + stop_timeout,
+                };
+                Some(Action::HandOver)
+            }
             // Asked twice: at once.
-            (Self::Leaving { .. }, Request::Stop) => {
+            (
+                Self::Leaving { .. } | Self::HandingOver { .. },
+                Request::Stop | Request::HandOver,
+            ) => {
                 *self = Self::Over;
                 None
             }
             (Self::Serving, Request::Reload) => Some(Action::Reload),
-            (Self::Serving | Self::Leaving { .. }, Request::Report) => Some(Action::Report),
-            (Self::Leaving { .. }, Request::Reload) | (Self::Over, _) => None,
+            (Self::Over, _) => None,
+            (_, Request::Report) => Some(Action::Report),
+            (Self::Leaving { .. } | Self::HandingOver { .. }, Request::Reload) => None,
         }
     }
 
     /// Notes the time, and whether anything is left to do.
     pub fn tick(&mut self, now: Instant, done: bool) {
-        if let Self::Leaving { until } = *self {
+        if let Self::Leaving { until } | Self::HandingOver { until } = *self {
             if done || until <= now {
                 *self = Self::Over;
             }
@@ -63,7 +80,7 @@ impl Life {
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
         match self {
-            Self::Leaving { until } => Some(*until),
+            Self::Leaving { until } | Self::HandingOver { until } => Some(*until),
             Self::Serving | Self::Over => None,
         }
     }
@@ -77,7 +94,8 @@ mod tests {
     fn the_table() {
         let now = Instant::now();
         let span = Duration::from_secs(10);
-        let leaving = Life::Leaving { until: now + span };
+        let until = now + span;
+        let (leaving, handing) = (Life::Leaving { until }, Life::HandingOver { until });
         for (before, request, after, action) in [
             (Life::Serving, Request::Stop, leaving, Some(Action::Leave)),
             (
@@ -92,6 +110,17 @@ mod tests {
                 Life::Serving,
                 Some(Action::Report),
             ),
+            (
+                Life::Serving,
+                Request::HandOver,
+                handing,
+                Some(Action::HandOver),
+            ),
+            (handing, Request::Stop, Life::Over, None),
+            (handing, Request::HandOver, Life::Over, None),
+            (handing, Request::Reload, handing, None),
+            (handing, Request::Report, handing, Some(Action::Report)),
+            (leaving, Request::HandOver, Life::Over, None),
             (leaving, Request::Stop, Life::Over, None),
             (leaving, Request::Reload, leaving, None),
             (leaving, Request::Report, leaving, Some(Action::Report)),
@@ -113,9 +142,10 @@ mod tests {
         let now = Instant::now();
         let until = now + Duration::from_secs(1);
         for (at, done, over) in [(now, false, false), (now, true, true), (until, false, true)] {
-            let mut life = Life::Leaving { until };
-            life.tick(at, done);
-            assert_eq!(life == Life::Over, over);
+            for mut life in [Life::Leaving { until }, Life::HandingOver { until }] {
+                life.tick(at, done);
+                assert_eq!(life == Life::Over, over);
+            }
         }
         let mut life = Life::Serving;
         life.tick(until, true);

@@ -14,9 +14,10 @@
 //! HUP.
 //!
 //! In reading order: [`source`], [`lifecycle`], [`stream`], [`listener`], then the parts of
-//! [`Server`] in this file, `intake` (accepting), `reload` and `telling`.
+//! [`Server`] in this file, `intake` (accepting), `keeping` (survival), `reload` and `telling`.
 
 mod intake;
+mod keeping;
 pub mod lifecycle;
 pub mod listener;
 mod reload;
@@ -35,10 +36,12 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::cli::Level;
 use crate::config::{Config, Origin};
-use crate::echo::connection::{Duplex, Hint, Want};
+use crate::echo::connection::{Connection, Duplex, Hint, Want};
 use crate::echo::counters::Counters;
 use crate::echo::reason::{Reason, Summary};
 use crate::echo::shard::{Shard, Turn};
+use crate::survival::keeper::Keeper;
+use crate::survival::lane::Lane;
 use crate::system::events::Event;
 use crate::system::kernel::Kernel;
 use crate::system::logging::Log;
@@ -82,6 +85,10 @@ pub struct Parts {
     pub kernel: Kernel,
     /// The manager.
     pub manager: Manager,
+    /// What is kept for a successor.
+    pub keeper: Keeper,
+    /// The memory of the loop.
+    pub lane: Lane,
     /// The log.
     pub log: Log,
 }
@@ -94,7 +101,7 @@ pub struct Server {
     listeners: Vec<Listener>,
     /// The names of the listeners, and of passed connections behind them.
     names: Vec<String>,
-    shard: Shard<Stream>,
+    shard: Shard<Stream, Lane>,
     /// Connections by source, where there is a cap.
     sources: HashMap<IpAddr, usize>,
     life: Life,
@@ -107,17 +114,23 @@ pub struct Server {
     per_source: Option<usize>,
     kernel: Kernel,
     manager: Manager,
+    keeper: Keeper,
+    /// The listeners, as the arena knows them.
+    noted: Vec<u32>,
     log: Log,
     fold: Fold,
     refusals: Gate,
     pauses: Gate,
     failures: Gate,
+    pack_failures: Gate,
     /// Connections closed at once for their source's sake.
     refused: u64,
     /// Connections so far, for their numbers.
     number: u64,
     /// The last reload failed.
     stale: bool,
+    /// The successor gets the connections that are left.
+    handing_over: bool,
     /// The listener that is first in this round.
     first: usize,
     /// A descriptor in reserve, so that a reload can read its files when there is no other.
@@ -147,6 +160,8 @@ impl Server {
             descriptors,
             kernel,
             manager,
+            keeper,
+            lane,
             log,
         } = parts;
         poll.registry()
@@ -156,7 +171,7 @@ impl Server {
             signals,
             listeners: Vec::new(),
             names: Vec::new(),
-            shard: Shard::new(config.limits.clone()),
+            shard: Shard::new(config.limits.clone(), lane),
             sources: HashMap::new(),
             life: Life::Serving,
             fold: Fold::new(config.log.connection_rate),
@@ -168,13 +183,17 @@ impl Server {
             per_source: None,
             kernel,
             manager,
+            keeper,
+            noted: Vec::new(),
             log,
             refusals: Gate::default(),
             pauses: Gate::default(),
             failures: Gate::default(),
+            pack_failures: Gate::default(),
             refused: 0,
             number: 0,
             stale: false,
+            handing_over: false,
             first: 0,
             spare: spare(),
             now,
@@ -217,6 +236,8 @@ impl Server {
             for event in &events {
                 match Source::from(event.token()) {
                     Source::Signals => self.obey(),
+                    // Housekeeping looks at it.
+                    Source::Answer => {}
                     Source::Listener(index) => self.listeners[index].announce(),
                     Source::Connection(key) => self.announced(key, event),
                 }
@@ -270,6 +291,8 @@ impl Server {
             self.life.next_due(),
             self.manager.next_due(),
             self.fold.next_due(),
+            self.keeper.next_due(),
+            self.shard.store().next_due(),
         ];
         let wait = due
             .into_iter()
@@ -297,6 +320,8 @@ impl Server {
 
     fn turn(&mut self, key: usize) {
         let before = self.shard.counters();
+        let owner = || self.shard.connection(key).map_or(0, Connection::owner);
+        self.keeper.in_hand(owner);
         let turn = self.shard.turn(key, Hint::Plain, self.now);
         self.turned(key, turn, before);
     }
@@ -350,7 +375,13 @@ impl Server {
             self.log.tell(Event::Closed(who, *summary));
         }
         self.forget_source(&stream);
-        if stream.shared {
+        if let Some(seat) = stream.seat {
+            // First the seat: whoever finds the socket in flight and no seat ends it.
+            self.shard.store_mut().stand(seat);
+            self.keeper.gone();
+            stream.end();
+            let _ = self.poll.registry().deregister(&mut stream);
+        } else if stream.shared {
             // Whoever passed it may hold it still: the peer waits for our FIN, and the poll would
             // go on announcing it.
             let _ = stream.finish_write();
@@ -366,6 +397,7 @@ impl Server {
         for request in self.signals.pending() {
             match self.life.on(request, self.now, self.config.limits.leave) {
                 Some(Action::Leave) => self.leave(),
+                Some(Action::HandOver) => self.hand_over(),
                 Some(Action::Reload) => self.reload(),
                 Some(Action::Report) => self.report(),
                 None => {}
@@ -392,7 +424,11 @@ impl Server {
         if let Some(event) = self.fold.flush(self.now, false) {
             self.log.tell(event);
         }
-        let idle = self.shard.is_empty();
+        self.keep();
+        let idle = match self.life {
+            Life::HandingOver { .. } => self.unkept().next().is_none(),
+            _ => self.shard.is_empty(),
+        };
         if idle && self.listeners.is_empty() && self.life == Life::Serving {
             // The conversations that we were started for are over.
             self.life = Life::Over;
@@ -403,10 +439,14 @@ impl Server {
             .all(|listener| listener.state == State::Closed);
         self.life.tick(self.now, idle && closed);
         let counters = self.shard.counters();
-        let mark = (counters.accepted + counters.closed(), counters.sent);
+        let mark = (
+            counters.accepted + counters.closed() + self.keeper.mark(),
+            counters.sent,
+        );
         if self.manager.is_status_due(mark, self.now) {
             let status = self.status();
             self.manager.status(mark, status, self.now);
+            self.note_totals();
         }
         self.manager.tick(self.now);
         if let Some(error) = self.manager.trouble() {
@@ -416,8 +456,15 @@ impl Server {
 
     /// The end: whatever is left is abandoned, told and counted.
     fn end(mut self) {
-        for (key, turn) in self.shard.abandon_all(self.now) {
+        let handing_over = self.handing_over;
+        let abandoned = |stream: &Stream| !handing_over || stream.seat.is_none();
+        for (key, turn) in self.shard.abandon(abandoned, self.now) {
             self.settle(key, turn);
+        }
+        if handing_over {
+            self.leave_to_successor();
+        } else {
+            self.keeper.dissolve(&mut self.manager, self.now);
         }
         if let Some(event) = self.fold.flush(self.now, true) {
             self.log.tell(event);

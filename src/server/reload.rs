@@ -3,6 +3,7 @@
 use super::Server;
 use super::listener::State;
 use crate::config::{Config, Options};
+use crate::survival::keeper::Standing;
 use crate::system::events::Event;
 use crate::system::socket;
 
@@ -57,6 +58,7 @@ impl Server {
         self.log.set_level(new.log.level);
         self.fold.set_rate(new.log.connection_rate);
         self.shard.set_limits(new.limits.clone());
+        self.keeper.set_delay(new.survival_delay);
         for index in 0..self.listeners.len() {
             let listener = &mut self.listeners[index];
             let asked = new.options_for(&listener.name).clone();
@@ -93,7 +95,13 @@ impl Server {
 
     /// Works out how many connections there may be.
     pub(super) fn size_up(&mut self) {
-        let most = self.config.connections(self.descriptors);
+        // A renewal has two copies in flight, beside what is dead, and an unprivileged user may have
+        // only as many in flight as open (unix(7)).
+        let room = match self.keeper.standing() {
+            Standing::Kept => self.descriptors / 7 * 3,
+            _ => self.descriptors,
+        };
+        let most = self.config.connections(room.max(1));
         if most > self.descriptors {
             self.log.tell(Event::Clamped {
                 asked: most,

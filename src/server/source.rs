@@ -10,6 +10,8 @@ use mio::Token;
 pub enum Source {
     /// The pipe behind the signal handlers.
     Signals,
+    /// The pipe by which the service manager answers.
+    Answer,
     /// A listener, by its index.
     Listener(usize),
     /// A connection, by its seat.
@@ -22,6 +24,7 @@ impl From<Source> for Token {
             Source::Connection(key) => Self(key << 2),
             Source::Listener(index) => Self(index << 2 | 1),
             Source::Signals => Self(2),
+            Source::Answer => Self(6),
         }
     }
 }
@@ -31,6 +34,7 @@ impl From<Token> for Source {
         match token & 3 {
             0 => Self::Connection(token >> 2),
             1 => Self::Listener(token >> 2),
+            _ if token == 6 => Self::Answer,
             _ => Self::Signals,
         }
     }
@@ -44,6 +48,7 @@ mod tests {
     fn there_and_back() {
         for source in [
             Source::Signals,
+            Source::Answer,
             Source::Listener(0),
             Source::Listener(77),
             Source::Connection(0),

@@ -11,6 +11,7 @@ use mio::{Interest, Registry, Token};
 use socket2::SockRef;
 
 use crate::echo::connection::Duplex;
+use crate::survival::lane::Seat;
 use crate::system::events::Endpoint;
 use crate::system::socket::unacknowledged;
 
@@ -24,8 +25,10 @@ pub struct Stream {
     pub listener: u32,
     /// Whether `TCP_QUICKACK` is set again after each read: the kernel forgets it (tcp(7)).
     pub quickack: bool,
-    /// Whether somebody else may hold the socket too: it was passed.
+    /// Whether somebody else may hold the socket too: it was passed, or is kept for a successor.
     pub shared: bool,
+    /// Where it is noted in the arena, if it is kept for a successor.
+    pub seat: Option<Seat>,
 }
 
 /// A socket of either family, and the peer's address.
@@ -47,7 +50,14 @@ impl Stream {
             listener,
             quickack,
             shared: false,
+            seat: None,
         }
+    }
+
+    /// Ends both directions, whoever else holds the socket.
+    pub fn end(&self) {
+        // Failing, it was over.
+        let _ = SockRef::from(self).shutdown(Shutdown::Both);
     }
 
     /// The other side.

@@ -16,7 +16,7 @@ impl Server {
         let owed = self
             .shard
             .connections()
-            .map(|(_, connection)| connection.owed())
+            .map(|(_, _, connection)| connection.owed())
             .sum();
         let counters = self.shard.counters();
         let queues = self
@@ -64,11 +64,11 @@ impl Server {
             String::new()
         };
         format!(
-            "{}{listeners} listener{}, {open} connection{}, {} echoed{}{places}",
-            if self.life == Life::Serving {
-                ""
-            } else {
-                "stopping: "
+            "{}{listeners} listener{}, {open} connection{}, {} echoed{}{places}{}",
+            match self.life {
+                Life::Serving => "",
+                Life::HandingOver { .. } => "handing over: ",
+                Life::Leaving { .. } | Life::Over => "stopping: ",
             },
             if listeners == 1 { "" } else { "s" },
             if open == 1 { "" } else { "s" },
@@ -83,7 +83,8 @@ impl Server {
                 "; full, callers wait"
             } else {
                 ""
-            }
+            },
+            self.keeper.status()
         )
     }
 

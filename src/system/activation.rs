@@ -12,14 +12,14 @@
 use std::fmt;
 use std::io;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use listenfd::ListenFd;
 use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, SockRef};
 
-/// Descriptors of these names are ours, from a version that keeps connections over a restart.
+/// Descriptors of these names are ours: what a predecessor has left with the service manager.
 const RESERVED: &str = "survival-";
 
 /// The name of a descriptor that has none, as sd_listen_fds_with_names(3) gives it.
@@ -32,8 +32,8 @@ pub struct Passed {
     pub listeners: Vec<(String, ListenSocket)>,
     /// Connected sockets, by name.
     pub connections: Vec<(String, StreamSocket)>,
-    /// The names of descriptors that were closed because their names are reserved.
-    pub reserved: Vec<String>,
+    /// Descriptors of reserved names, of whatever kind.
+    pub reserved: Vec<(String, OwnedFd)>,
 }
 
 /// A listening socket.
@@ -113,14 +113,12 @@ pub fn take() -> Result<Passed, Stranger> {
             name: name.clone(),
             kind,
         };
-        let taken = take_stream(&mut descriptors, number);
         if name.starts_with(RESERVED) {
-            if taken.is_none() {
-                close(&mut descriptors, number);
-            }
-            passed.reserved.push(name);
+            let taken = take_any(&mut descriptors, number);
+            passed.reserved.extend(taken.map(|taken| (name, taken)));
             continue;
         }
+        let taken = take_stream(&mut descriptors, number);
         let Some((domain, socket)) = taken else {
             return Err(stranger(kind_of(&mut descriptors, number)));
         };
@@ -172,16 +170,23 @@ fn names_as_written() -> Vec<String> {
     names.split(':').map(str::to_owned).collect()
 }
 
-/// Closes a descriptor of whatever kind.
+/// Takes a descriptor of whatever kind, closed on exec(3) as the others.
 #[expect(
     unsafe_code,
     reason = "a passed descriptor is a number and nothing else"
 )]
-fn close(descriptors: &mut ListenFd, number: usize) {
-    if let Ok(Some(descriptor)) = descriptors.take_raw_fd(number) {
-        // SAFETY: it was passed to this process, and taken from those just now: nobody else here
-        // has it.  One that is not open is an error that matters to nobody.
-        unsafe { libc::close(descriptor) };
+fn take_any(descriptors: &mut ListenFd, number: usize) -> Option<OwnedFd> {
+    let raw = descriptors.take_raw_fd(number).ok()??;
+    // SAFETY: it was passed to this process, and taken from those just now: nobody else here has
+    // it.  One that is not open makes every call on it fail, its close included.
+    let taken = unsafe { OwnedFd::from_raw_fd(raw) };
+    // Failing means that it is not open.
+    match rustix::io::fcntl_setfd(&taken, rustix::io::FdFlags::CLOEXEC) {
+        Ok(()) => Some(taken),
+        Err(_) => {
+            let _ = taken.into_raw_fd();
+            None
+        }
     }
 }
 

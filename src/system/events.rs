@@ -51,6 +51,12 @@ mod id {
     pub(super) const RESERVED: &str = "735b864c75c142fe8aea4073798c2c2c";
     pub(super) const MANAGER: &str = "847d50b682e04215bd0fb1d7ee9ed904";
     pub(super) const CLAMPED: &str = "f9d7d794254e496c95186bd7b67f6ece";
+    pub(super) const KEPT: &str = "a31e4c1d81744f6c880d7c15144baeb9";
+    pub(super) const UNKEPT: &str = "8c59b44899504210948a1bc498609de0";
+    pub(super) const ADOPTED: &str = "b7a544a1d4944ad69841e636ced82de4";
+    pub(super) const HANDED_OVER: &str = "7421e840185647579c4b157481855911";
+    pub(super) const PACK_FAILED: &str = "c84db1bd54944134846d22a958183113";
+    pub(super) const GIVEN_UP: &str = "b68dfb7b65ab42b69b2248362535a20b";
     pub(super) const LOST: &str = "2651cf1d49be4b07abf3c1e4c1548b0b";
 }
 
@@ -190,12 +196,32 @@ pub enum Event {
     Unused { listener: String },
     /// The host lacks an address.
     Absent(String),
-    /// A descriptor of a reserved name was closed.
+    /// A descriptor of a reserved name, and of no use, was closed.
     Reserved { name: String },
     /// The service manager cannot be reached.
     Manager(io::Error),
     /// A limit is lower than was asked.
     Clamped { asked: usize, effective: usize },
+    /// The service manager keeps connections for a successor.
+    Kept { max_connections: usize },
+    /// It does not.
+    Unkept(String),
+    /// A predecessor's connections go on.
+    Adopted {
+        adopted: usize,
+        before: usize,
+        owing: usize,
+        owed: u64,
+        planned: bool,
+        crashes: u64,
+        lost: Vec<(&'static str, usize)>,
+    },
+    /// The successor has them.
+    HandedOver { kept: usize, open: u64 },
+    /// Connections could not be packed, or the parcel not renewed.
+    PackFailed { count: usize, error: io::Error },
+    /// A predecessor's connections were ended.
+    GivenUp(String),
     /// Events were lost.
     Lost(u64),
 }
@@ -217,7 +243,10 @@ impl Event {
             | Self::Reserved { .. }
             | Self::Manager(_)
             | Self::Clamped { .. }
+            | Self::PackFailed { .. }
+            | Self::GivenUp(_)
             | Self::Lost(_) => Level::Warn,
+            Self::Adopted { lost, .. } if !lost.is_empty() => Level::Warn,
             Self::Reloaded { restart, .. } if !restart.is_empty() => Level::Warn,
             Self::Opened(_) => Level::Debug,
             Self::Turned { .. } => Level::Trace,
@@ -429,8 +458,8 @@ impl Event {
             Self::Reserved { name } => warn!(
                 message_id = id::RESERVED,
                 "echo.name" = name,
-                "closed the passed descriptor {name:?}: it was kept by another version of tcp-echo, with the \
-                 connections in it"
+                "closed the passed descriptor {name:?}: the name is reserved for what a predecessor has left, and \
+                 it is nothing of the kind"
             ),
             Self::Manager(error) => warn!(
                 message_id = id::MANAGER,
@@ -444,11 +473,91 @@ impl Event {
                 "limits.max-connections is {effective}, not {asked}: there are not enough descriptors \
                  (LimitNOFILE= in the unit, ulimit -n)"
             ),
+            Self::Kept { max_connections } => info!(
+                message_id = id::KEPT,
+                "echo.max_connections" = max_connections,
+                "connections survive a restart: the service manager keeps them; connections at most: \
+                 {max_connections}"
+            ),
+            Self::Unkept(why) => info!(
+                message_id = id::UNKEPT,
+                "echo.reason" = why,
+                "connections do not survive this process: {why}"
+            ),
+            Self::Adopted { .. } => self.tell_adopted(),
+            Self::HandedOver { kept, open } => info!(
+                message_id = id::HANDED_OVER,
+                "echo.kept" = kept,
+                "echo.open" = open,
+                "{kept} connections kept for the successor"
+            ),
+            Self::PackFailed { count, error } => warn!(
+                message_id = id::PACK_FAILED,
+                "echo.count" = count,
+                errno = error.raw_os_error(),
+                "{count} connections cannot be kept for a successor: {error}{}",
+                if error.raw_os_error() == Some(libc::ETOOMANYREFS) {
+                    " (descriptors in flight, of which there may be as many as LimitNOFILE= of the unit says)"
+                } else {
+                    ""
+                }
+            ),
+            Self::GivenUp(why) => warn!(
+                message_id = id::GIVEN_UP,
+                "echo.reason" = why,
+                "the connections that a predecessor had left were closed: {why}"
+            ),
             Self::Lost(count) => warn!(
                 message_id = id::LOST,
                 "echo.count" = count,
                 "{count} events were lost while the log could not take them"
             ),
+        }
+    }
+}
+
+impl Event {
+    fn tell_adopted(&self) {
+        let Self::Adopted {
+            adopted,
+            before,
+            owing,
+            owed,
+            planned,
+            crashes,
+            lost,
+        } = self
+        else {
+            return;
+        };
+        let mut text = format!("adopted {adopted} of {before} connections");
+        if *owing > 0 {
+            let _ = write!(text, ", {owing} owed {}", size(*owed));
+        }
+        if !planned {
+            text += ", after a crash";
+        }
+        for (why, count) in lost {
+            let _ = write!(text, "; {count} lost: {why}");
+        }
+        macro_rules! tell {
+            ($level:ident) => {
+                $level!(
+                    message_id = id::ADOPTED,
+                    "echo.adopted" = adopted,
+                    "echo.of" = before,
+                    "echo.owing" = owing,
+                    "echo.owed" = owed,
+                    "echo.planned" = planned,
+                    "echo.crashes" = crashes,
+                    "{text}"
+                )
+            };
+        }
+        if lost.is_empty() {
+            tell!(info);
+        } else {
+            tell!(warn);
         }
     }
 }
@@ -796,6 +905,23 @@ mod tests {
             },
             Event::Absent("why".into()),
             Event::Reserved { name: "web".into() },
+            Event::Kept { max_connections: 9 },
+            Event::Unkept("x".into()),
+            Event::Adopted {
+                adopted: 1,
+                before: 2,
+                owing: 1,
+                owed: 5,
+                planned: false,
+                crashes: 1,
+                lost: vec![("it was", 1)],
+            },
+            Event::HandedOver { kept: 1, open: 1 },
+            Event::PackFailed {
+                count: 1,
+                error: error(),
+            },
+            Event::GivenUp("x".into()),
             Event::Manager(error()),
             Event::Clamped {
                 asked: 2,

@@ -1,7 +1,7 @@
 //! Everything that touches the system outside the data path: descriptors, sockets and their
 //! options, the service manager, signals, the kernel's settings, the log.
 //!
-//! In reading order: [`kernel`], [`socket`], [`report`], [`activation`], [`bind`], [`signals`], [`notify`],
+//! In reading order: [`kernel`], [`socket`], [`positions`], [`report`], [`activation`], [`bind`], [`signals`], [`notify`],
 //! [`events`], [`rate`], [`logging`].
 
 pub mod activation;
@@ -10,6 +10,7 @@ pub mod events;
 pub mod kernel;
 pub mod logging;
 pub mod notify;
+pub mod positions;
 pub mod rate;
 pub mod report;
 pub mod signals;

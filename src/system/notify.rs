@@ -8,12 +8,16 @@
 //! Without `NOTIFY_SOCKET` nothing here does anything.
 
 use std::collections::VecDeque;
-use std::io;
-use std::os::linux::net::SocketAddrExt;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
+use rustix::net::{
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr,
+};
 use sd_notify::NotifyState;
 
 /// Before the first attempt to send again what was refused; each further wait is twice as long.
@@ -25,14 +29,17 @@ const RETRY_MOST: Duration = Duration::from_secs(60);
 /// Between two messages of status.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The most descriptors that go with a message.
+const DESCRIPTORS: usize = 4;
+
 /// Changes of state that may wait: when more do, the oldest no longer matter.
 const WAITING: usize = 64;
 
 /// The service manager.
 #[derive(Debug, Default)]
 pub struct Manager {
-    link: Option<(UnixDatagram, SocketAddr)>,
-    waiting: VecDeque<String>,
+    link: Option<(UnixDatagram, SocketAddrUnix)>,
+    waiting: VecDeque<Message>,
     retry: Option<Instant>,
     /// The next wait.
     wait: Duration,
@@ -41,6 +48,13 @@ pub struct Manager {
     told: bool,
     watchdog: Option<Watchdog>,
     status: Status,
+}
+
+/// A message, and the descriptors that go with it.
+#[derive(Debug)]
+struct Message {
+    text: String,
+    descriptors: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -77,8 +91,8 @@ impl Manager {
             return Ok(Self::default());
         };
         let address = match address.as_bytes() {
-            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-            [b'/', ..] => SocketAddr::from_pathname(&address)?,
+            [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
+            [b'/', path @ ..] if !path.is_empty() => SocketAddrUnix::new(&*address)?,
             _ => {
                 return Err(io::Error::new(
                     io::ErrorKind::Unsupported,
@@ -153,6 +167,40 @@ impl Manager {
         self.status.told(status, now);
     }
 
+    /// Whether there is a manager.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// Asks it to keep duplicates of descriptors under a name (`FDSTORE=1`).  It does not look at
+    /// them (`FDPOLL=0`): whatever hangs up is ours to remove.
+    pub fn store(&mut self, name: &str, descriptors: &[BorrowedFd<'_>], now: Instant) {
+        let descriptors: io::Result<_> = descriptors
+            .iter()
+            .map(BorrowedFd::try_clone_to_owned)
+            .collect();
+        // Without a duplicate nothing is stored, as without a store.
+        if let Ok(descriptors) = descriptors {
+            let text = format!("FDSTORE=1\nFDNAME={}\nFDPOLL=0", clean(name));
+            self.queue(Message { text, descriptors }, now);
+        }
+    }
+
+    /// Asks it to close what it keeps under a name (`FDSTOREREMOVE=1`).
+    pub fn unstore(&mut self, name: &str, now: Instant) {
+        let text = format!("FDSTOREREMOVE=1\nFDNAME={}", clean(name));
+        let descriptors = Vec::new();
+        self.queue(Message { text, descriptors }, now);
+    }
+
+    /// Asks it to close this descriptor when it has read everything before (`BARRIER=1`).
+    pub fn barrier(&mut self, question: OwnedFd, now: Instant) {
+        let text = "BARRIER=1".to_owned();
+        let descriptors = vec![question];
+        self.queue(Message { text, descriptors }, now);
+    }
+
     /// Tells the status at once.
     pub fn report(&mut self, status: &str, now: Instant) {
         self.status.text.clear();
@@ -190,7 +238,7 @@ impl Manager {
         {
             let interval = watchdog.interval;
             watchdog.due = now + interval;
-            match self.send(&NotifyState::Watchdog.to_string()) {
+            match self.send(&NotifyState::Watchdog.to_string(), &[]) {
                 Sent::Yes => self.flush(now),
                 Sent::Full => {
                     if let Some(watchdog) = &mut self.watchdog {
@@ -230,28 +278,34 @@ impl Manager {
         }
         // A refused status is not worth a retry of its own: the next change brings it.
         let message = NotifyState::Status(&clean(&text)).to_string();
-        if self.waiting.is_empty() && self.send(&message) == Sent::Yes {
+        if self.waiting.is_empty() && self.send(&message, &[]) == Sent::Yes {
             self.status.text = text;
         }
         self.status.sent = Some(now);
     }
 
     fn state(&mut self, states: &[NotifyState<'_>], now: Instant) {
+        let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
+        let text = lines.join("\n");
+        let descriptors = Vec::new();
+        self.queue(Message { text, descriptors }, now);
+    }
+
+    fn queue(&mut self, message: Message, now: Instant) {
         if self.link.is_none() {
             return;
         }
-        let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
         if self.waiting.len() == WAITING {
             self.waiting.pop_front();
         }
-        self.waiting.push_back(lines.join("\n"));
+        self.waiting.push_back(message);
         self.flush(now);
     }
 
     /// Sends what waits, in order, as far as the manager takes it.
     pub fn flush(&mut self, now: Instant) {
         while let Some(message) = self.waiting.pop_front() {
-            let sent = self.send(&message);
+            let sent = self.send(&message.text, &message.descriptors);
             if sent == Sent::Yes {
                 self.wait = Duration::ZERO;
                 self.retry = None;
@@ -268,17 +322,25 @@ impl Manager {
         }
     }
 
-    fn send(&mut self, message: &str) -> Sent {
+    fn send(&mut self, message: &str, descriptors: &[OwnedFd]) -> Sent {
         let Some((socket, address)) = &self.link else {
             return Sent::Yes;
         };
-        match socket.send_to_addr(message.as_bytes(), address) {
+        let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        }
+        let payload = [IoSlice::new(message.as_bytes())];
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match sendmsg_addr(socket, address, &payload, &mut ancillary, flags) {
             Ok(_) => Sent::Yes,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Full,
+            Err(rustix::io::Errno::AGAIN) => Sent::Full,
             // It may be away only while the manager executes itself again.
             Err(error) => {
                 if !std::mem::replace(&mut self.told, true) {
-                    self.trouble = Some(error);
+                    self.trouble = Some(error.into());
                 }
                 Sent::Away
             }
@@ -302,19 +364,24 @@ fn clean(text: &str) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+
     use super::*;
 
     fn pair(name: &str) -> (Manager, UnixDatagram) {
-        let address =
-            SocketAddr::from_abstract_name(format!("tcp-echo-{name}-{}", std::process::id()))
-                .unwrap();
+        let name = format!("tcp-echo-{name}-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
         let inbox = UnixDatagram::bind_addr(&address).unwrap();
         inbox.set_nonblocking(true).unwrap();
         let socket = UnixDatagram::unbound().unwrap();
         socket.set_nonblocking(true).unwrap();
         (
             Manager {
-                link: Some((socket, address)),
+                link: Some((
+                    socket,
+                    SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap(),
+                )),
                 ..Manager::default()
             },
             inbox,
@@ -346,7 +413,7 @@ mod tests {
     fn a_full_queue_delays_but_loses_no_change_of_state() {
         let (mut manager, inbox) = pair("full");
         let start = Instant::now();
-        while manager.send("FILL=1") == Sent::Yes {}
+        while manager.send("FILL=1", &[]) == Sent::Yes {}
         for _ in 0..5 {
             manager.reloading(start);
         }
@@ -414,7 +481,7 @@ mod tests {
         assert_eq!(manager.next_due(), Some(start + interval));
         manager.tick(start + interval / 2);
         assert!(received(&inbox).is_empty());
-        while manager.send("FILL=1") == Sent::Yes {}
+        while manager.send("FILL=1", &[]) == Sent::Yes {}
         manager.tick(start + interval);
         assert_eq!(manager.next_due(), Some(start + interval + RETRY));
         received(&inbox);
@@ -426,7 +493,7 @@ mod tests {
     fn of_more_changes_than_may_wait_the_oldest_are_given_up() {
         let (mut manager, inbox) = pair("many");
         let start = Instant::now();
-        while manager.send("FILL=1") == Sent::Yes {}
+        while manager.send("FILL=1", &[]) == Sent::Yes {}
         for number in 0..=WAITING {
             manager.reloaded(&number.to_string(), start);
         }
@@ -447,7 +514,7 @@ mod tests {
         let start = Instant::now();
         manager.reloading(start);
         assert!(manager.unheard().is_none());
-        while manager.send("FILL=1") == Sent::Yes {}
+        while manager.send("FILL=1", &[]) == Sent::Yes {}
         manager.reloading(start);
         assert_eq!(manager.unheard().unwrap().kind(), io::ErrorKind::WouldBlock);
         received(&inbox);

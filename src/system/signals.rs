@@ -15,8 +15,10 @@ use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SI
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// TERM, INT, USR2: stop in good order.
+    /// TERM, INT: stop in good order.
     Stop,
+    /// USR2: leave the connections to a successor.
+    HandOver,
     /// HUP: read the configuration again.
     Reload,
     /// USR1: tell the counters.
@@ -48,10 +50,11 @@ impl Signals {
 
     /// What has been asked for since the last call, in the order to act on it.
     pub fn pending(&mut self) -> impl Iterator<Item = Request> + use<> {
-        let (mut stop, mut reload, mut report) = (false, false, false);
+        let (mut stop, mut hand_over, mut reload, mut report) = (false, false, false, false);
         for signal in self.0.pending() {
             match signal {
-                SIGTERM | SIGINT | SIGUSR2 => stop = true,
+                SIGTERM | SIGINT => stop = true,
+                SIGUSR2 => hand_over = true,
                 SIGHUP => reload = true,
                 SIGUSR1 => report = true,
                 _ => {}
@@ -59,6 +62,8 @@ impl Signals {
         }
         [
             (stop, Request::Stop),
+            // Both at once are one request, not a second one that is in a hurry.
+            (hand_over && !stop, Request::HandOver),
             (reload, Request::Reload),
             (report, Request::Report),
         ]

@@ -221,6 +221,31 @@ pub fn unacknowledged(socket: &impl AsFd) -> u64 {
     }
 }
 
+/// Where the next look (`MSG_PEEK`) at the queue of a Unix socket begins, in bytes (`SO_PEEK_OFF`,
+/// socket(7)); each look moves it on.
+///
+/// # Errors
+/// Those of setsockopt(2).
+#[expect(unsafe_code, reason = "no crate in the tree gives SO_PEEK_OFF")]
+pub fn set_peek_offset(socket: &impl AsFd, offset: libc::c_int) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of_val(&offset)).unwrap_or(0);
+    // SAFETY: the kernel reads one int from the place that is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const offset).cast(),
+            length,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// The address family of a socket.
 #[must_use]
 pub fn domain(socket: &SockRef<'_>) -> Option<Domain> {

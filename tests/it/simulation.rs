@@ -21,6 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use tcp_echo::echo::backlog::Heap;
 use tcp_echo::echo::connection::{Duplex, Hint, Phase, Want};
 use tcp_echo::echo::reason::{Reason, Summary};
 use tcp_echo::echo::shard::{Shard, Turn};
@@ -458,7 +459,7 @@ impl Duplex for Pipe {
 struct World {
     chance: Chance,
     clock: Rc<Cell<Instant>>,
-    shard: Shard<Pipe>,
+    shard: Shard<Pipe, Heap>,
     limits: Limits,
     /// The seats that are taken.
     keys: Vec<usize>,
@@ -474,7 +475,7 @@ impl World {
         let limits = some_limits(&mut chance);
         Self {
             clock: Rc::new(Cell::new(Instant::now())),
-            shard: Shard::new(limits.clone()),
+            shard: Shard::new(limits.clone(), Heap::new()),
             limits,
             keys: Vec::new(),
             arrived: 0,
@@ -659,6 +660,7 @@ impl World {
                 }
             }
             Reason::Reset => assert!(pipe.reset && pipe.lost.is_none(), "{about}"),
+            Reason::Lost => panic!("there was no predecessor: {about}"),
             Reason::Vanished => assert!(pipe.lost.is_some(), "{about}"),
             Reason::Idle => {
                 assert!(

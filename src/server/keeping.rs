@@ -1,0 +1,432 @@
+//! Connections that outlive this process: taken in at the start, packed meanwhile, left to the
+//! successor in the end.  What is decided is decided in [`crate::survival`]; here it meets the
+//! shard, the poll and the log.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use mio::net::{TcpStream, UnixStream};
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
+use rustix::time::{ClockId, clock_gettime};
+use socket2::{Domain, SockRef};
+use std::os::fd::AsRawFd;
+
+use super::lifecycle::Life;
+use super::listener::State;
+use super::source::Source;
+use super::stream::{Socket, Stream};
+use super::{INPUT, Server};
+use crate::echo::connection::{Connection, Start, Want};
+use crate::echo::shard::Shard;
+use crate::survival::arena::{Record, Totals};
+use crate::survival::keeper::{Adopted, News, Standing, Young};
+use crate::survival::lane::Lane;
+use crate::survival::recovery::Findings;
+use crate::system::events::Event;
+
+/// How long the end may wait for the manager.
+const LAST: Duration = Duration::from_secs(1);
+
+impl Server {
+    /// Takes in what a predecessor has left, when every listener is there, and begins to keep.
+    pub fn inherit(&mut self, findings: &Findings, adopted: Vec<Adopted>) {
+        let totals = self.keeper.totals();
+        self.number = totals.number;
+        self.refused = totals.refused;
+        self.shard.resume(totals.counters);
+        let (mut owing, mut owed) = (0, 0);
+        for adopted in adopted {
+            if let Some(backlog) = &adopted.backlog {
+                owing += 1;
+                owed += backlog.len() as u64;
+            }
+            self.go_on(adopted);
+        }
+        let open = self.shard.len();
+        let mut counters = self.shard.counters();
+        counters.take_over(open as u64);
+        self.shard.resume(counters);
+        if let Some(ruin) = &findings.ruin {
+            self.log.tell(Event::GivenUp(ruin.to_string()));
+        }
+        if findings.before > 0 {
+            let mut lost: Vec<_> = findings.lost.clone().into_iter().collect();
+            lost.sort_unstable();
+            self.log.tell(Event::Adopted {
+                adopted: open,
+                before: findings.before,
+                owing,
+                owed,
+                planned: findings.planned,
+                crashes: findings.crashes,
+                lost,
+            });
+        }
+        if !self.config.survival || !self.manager.is_there() {
+            self.keeper.dissolve(&mut self.manager, self.now);
+            if open > 0 && !self.config.survival {
+                let why = "survival is off in the configuration";
+                self.log.tell(Event::GivenUp(why.into()));
+                self.shard.leave_all(self.now);
+            }
+            return;
+        }
+        for index in 0..self.listeners.len() {
+            let name = self.listeners[index].name.clone();
+            let noted = self.keeper.listener(&name);
+            self.noted.push(noted);
+        }
+        self.keeper.set_delay(self.config.survival_delay);
+        let news = self
+            .keeper
+            .begin(kept(&self.shard), &mut self.manager, self.now);
+        self.hear(news);
+        self.listen_for_answer();
+    }
+
+    /// Takes in one connection.
+    fn go_on(&mut self, adopted: Adopted) {
+        let Adopted {
+            heir,
+            backlog,
+            seat,
+        } = adopted;
+        let record = heir.record;
+        let domain = SockRef::from(&heir.socket).domain().ok();
+        let socket = if domain == Some(Domain::UNIX) {
+            Socket::Unix(UnixStream::from_std(heir.socket.into()))
+        } else {
+            let socket = std::net::TcpStream::from(heir.socket);
+            // Gone already: the first read will say how.
+            let nobody = (std::net::Ipv4Addr::UNSPECIFIED, 0);
+            let peer = socket.peer_addr().unwrap_or(nobody.into());
+            Socket::Tcp(TcpStream::from_std(socket), peer)
+        };
+        let name = self.keeper.listener_name(record.listener);
+        let name = name.unwrap_or_else(|| "unknown".into());
+        let known = self.names.iter().position(|known| *known == name);
+        let listener = known.unwrap_or_else(|| {
+            self.names.push(name.clone());
+            self.names.len() - 1
+        });
+        let quickack = self.config.options_for(&name).quickack == Some(true);
+        let listener = u32::try_from(listener).unwrap_or(u32::MAX);
+        let mut stream = Stream::new(socket, record.number, listener, quickack);
+        stream.shared = true;
+        stream.seat = Some(seat);
+        let ago = |span| self.now.checked_sub(span).unwrap_or(self.now);
+        let moved = if backlog.is_some() {
+            self.now
+        } else {
+            ago(heir.positions.quiet)
+        };
+        let start = Start {
+            owner: record.cookie,
+            received: heir.positions.received,
+            sent: heir.positions.sent,
+            backlog,
+            began: ago(Duration::from_nanos(
+                monotonic().saturating_sub(record.began),
+            )),
+            moved,
+            finished: heir.positions.finished,
+        };
+        self.count_source(&stream);
+        let (key, want) = self.shard.adopt(stream, start, self.now);
+        let interest = match want {
+            Want::Read => INPUT,
+            Want::Write => Interest::WRITABLE,
+        };
+        let token = Token::from(Source::Connection(key));
+        let stream = self.shard.stream_mut(key);
+        if let Err(error) = self.poll.registry().register(stream, token, interest) {
+            self.fail(key, &error);
+        }
+    }
+
+    /// Packs whose time has come, renews the parcel, and hears what the manager says.
+    pub(super) fn keep(&mut self) {
+        let news = self.keeper.expire(&mut self.manager, self.now);
+        self.hear(news);
+        self.keeper.round(self.shard.ready() == 0);
+        self.shard.store_mut().trim(self.now);
+        if self.life != Life::Serving || !self.keeper.is_due(self.now) {
+            return;
+        }
+        if self.keeper.is_worn() {
+            return self.renew();
+        }
+        for _ in 0..self.keeper.messages() {
+            let batch = self.keeper.batch(self.now, false);
+            if batch.is_empty() {
+                break;
+            }
+            if !self.pack(batch) {
+                return;
+            }
+        }
+        self.keeper.packed(self.now);
+    }
+
+    /// Packs one message; false if that failed, and they are to be tried again.
+    fn pack(&mut self, mut batch: Vec<Young>) -> bool {
+        batch.retain(|young| {
+            let stream = self.shard.stream(young.key);
+            stream.is_some_and(|s| s.number == young.number && s.seat.is_none())
+        });
+        let now = (self.now, monotonic());
+        batch.retain(|young| {
+            let listener = self.shard.stream(young.key).and_then(|stream| {
+                let index = usize::try_from(stream.listener).ok()?;
+                self.noted.get(index).copied()
+            });
+            seat(&mut self.shard, young, listener.unwrap_or(u32::MAX), now)
+        });
+        if batch.is_empty() {
+            return true;
+        }
+        let descriptors: Vec<BorrowedFd<'_>> = batch
+            .iter()
+            .filter_map(|young| self.shard.stream(young.key))
+            .map(AsFd::as_fd)
+            .collect();
+        let Err(error) = self.keeper.pack(&descriptors) else {
+            return true;
+        };
+        for young in &batch {
+            unseat(&mut self.shard, young.key);
+        }
+        let count = batch.len();
+        self.keeper.put_back(batch, self.now);
+        // A full queue has too many messages in it, and a new one will have fewer.
+        if error.kind() == std::io::ErrorKind::WouldBlock {
+            self.renew();
+        } else if let Some(waiting) = self.pack_failures.pass(self.now) {
+            let count = count.max(usize::try_from(waiting).unwrap_or(0));
+            self.log.tell(Event::PackFailed { count, error });
+        }
+        false
+    }
+
+    fn renew(&mut self) {
+        let living = kept(&self.shard);
+        match self.keeper.renew(living, &mut self.manager, self.now) {
+            Ok(()) => self.listen_for_answer(),
+            Err(error) => self.hear(Some(News::NotRenewed(error))),
+        }
+    }
+
+    fn listen_for_answer(&mut self) {
+        let Some(answer) = self.keeper.answer().map(|answer| answer.as_raw_fd()) else {
+            return;
+        };
+        // Failing, it is looked at when the time for an answer is over.
+        let _ = self.poll.registry().register(
+            &mut SourceFd(&answer),
+            Source::Answer.into(),
+            Interest::READABLE,
+        );
+    }
+
+    fn hear(&mut self, news: Option<News>) {
+        match news {
+            None => {}
+            Some(News::Kept) => {
+                self.size_up();
+                self.log.tell(Event::Kept {
+                    max_connections: self.max_connections,
+                });
+            }
+            Some(News::Refused(why)) => self.log.tell(Event::Unkept(why)),
+            Some(News::NotRenewed(error)) if self.pack_failures.pass(self.now).is_some() => {
+                let count = self.unkept().count();
+                self.log.tell(Event::PackFailed { count, error });
+            }
+            Some(News::NotRenewed(_)) => {}
+        }
+    }
+
+    /// Notes the totals for a successor.
+    pub(super) fn note_totals(&self) {
+        self.keeper.note(&Totals {
+            number: self.number,
+            refused: self.refused,
+            counters: self.shard.counters(),
+        });
+    }
+
+    /// Leaves every connection to the successor, at once if all can be packed.
+    pub(super) fn hand_over(&mut self) {
+        if *self.keeper.standing() == Standing::Asking {
+            self.manager.flush(self.now);
+            self.keeper.wait(LAST);
+            let news = self.keeper.expire(&mut self.manager, self.now);
+            self.hear(news);
+        }
+        if *self.keeper.standing() != Standing::Kept {
+            self.life = Life::Leaving {
+                until: self.now + self.config.limits.leave,
+            };
+            return self.leave();
+        }
+        self.handing_over = true;
+        self.take_the_last();
+        let span = self.config.limits.leave;
+        self.pack_all();
+        let unkept: Vec<usize> = self.unkept().collect();
+        for key in unkept {
+            self.shard.leave(key, self.now);
+        }
+        let status = self.status();
+        self.manager.stopping(span, &status, self.now);
+    }
+
+    /// Takes in who waits at listeners of our own, which nobody will hold; those that were passed
+    /// keep their callers for the successor.
+    fn take_the_last(&mut self) {
+        for listener in &mut self.listeners {
+            listener.drain(self.poll.registry());
+        }
+        while self
+            .listeners
+            .iter()
+            .any(|listener| listener.is_due(self.now))
+        {
+            self.accept();
+        }
+        for listener in &mut self.listeners {
+            if listener.state != State::Closed {
+                listener.close(self.poll.registry());
+            }
+        }
+    }
+
+    /// Packs everybody, however young.
+    fn pack_all(&mut self) {
+        let keys: Vec<usize> = self.unkept().collect();
+        let all = keys.into_iter().filter_map(|key| {
+            let stream = self.shard.stream(key)?;
+            (!stream.shared).then_some(Young {
+                due: self.now,
+                key,
+                number: stream.number,
+            })
+        });
+        self.keeper.only(all.collect());
+        loop {
+            let batch = self.keeper.batch(self.now, true);
+            if batch.is_empty() || self.pack(batch) {
+                if self.keeper.has_young() {
+                    continue;
+                }
+                return;
+            }
+            // The queue was full: on into the new parcel, as soon as the manager has it.
+            if self.keeper.answer().is_none() {
+                return;
+            }
+            self.manager.flush(self.now);
+            self.keeper.wait(LAST);
+            self.now = Instant::now();
+            let news = self.keeper.expire(&mut self.manager, self.now);
+            let failed = news.is_some() || self.keeper.answer().is_some();
+            self.hear(news);
+            if failed {
+                return;
+            }
+        }
+    }
+
+    /// Who cannot be handed over.
+    pub(super) fn unkept(&self) -> impl Iterator<Item = usize> + '_ {
+        self.shard
+            .connections()
+            .filter(|(_, stream, _)| stream.seat.is_none())
+            .map(|(key, _, _)| key)
+    }
+
+    /// Says how far everybody has come, and that the successor may go on from there.
+    pub(super) fn leave_to_successor(&mut self) {
+        let noted: Vec<_> = self
+            .shard
+            .connections()
+            .filter_map(|(_, stream, connection)| {
+                Some((stream.seat?, record(connection, stream, 0, 0)))
+            })
+            .collect();
+        for (seat, record) in noted {
+            self.shard.store_mut().note(seat, &record);
+        }
+        self.note_totals();
+        self.keeper.hand_over();
+        self.log.tell(Event::HandedOver {
+            kept: self.keeper.kept(),
+            open: self.shard.counters().open(),
+        });
+    }
+}
+
+/// The descriptors of those that are kept.
+fn kept(shard: &Shard<Stream, Lane>) -> impl Iterator<Item = BorrowedFd<'_>> {
+    shard
+        .connections()
+        .filter(|(_, stream, _)| stream.seat.is_some())
+        .map(|(_, stream, _)| stream.as_fd())
+}
+
+/// Notes a connection in the arena, before its descriptor is in flight; false if that cannot be.
+fn seat(
+    shard: &mut Shard<Stream, Lane>,
+    young: &Young,
+    listener: u32,
+    (now, clock): (Instant, u64),
+) -> bool {
+    let (Some(stream), Some(connection)) = (shard.stream(young.key), shard.connection(young.key))
+    else {
+        return false;
+    };
+    let Ok(cookie) = SockRef::from(stream).cookie() else {
+        return false;
+    };
+    let age = now.saturating_duration_since(connection.began());
+    let began = clock.saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+    let mut record = record(connection, stream, listener, began);
+    record.cookie = cookie;
+    let Some(seat) = shard.store_mut().sit(&record) else {
+        return false;
+    };
+    shard.own(young.key, cookie);
+    let stream = shard.stream_mut(young.key);
+    stream.seat = Some(seat);
+    stream.shared = true;
+    true
+}
+
+/// Takes that back.
+fn unseat(shard: &mut Shard<Stream, Lane>, key: usize) {
+    shard.own(key, 0);
+    let stream = shard.stream_mut(key);
+    stream.shared = false;
+    if let Some(seat) = stream.seat.take() {
+        shard.store_mut().stand(seat);
+    }
+}
+
+fn record(connection: &Connection, stream: &Stream, listener: u32, began: u64) -> Record {
+    Record {
+        cookie: connection.owner(),
+        began,
+        number: stream.number,
+        listener,
+        received: connection.received(),
+        sent: connection.sent(),
+    }
+}
+
+/// `CLOCK_MONOTONIC`, in nanoseconds: the same in every process.
+fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}

@@ -1,0 +1,628 @@
+//! What the manager holds of ours, and when it gets more of it.
+//!
+//! The keeper begins with what a predecessor has left, if anything, and asks the manager to store
+//! what is missing.  Storing is not answered; what was read by the manager is, as it closes the
+//! pipe that goes with `BARRIER=1` (sd_notify(3)).  Whether it has *kept* what it read shows then:
+//! where there is no store, or no room in it, the sending end of the parcel hangs up.  The answer
+//! comes through the poll, like everything else.
+//!
+//! A new parcel replaces the old one in the same way: all that live go into it, it is stored,
+//! the barrier is awaited, and only then is the old one removed from the store.  Meanwhile nothing
+//! is packed.  So there are two copies in flight for a moment, and never none.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::arena::{Arena, Totals};
+use super::lane::{Lane, Seat};
+use super::layout::{Geometry, header};
+use super::parcel::{BATCH, Parcel};
+use super::recovery::{Findings, Heir, Place, arena_name, end, parcel_name};
+use crate::echo::backlog::{Backlog, Slot};
+use crate::system::notify::Manager;
+
+/// Between two rounds of packing: fewer messages, of which a parcel takes a few hundred only.
+const PACKING: Duration = Duration::from_millis(200);
+
+/// Messages packed in one such round.
+const MESSAGES: usize = 8;
+
+/// How long the manager may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Before the next attempt after one has failed.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Dead descriptors that are not worth a new parcel.
+const FEW: usize = 64;
+
+/// Whether connections are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nobody asked for it, or there is no manager.
+    Off,
+    /// The manager was asked to store, and has not answered.
+    Asking,
+    /// They are.
+    Kept,
+    /// They cannot be, and why.
+    Refused(String),
+}
+
+/// Something to tell.
+#[derive(Debug)]
+pub enum News {
+    /// The manager keeps what it is given.
+    Kept,
+    /// It does not.
+    Refused(String),
+    /// The old parcel stays, as a new one could not be made or stored.
+    NotRenewed(io::Error),
+}
+
+/// A connection of a predecessor, in its new place.
+#[derive(Debug)]
+pub struct Adopted {
+    /// The socket and what is known of it.
+    pub heir: Heir,
+    /// What it is owed.
+    pub backlog: Option<Backlog>,
+    /// Where it is noted.
+    pub seat: Seat,
+}
+
+/// A connection that is not packed yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Young {
+    /// When it has lived long enough.
+    pub due: Instant,
+    /// Its key in the shard.
+    pub key: usize,
+    /// Its number, as the key may have changed hands.
+    pub number: u64,
+}
+
+#[derive(Debug)]
+struct Renewal {
+    parcel: Parcel,
+    answer: OwnedFd,
+    until: Instant,
+}
+
+/// Keeps connections for a successor.
+#[derive(Debug)]
+pub struct Keeper {
+    arena: Arc<Arena>,
+    /// The arena is not in the store yet.
+    fresh: bool,
+    standing: Standing,
+    current: Option<Parcel>,
+    renewal: Option<Renewal>,
+    /// Names in the store of which nothing is needed once a parcel is.
+    obsolete: BTreeSet<String>,
+    latest: u64,
+    /// Connections in the parcel that live.
+    kept: usize,
+    young: VecDeque<Young>,
+    delay: Duration,
+    /// The next round of packing does not come before that.
+    next: Option<Instant>,
+    /// Names of listeners in use.
+    listeners: BTreeSet<u32>,
+    /// Turns until everybody who was adopted has had one; `None`: that is past.
+    unsettled: Option<usize>,
+}
+
+impl Keeper {
+    /// A keeper with what was found, the lane of the loop, and the connections that go on.
+    ///
+    /// # Errors
+    /// No memory can be mapped.
+    pub fn new(
+        findings: &mut Findings,
+        geometry: Geometry,
+    ) -> io::Result<(Self, Lane, Vec<Adopted>)> {
+        let old = findings.arena.take();
+        let usable = old.clone().filter(|_| findings.ruin.is_none());
+        if findings.ruin.is_some() {
+            findings.parcel = None;
+        }
+        let mut latest = findings.generation;
+        let same = usable.filter(|arena| arena.geometry() == geometry);
+        let fresh = same.is_none();
+        let arena = match same {
+            Some(arena) => arena,
+            None => {
+                latest += 1;
+                Arc::new(Arena::create(geometry, latest)?)
+            }
+        };
+        let heirs = std::mem::take(&mut findings.heirs);
+        let (lane, adopted, homeless) = match &old {
+            Some(old) if fresh => move_in(old, &arena, heirs),
+            Some(_) => settle(&arena, heirs),
+            None => (Lane::new(arena.clone(), 0), Vec::new(), 0),
+        };
+        if homeless > 0 {
+            *findings
+                .lost
+                .entry("there is no memory for it")
+                .or_default() += homeless;
+        }
+        if let (true, Some(old)) = (fresh, &old) {
+            arena.note(&old.totals());
+            for word in [header::STARTS, header::SUSPECT, header::SUSPECTED] {
+                let value = if findings.ruin.is_none() {
+                    old.get(word)
+                } else {
+                    0
+                };
+                arena.set(word, value);
+            }
+        }
+        let mut obsolete = std::mem::take(&mut findings.names);
+        obsolete.remove(&arena_name(arena.generation()));
+        let current = findings.parcel.take().filter(Parcel::is_held);
+        if let Some(parcel) = &current {
+            obsolete.remove(&parcel_name(parcel.generation));
+        }
+        let keeper = Self {
+            arena,
+            fresh,
+            standing: Standing::Off,
+            current,
+            renewal: None,
+            obsolete,
+            latest,
+            kept: adopted.len(),
+            young: VecDeque::new(),
+            delay: Duration::ZERO,
+            next: None,
+            listeners: adopted
+                .iter()
+                .map(|adopted| adopted.heir.record.listener)
+                .collect(),
+            unsettled: Some(adopted.len()),
+        };
+        Ok((keeper, lane, adopted))
+    }
+
+    /// Begins to keep; `living`: those that were adopted.
+    pub fn begin<'a>(
+        &mut self,
+        living: impl Iterator<Item = BorrowedFd<'a>>,
+        manager: &mut Manager,
+        now: Instant,
+    ) -> Option<News> {
+        let Some(file) = self.arena.file() else {
+            return self.refuse("there is no memory file (memfd_create)".into());
+        };
+        if self.fresh {
+            manager.store(&arena_name(self.arena.generation()), &[file], now);
+            self.fresh = false;
+        }
+        if self.kept == 0 {
+            self.forget_obsolete(manager, now);
+        }
+        if self.current.is_some() {
+            self.standing = Standing::Kept;
+            self.forget_obsolete(manager, now);
+            return Some(News::Kept);
+        }
+        self.standing = Standing::Asking;
+        match self.renew(living, manager, now) {
+            Ok(()) => None,
+            Err(error) => self.refuse(format!("a parcel cannot be made: {error}")),
+        }
+    }
+
+    /// Keeps nothing, and leaves nothing in the store.
+    pub fn dissolve(&mut self, manager: &mut Manager, now: Instant) {
+        self.standing = Standing::Off;
+        self.young.clear();
+        let parcels = self
+            .current
+            .iter()
+            .chain(self.renewal.as_ref().map(|renewal| &renewal.parcel));
+        self.obsolete
+            .extend(parcels.map(|parcel| parcel_name(parcel.generation)));
+        if !self.fresh {
+            self.obsolete.insert(arena_name(self.arena.generation()));
+            self.fresh = true;
+        }
+        self.current = None;
+        self.renewal = None;
+        self.forget_obsolete(manager, now);
+    }
+
+    /// Whether connections are kept.
+    #[must_use]
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// What is said of it in the status, and when that changes.
+    #[must_use]
+    pub fn status(&self) -> String {
+        match &self.standing {
+            Standing::Off | Standing::Asking => String::new(),
+            Standing::Kept => format!(
+                "; {} connection{} kept for the successor",
+                self.kept,
+                if self.kept == 1 { "" } else { "s" }
+            ),
+            Standing::Refused(why) => format!("; survival off: {why}"),
+        }
+    }
+
+    /// A number that changes with the status, most of the time.
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        let standing = match self.standing {
+            Standing::Off | Standing::Asking => 0,
+            Standing::Kept | Standing::Refused(_) => 1,
+        };
+        self.kept as u64 + standing
+    }
+
+    /// How many are.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.kept
+    }
+
+    /// How long a connection has to live before it is packed.
+    pub fn set_delay(&mut self, delay: Duration) {
+        self.delay = delay;
+    }
+
+    /// Puts down the name of a listener.
+    pub fn listener(&mut self, name: &str) -> u32 {
+        let index = self.arena.put_name(name, &self.listeners);
+        self.listeners.extend(index);
+        index.unwrap_or(u32::MAX)
+    }
+
+    /// The name of a listener that was put down, perhaps by a predecessor.
+    #[must_use]
+    pub fn listener_name(&self, index: u32) -> Option<String> {
+        self.arena.name(index)
+    }
+
+    /// The totals of all processes so far.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.arena.totals()
+    }
+
+    /// Notes the totals.
+    pub fn note(&self, totals: &Totals) {
+        self.arena.note(totals);
+    }
+
+    /// A connection has come in.
+    pub fn arrived(&mut self, key: usize, number: u64, now: Instant) {
+        if matches!(self.standing, Standing::Asking | Standing::Kept) {
+            let due = now + self.delay;
+            self.young.push_back(Young { due, key, number });
+        }
+    }
+
+    /// A connection that was kept is over.
+    pub fn gone(&mut self) {
+        self.kept -= 1;
+    }
+
+    /// Whose turn it is, as long as nobody knows whether a connection kills us.
+    pub fn in_hand(&mut self, cookie: impl FnOnce() -> u64) {
+        if let Some(left) = &mut self.unsettled {
+            *left = left.saturating_sub(1);
+            self.arena.set(header::IN_HAND, cookie());
+        }
+    }
+
+    /// A round is over; `idle`: nobody waits for a turn.  With the first full one the crashes of the
+    /// past are forgotten.
+    pub fn round(&mut self, idle: bool) {
+        if self.unsettled.is_some_and(|left| left == 0 || idle) {
+            self.unsettled = None;
+            for word in [header::IN_HAND, header::STARTS, header::SUSPECT] {
+                self.arena.set(word, 0);
+            }
+        }
+    }
+
+    /// When [`Keeper::batch`] or [`Keeper::expire`] has to be called next.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        if let Some(renewal) = &self.renewal {
+            return Some(renewal.until);
+        }
+        if self.standing != Standing::Kept {
+            return None;
+        }
+        let young = self.young.front().map(|young| young.due);
+        let due = if self.is_worn() { self.next } else { None }.or(young);
+        due.map(|due| self.next.map_or(due, |next| due.max(next)))
+    }
+
+    /// Whether something is to be packed, or a parcel to be renewed, now.
+    #[must_use]
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.standing == Standing::Kept
+            && self.renewal.is_none()
+            && self.next.is_none_or(|next| next <= now)
+            && (self.is_worn() || self.young.front().is_some_and(|young| young.due <= now))
+    }
+
+    /// Whether a good part of the parcel is dead.
+    #[must_use]
+    pub fn is_worn(&self) -> bool {
+        let entries = self.current.as_ref().map_or(0, |parcel| parcel.entries);
+        entries.saturating_sub(self.kept) >= FEW.max(entries / 4)
+    }
+
+    /// Those whose time has come, at most so many as go into one message; `all`: whoever is left.
+    pub fn batch(&mut self, now: Instant, all: bool) -> Vec<Young> {
+        let count = self
+            .young
+            .iter()
+            .take(BATCH)
+            .take_while(|young| all || young.due <= now)
+            .count();
+        self.young.drain(..count).collect()
+    }
+
+    /// Replaces those who wait to be packed.
+    pub fn only(&mut self, young: VecDeque<Young>) {
+        self.young = young;
+    }
+
+    /// Whether somebody waits to be packed.
+    #[must_use]
+    pub fn has_young(&self) -> bool {
+        !self.young.is_empty()
+    }
+
+    /// Packs one message.
+    ///
+    /// # Errors
+    /// Those of [`Parcel::append`].
+    pub fn pack(&mut self, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let parcel = match (&mut self.current, &mut self.renewal) {
+            (Some(parcel), _) => parcel,
+            (None, Some(renewal)) => &mut renewal.parcel,
+            (None, None) => return Err(io::ErrorKind::NotConnected.into()),
+        };
+        parcel.append(descriptors)?;
+        self.kept += descriptors.len();
+        Ok(())
+    }
+
+    /// Those could not be packed: they are tried again, after a while.
+    pub fn put_back(&mut self, batch: Vec<Young>, now: Instant) {
+        for young in batch.into_iter().rev() {
+            self.young.push_front(young);
+        }
+        self.next = Some(now + AGAIN);
+    }
+
+    /// A round of packing is over.
+    pub fn packed(&mut self, now: Instant) {
+        self.next = Some(now + PACKING);
+    }
+
+    /// How many messages a round of packing may send.
+    #[must_use]
+    pub fn messages(&self) -> usize {
+        MESSAGES
+    }
+
+    /// Begins to replace the parcel by one that has the living only.
+    ///
+    /// # Errors
+    /// It cannot be made; the old one stays.
+    pub fn renew<'a>(
+        &mut self,
+        living: impl Iterator<Item = BorrowedFd<'a>>,
+        manager: &mut Manager,
+        now: Instant,
+    ) -> io::Result<()> {
+        self.next = Some(now + AGAIN);
+        let generation = self.latest + 1;
+        let (mut parcel, queue) = Parcel::new(generation)?;
+        let mut batch = Vec::with_capacity(BATCH);
+        for descriptor in living {
+            batch.push(descriptor);
+            if batch.len() == BATCH {
+                parcel.append(&batch)?;
+                batch.clear();
+            }
+        }
+        if !batch.is_empty() {
+            parcel.append(&batch)?;
+        }
+        let (answer, question) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        self.latest = generation;
+        // The queue first: a store with room for one more is of use still.
+        let ends = [queue.as_fd(), parcel.as_fd()];
+        manager.store(&parcel_name(generation), &ends, now);
+        manager.barrier(question, now);
+        self.renewal = Some(Renewal {
+            parcel,
+            answer,
+            until: now + ANSWER,
+        });
+        Ok(())
+    }
+
+    /// What to poll for the manager's answer.
+    #[must_use]
+    pub fn answer(&self) -> Option<BorrowedFd<'_>> {
+        self.renewal.as_ref().map(|renewal| renewal.answer.as_fd())
+    }
+
+    /// Waits for the manager's answer, for at most `span`: only at the end, when nothing else is
+    /// left to do.
+    pub fn wait(&mut self, span: Duration) {
+        if let (Some(answer), Ok(span)) = (self.answer(), Timespec::try_from(span)) {
+            let mut polled = [PollFd::new(&answer, PollFlags::IN)];
+            let _ = poll(&mut polled, Some(&span));
+        }
+    }
+
+    /// Looks whether the manager has answered, or has not in time.
+    pub fn expire(&mut self, manager: &mut Manager, now: Instant) -> Option<News> {
+        let renewal = self.renewal.as_ref()?;
+        let mut polled = [PollFd::new(&renewal.answer, PollFlags::IN)];
+        let _ = poll(&mut polled, Some(&Timespec::default()));
+        let answered = polled[0].revents().contains(PollFlags::HUP);
+        if !answered && now < renewal.until {
+            return None;
+        }
+        let renewal = self.renewal.take()?;
+        if answered && renewal.parcel.is_held() {
+            self.next = None;
+            let old = self.current.replace(renewal.parcel);
+            self.obsolete
+                .extend(old.map(|old| parcel_name(old.generation)));
+            self.forget_obsolete(manager, now);
+            return match std::mem::replace(&mut self.standing, Standing::Kept) {
+                Standing::Asking => Some(News::Kept),
+                _ => None,
+            };
+        }
+        // It may have got there after all, and would hold connections that are long over.
+        manager.unstore(&parcel_name(renewal.parcel.generation), now);
+        let why = if answered {
+            "there is no descriptor store, or no room in it (FileDescriptorStoreMax= of the unit)"
+        } else {
+            "the service manager does not answer (BARRIER=1)"
+        };
+        if self.standing == Standing::Asking {
+            return self.refuse(why.into());
+        }
+        self.next = Some(now + ANSWER);
+        Some(News::NotRenewed(io::Error::other(why)))
+    }
+
+    /// Says that the next process has it all.
+    pub fn hand_over(&self) {
+        self.arena.hand_over();
+    }
+
+    fn refuse(&mut self, why: String) -> Option<News> {
+        self.young.clear();
+        self.standing = Standing::Refused(why.clone());
+        Some(News::Refused(why))
+    }
+
+    fn forget_obsolete(&mut self, manager: &mut Manager, now: Instant) {
+        for name in std::mem::take(&mut self.obsolete) {
+            manager.unstore(&name, now);
+        }
+    }
+}
+
+/// Everybody stays where they are; what stands in a scratch gets a slot.
+fn settle(arena: &Arc<Arena>, heirs: Vec<Heir>) -> (Lane, Vec<Adopted>, usize) {
+    let seats: BTreeSet<u32> = heirs.iter().map(|heir| heir.seat).collect();
+    let slots: BTreeSet<u32> = heirs
+        .iter()
+        .filter_map(|heir| match heir.owed {
+            Some((_, _, Place::Slot(slot, _))) => u32::try_from(slot).ok(),
+            _ => None,
+        })
+        .collect();
+    let mut lane = Lane::resumed(
+        arena.clone(),
+        0,
+        |seat| seats.contains(&seat),
+        |slot| slots.contains(&slot),
+    );
+    let mut homeless = 0;
+    let adopted = heirs.into_iter().filter_map(|heir| {
+        let seat = Seat(heir.seat);
+        let backlog = match heir.owed {
+            None => None,
+            Some((count, _, Place::Slot(slot, ahead))) => {
+                let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+                let slot = Slot {
+                    index: number(slot),
+                    length: number(ahead + count),
+                };
+                Some(Backlog::new(slot, number(ahead)))
+            }
+            Some(_) => match lift(arena, &heir, &mut lane) {
+                Some(backlog) => Some(backlog),
+                None => {
+                    homeless += 1;
+                    lane.stand(seat);
+                    end(&heir.socket);
+                    return None;
+                }
+            },
+        };
+        Some(Adopted {
+            heir,
+            backlog,
+            seat,
+        })
+    });
+    let adopted = adopted.collect();
+    (lane, adopted, homeless)
+}
+
+/// Everybody moves into a new arena.
+fn move_in(old: &Arena, new: &Arc<Arena>, heirs: Vec<Heir>) -> (Lane, Vec<Adopted>, usize) {
+    let mut lane = Lane::new(new.clone(), 0);
+    let before = heirs.len();
+    let mut names = BTreeSet::new();
+    let adopted: Vec<Adopted> = heirs
+        .into_iter()
+        .filter_map(|mut heir| {
+            let name = old.name(heir.record.listener);
+            let index = name.and_then(|name| new.put_name(&name, &names));
+            names.extend(index);
+            let record = &mut heir.record;
+            record.listener = index.unwrap_or(u32::MAX);
+            let seat = lane.sit(record);
+            let backlog = heir.owed.and_then(|_| lift(old, &heir, &mut lane));
+            match seat {
+                Some(seat) if backlog.is_some() == heir.owed.is_some() => Some(Adopted {
+                    heir,
+                    backlog,
+                    seat,
+                }),
+                _ => {
+                    seat.into_iter().for_each(|seat| lane.stand(seat));
+                    end(&heir.socket);
+                    None
+                }
+            }
+        })
+        .collect();
+    let homeless = before - adopted.len();
+    (lane, adopted, homeless)
+}
+
+/// Copies what a connection is owed into a slot.
+fn lift(from: &Arena, heir: &Heir, lane: &mut Lane) -> Option<Backlog> {
+    let (count, index, place) = heir.owed?;
+    let at = match place {
+        Place::Slot(slot, ahead) => from.geometry().slot(index, slot) + ahead,
+        Place::Scratch(ahead) => from.geometry().scratch(index) + ahead,
+    };
+    let slot = lane.put(
+        heir.record.cookie,
+        from.bytes(at, count),
+        heir.positions.sent,
+    )?;
+    Some(Backlog::new(slot, 0))
+}

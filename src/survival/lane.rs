@@ -1,0 +1,268 @@
+//! One loop's part of the arena: its scratch, its slots and its seats.
+//!
+//! Before each read two words say whose the scratch is and which position of its stream it begins
+//! at; they are all that surviving costs in the data path.  A slot bears the same two words.  It
+//! is nobody's while bytes are copied into it, so what it is marked with is always true.
+//!
+//! Slots that were used and are free again keep their memory for a second, as giving it back costs
+//! more than a copy; what nobody needed for a second is given back to the kernel, a few at a time.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, compiler_fence};
+use std::time::{Duration, Instant};
+
+use super::arena::{Arena, Record};
+use super::layout::{WORD, lane, marked};
+use crate::echo::SCRATCH;
+use crate::echo::backlog::{Slot, Store};
+
+/// How long memory that is not needed is kept.
+const WARM: Duration = Duration::from_secs(1);
+
+/// Slots given back at a time: each takes some 50 us.
+const TRIM: usize = 16;
+
+/// Between two such times.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A seat in the arena: what is noted of one connection there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat(pub u32);
+
+/// Numbers that are taken and given back, the lowest first as long as none was given back.
+#[derive(Debug, Default)]
+struct Numbers {
+    next: usize,
+    free: Vec<u32>,
+}
+
+impl Numbers {
+    fn take(&mut self, most: usize) -> Option<usize> {
+        if let Some(number) = self.free.pop() {
+            return Some(number as usize);
+        }
+        (self.next < most).then(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
+    fn give(&mut self, number: u32) {
+        self.free.push(number);
+    }
+}
+
+/// One loop's part.
+#[derive(Debug)]
+pub struct Lane {
+    arena: Arc<Arena>,
+    index: usize,
+    filled: usize,
+    seats: Numbers,
+    /// Slots without memory.
+    slots: Numbers,
+    /// Free slots that have their memory still.
+    warm: Vec<u32>,
+    /// How many of these were not needed since the last look.
+    unneeded: usize,
+    trim: Option<Instant>,
+}
+
+impl Lane {
+    /// The part of a loop, of an arena that nobody has used yet.
+    #[must_use]
+    pub fn new(arena: Arc<Arena>, index: usize) -> Self {
+        Self {
+            arena,
+            index,
+            filled: 0,
+            seats: Numbers::default(),
+            slots: Numbers::default(),
+            warm: Vec::new(),
+            unneeded: 0,
+            trim: None,
+        }
+    }
+
+    /// The part of a loop, as another process has left it, but for the seats and slots that are
+    /// in use.
+    #[must_use]
+    pub fn resumed(
+        arena: Arc<Arena>,
+        index: usize,
+        seat_taken: impl Fn(u32) -> bool,
+        slot_taken: impl Fn(u32) -> bool,
+    ) -> Self {
+        let (seats, slots) = arena.used(index);
+        let mut lane = Self::new(arena, index);
+        lane.seats.next = seats;
+        lane.slots.next = slots;
+        let numbers = |most: usize| (0..u32::try_from(most).unwrap_or(u32::MAX)).rev();
+        for seat in numbers(seats).filter(|seat| !seat_taken(*seat)) {
+            lane.arena.clear(index, seat as usize);
+            lane.seats.give(seat);
+        }
+        for slot in numbers(slots).filter(|slot| !slot_taken(*slot)) {
+            lane.disown(slot);
+            lane.warm.push(slot);
+        }
+        lane
+    }
+
+    /// The arena.
+    #[must_use]
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+
+    /// Notes a connection; `None`: there is no seat left.
+    pub fn sit(&mut self, record: &Record) -> Option<Seat> {
+        let seat = self.seats.take(self.arena.geometry().seats)?;
+        let used = self.arena.geometry().lane(self.index) + lane::SEATS;
+        if self.arena.get(used) <= seat as u64 {
+            self.arena.set(used, seat as u64 + 1);
+        }
+        self.arena.fill(self.index, seat, record);
+        u32::try_from(seat).ok().map(Seat)
+    }
+
+    /// Notes how far a connection has come.
+    pub fn note(&self, seat: Seat, record: &Record) {
+        self.arena.note_seat(self.index, seat.0 as usize, record);
+    }
+
+    /// Forgets a connection: whoever finds it closes it.
+    pub fn stand(&mut self, seat: Seat) {
+        self.arena.clear(self.index, seat.0 as usize);
+        self.seats.give(seat.0);
+    }
+
+    /// Puts bytes of a connection into a slot; they are not those of the scratch of this lane.
+    pub fn put(&mut self, owner: u64, bytes: &[u8], at: u64) -> Option<Slot> {
+        let slot = self.take(bytes.len())?;
+        self.place_mut(&slot).copy_from_slice(bytes);
+        self.own(&slot, owner, at);
+        Some(slot)
+    }
+
+    /// When [`Lane::trim`] has to be called next.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        self.trim
+    }
+
+    /// Gives memory back that was not needed for a while.
+    pub fn trim(&mut self, now: Instant) {
+        if self.warm.is_empty() {
+            self.trim = None;
+            return;
+        }
+        let Some(due) = self.trim else {
+            self.trim = Some(now + WARM);
+            self.unneeded = self.warm.len();
+            return;
+        };
+        if now < due {
+            return;
+        }
+        let count = self.unneeded.min(TRIM).min(self.warm.len());
+        for slot in self.warm.drain(..count) {
+            let place = self.arena.geometry().slot(self.index, slot as usize);
+            self.arena.give_back(place, SCRATCH);
+            self.slots.give(slot);
+        }
+        self.unneeded -= count;
+        if self.unneeded > 0 {
+            self.trim = Some(now + PAUSE);
+        } else {
+            self.unneeded = self.warm.len();
+            self.trim = (!self.warm.is_empty()).then_some(now + WARM);
+        }
+    }
+
+    fn take(&mut self, length: usize) -> Option<Slot> {
+        let length = u32::try_from(length).ok()?;
+        let index = match self.warm.pop() {
+            Some(index) => {
+                self.unneeded = self.unneeded.min(self.warm.len());
+                index as usize
+            }
+            None => self.slots.take(self.arena.geometry().seats)?,
+        };
+        let used = self.arena.geometry().lane(self.index) + lane::SLOTS;
+        if self.arena.get(used) <= index as u64 {
+            self.arena.set(used, index as u64 + 1);
+        }
+        let index = u32::try_from(index).ok()?;
+        self.disown(index);
+        // The copy that follows may not come before that.
+        compiler_fence(Ordering::SeqCst);
+        Some(Slot { index, length })
+    }
+
+    fn disown(&self, slot: u32) {
+        let mark = self.arena.geometry().mark(self.index, slot as usize);
+        self.arena.set(mark, 0);
+    }
+
+    fn place(&self, slot: &Slot) -> (usize, usize) {
+        let at = self.arena.geometry().slot(self.index, slot.index as usize);
+        (at, slot.length as usize)
+    }
+
+    fn place_mut(&mut self, slot: &Slot) -> &mut [u8] {
+        let (at, length) = self.place(slot);
+        self.arena.bytes_mut(at, length)
+    }
+
+    fn scratch_at(&self) -> usize {
+        self.arena.geometry().scratch(self.index)
+    }
+}
+
+impl Store for Lane {
+    fn scratch(&mut self) -> &mut [u8] {
+        self.arena.bytes_mut(self.scratch_at(), SCRATCH)
+    }
+
+    fn claim(&mut self, owner: u64, at: u64) {
+        let place = self.arena.geometry().lane(self.index);
+        self.arena.set(place + lane::OWNER, owner);
+        self.arena.set(place + lane::AT, marked(owner, at));
+    }
+
+    fn filled(&mut self, count: usize) {
+        self.filled = count;
+    }
+
+    fn read(&self) -> &[u8] {
+        self.arena.bytes(self.scratch_at(), self.filled)
+    }
+
+    fn keep(&mut self, owner: u64, rest: Range<usize>, at: u64) -> Option<Slot> {
+        let slot = self.take(rest.len())?;
+        let from = self.arena.bytes(self.scratch_at() + rest.start, rest.len());
+        let (place, length) = self.place(&slot);
+        self.arena.bytes_mut(place, length).copy_from_slice(from);
+        self.own(&slot, owner, at);
+        Some(slot)
+    }
+
+    fn own(&mut self, slot: &Slot, owner: u64, at: u64) {
+        let mark = self.arena.geometry().mark(self.index, slot.index as usize);
+        self.arena.set(mark, 0);
+        self.arena.set(mark + WORD, marked(owner, at));
+        self.arena.set(mark, owner);
+    }
+
+    fn slot(&self, slot: &Slot) -> &[u8] {
+        let (at, length) = self.place(slot);
+        self.arena.bytes(at, length)
+    }
+
+    fn free(&mut self, slot: Slot) {
+        self.disown(slot.index);
+        self.warm.push(slot.index);
+    }
+}

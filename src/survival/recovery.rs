@@ -1,0 +1,441 @@
+//! What a process finds of its predecessor's, and what it makes of it.
+//!
+//! The manager passes the arena and the parcel.  Each descriptor in flight is looked at, without
+//! taking it out, and judged:
+//!
+//! - The arena knows its cookie, or it was over before: then it is closed, and nobody is told.
+//! - The kernel says how far the conversation has come ([`crate::system::positions`]).  What was
+//!   read and not written is owed.  It is in the connection's slot, or else in the scratch that
+//!   bears its name; if it is in neither, the connection is lost, and closed.  No byte is guessed.
+//! - A Unix stream has no such counters.  After a hand-over its seat says how far it had come;
+//!   after a crash it is lost.
+//!
+//! An arena that cannot be read loses all connections.  So does one whose process never got
+//! through a round, again and again ([`CRASHES`]), and of connections the one that was in hand
+//! each time ([`SUSPICIONS`]): whatever they do to us, they do not do it for ever.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::{Shutdown, shutdown};
+use socket2::{Domain, SockRef};
+
+use super::arena::{Arena, Damage, Record};
+use super::layout::header;
+use super::parcel::{End, Parcel, Queue};
+use crate::echo::SCRATCH;
+use crate::system::positions::{Positions, positions};
+
+/// The crash in a row, each before the first full round, at which every connection is given up.
+/// More than a storm of kills brings in the time that a test has patience for, and less than
+/// `StartLimitBurst=` of the unit.
+pub const CRASHES: u64 = 100;
+
+/// At how many of these in a row a connection has to be in hand to be given up.  One may be an
+/// accident, and so may two: whoever kills us at every start hits somebody.
+pub const SUSPICIONS: u64 = 3;
+
+/// The beginnings of the names under which the manager keeps our descriptors.
+const ARENA: &str = "survival-arena-";
+const PARCEL: &str = "survival-parcel-";
+
+/// The name of an arena in the store.
+#[must_use]
+pub fn arena_name(generation: u64) -> String {
+    format!("{ARENA}{generation}")
+}
+
+/// The name of both ends of a parcel in the store.
+#[must_use]
+pub fn parcel_name(generation: u64) -> String {
+    format!("{PARCEL}{generation}")
+}
+
+/// The descriptors of a predecessor.
+#[derive(Debug, Default)]
+pub struct Estate {
+    arenas: Vec<(u64, OwnedFd)>,
+    senders: Vec<(u64, OwnedFd)>,
+    queues: Vec<(u64, Queue)>,
+    /// Names under which we know no descriptor, or not such a one.
+    pub strangers: Vec<String>,
+}
+
+/// Why the connections of a predecessor are given up.
+#[derive(Debug)]
+pub enum Ruin {
+    /// There is no arena.
+    Missing,
+    /// It cannot be used.
+    Damaged(Damage),
+    /// Process after process crashed.
+    Crashes(u64),
+}
+
+impl fmt::Display for Ruin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("there is no arena"),
+            Self::Damaged(damage) => damage.fmt(f),
+            Self::Crashes(count) => write!(f, "{count} processes in a row crashed at their start"),
+        }
+    }
+}
+
+/// Where the bytes are that a connection is owed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a slot, so far behind its beginning.
+    Slot(usize, usize),
+    /// In the scratch, so far behind its beginning.
+    Scratch(usize),
+}
+
+/// A connection that goes on.
+#[derive(Debug)]
+pub struct Heir {
+    /// Its socket.
+    pub socket: OwnedFd,
+    /// What the arena knows of it.
+    pub record: Record,
+    /// The lane of its seat.
+    pub lane: usize,
+    /// Its seat.
+    pub seat: u32,
+    /// How far it has come.
+    pub positions: Positions,
+    /// What it is owed: how many bytes, and where in the arena.
+    pub owed: Option<(usize, usize, Place)>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// The arena, unless there is none that can be used.
+    pub arena: Option<Arc<Arena>>,
+    /// The sending end of the latest parcel, if it is the only one.
+    pub parcel: Option<Parcel>,
+    /// The highest number in a name.
+    pub generation: u64,
+    /// Names in the store, of which those of `arena` and `parcel` are to stay.
+    pub names: BTreeSet<String>,
+    /// Connections that go on.
+    pub heirs: Vec<Heir>,
+    /// How many there were.
+    pub before: usize,
+    /// Descriptors of the dead that take room in the parcel.
+    pub dead: usize,
+    /// Whether the predecessor had handed over.
+    pub planned: bool,
+    /// Crashes in a row before this start.
+    pub crashes: u64,
+    /// Why all were given up.
+    pub ruin: Option<Ruin>,
+    /// Why some were given up, with how many.
+    pub lost: HashMap<&'static str, usize>,
+}
+
+impl Estate {
+    /// Sorts what was passed under reserved names.
+    #[must_use]
+    pub fn sort(passed: Vec<(String, OwnedFd)>) -> Self {
+        let mut estate = Self::default();
+        for (name, descriptor) in passed {
+            let number = |start| name.strip_prefix(start)?.parse::<u64>().ok();
+            if let Some(generation) = number(ARENA) {
+                estate.arenas.push((generation, descriptor));
+                continue;
+            }
+            match number(PARCEL).map(|generation| (generation, End::of(descriptor))) {
+                Some((generation, Ok(End::Sender(end)))) => estate.senders.push((generation, end)),
+                Some((generation, Ok(End::Queue(end)))) => estate.queues.push((generation, end)),
+                Some((_, Err(_))) | None => estate.strangers.push(name),
+            }
+        }
+        estate
+    }
+
+    /// Reads it all.  At most `most` connections are kept.
+    #[must_use]
+    pub fn read(mut self, most: usize) -> Findings {
+        let mut findings = Findings {
+            names: self.names(),
+            generation: self.latest(),
+            ..Findings::default()
+        };
+        if findings.names.is_empty() {
+            return findings;
+        }
+        self.arenas.sort_by_key(|(generation, _)| *generation);
+        // An older one is not what the last process worked with.
+        match self.arenas.pop().map(|(_, file)| Arena::open(file)) {
+            None => findings.ruin = Some(Ruin::Missing),
+            Some(Err(damage)) => findings.ruin = Some(Ruin::Damaged(damage)),
+            Some(Ok(arena)) => findings.open(Arc::new(arena)),
+        }
+        let mut reader = Reader::new(&findings, most);
+        let mut short = false;
+        for (_, queue) in &self.queues {
+            // What cannot be looked at any more is lost, as what is missing.
+            let _ = queue.peek(|found, cut| {
+                short |= cut;
+                found.into_iter().for_each(|socket| reader.judge(socket));
+            });
+        }
+        let Reader {
+            index,
+            heirs,
+            lost,
+            seen,
+            entries,
+            ..
+        } = reader;
+        let missing = index
+            .seats
+            .keys()
+            .filter(|cookie| !seen.contains(*cookie))
+            .count();
+        findings.before = index.seats.len();
+        findings.dead = entries - heirs.len();
+        findings.heirs = heirs;
+        findings.lost = lost;
+        if missing > 0 {
+            findings
+                .lost
+                .insert("its descriptor was not found", missing);
+        }
+        if let Some(arena) = &findings.arena {
+            arena.set(header::IN_HAND, 0);
+        }
+        // Of several parcels, or parts of one, or where some could not be opened, a new one is made.
+        let lone = self.queues.len() == 1 && self.senders.len() == 1 && !short;
+        if let (true, Some((generation, sender))) = (lone, self.senders.pop()) {
+            if generation == self.queues[0].0 {
+                findings.parcel = Some(Parcel::resumed(generation, sender, entries));
+            }
+        }
+        findings
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        let parcels = self.senders.iter().map(|(generation, _)| generation);
+        let parcels = parcels.chain(self.queues.iter().map(|(generation, _)| generation));
+        let arenas = self
+            .arenas
+            .iter()
+            .map(|(generation, _)| arena_name(*generation));
+        arenas
+            .chain(parcels.map(|generation| parcel_name(*generation)))
+            .collect()
+    }
+
+    fn latest(&self) -> u64 {
+        let arenas = self.arenas.iter().map(|(generation, _)| *generation);
+        let senders = self.senders.iter().map(|(generation, _)| *generation);
+        let queues = self.queues.iter().map(|(generation, _)| *generation);
+        arenas.chain(senders).chain(queues).max().unwrap_or(0)
+    }
+}
+
+impl Findings {
+    /// Takes an arena over, unless too many have crashed over it.
+    fn open(&mut self, arena: Arc<Arena>) {
+        self.planned = arena.take_over();
+        let starts = if self.planned {
+            0
+        } else {
+            arena.get(header::STARTS)
+        };
+        arena.set(header::STARTS, starts.saturating_add(1));
+        self.crashes = starts;
+        if starts > 0 {
+            let (in_hand, suspect) = (arena.get(header::IN_HAND), arena.get(header::SUSPECT));
+            let before = if in_hand == suspect {
+                arena.get(header::SUSPECTED)
+            } else {
+                0
+            };
+            arena.set(header::SUSPECT, in_hand);
+            arena.set(header::SUSPECTED, before.saturating_add(1));
+        } else {
+            arena.set(header::SUSPECT, 0);
+        }
+        if starts >= CRASHES {
+            self.ruin = Some(Ruin::Crashes(starts));
+        }
+        self.arena = Some(arena);
+    }
+}
+
+/// Where everything stands in an arena.
+#[derive(Debug, Default)]
+struct Index {
+    seats: HashMap<u64, (usize, usize, Record)>,
+    slots: HashMap<u64, (usize, usize)>,
+}
+
+impl Index {
+    fn of(arena: &Arena) -> Self {
+        let mut index = Self::default();
+        for lane in 0..arena.geometry().lanes {
+            let (seats, slots) = arena.used(lane);
+            for seat in 0..seats {
+                if let Some(record) = arena.seat(lane, seat) {
+                    index.seats.insert(record.cookie, (lane, seat, record));
+                }
+            }
+            for slot in 0..slots {
+                let owner = arena.owner(lane, slot);
+                if owner != 0 {
+                    index.slots.insert(owner, (lane, slot));
+                }
+            }
+        }
+        index
+    }
+}
+
+/// Judges one descriptor after the other.
+struct Reader<'a> {
+    arena: Option<&'a Arena>,
+    planned: bool,
+    /// Everything is given up.
+    ruined: bool,
+    index: Index,
+    /// Who was in hand at each of the last crashes.
+    poison: Option<u64>,
+    most: usize,
+    seen: HashSet<u64>,
+    heirs: Vec<Heir>,
+    lost: HashMap<&'static str, usize>,
+    entries: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(findings: &'a Findings, most: usize) -> Self {
+        let arena = findings.arena.as_deref();
+        let poison = arena
+            .filter(|arena| arena.get(header::SUSPECTED) >= SUSPICIONS)
+            .map(|arena| arena.get(header::SUSPECT))
+            .filter(|cookie| *cookie != 0);
+        Self {
+            arena,
+            planned: findings.planned,
+            ruined: findings.ruin.is_some(),
+            index: arena.map(Index::of).unwrap_or_default(),
+            poison,
+            most,
+            seen: HashSet::new(),
+            heirs: Vec::new(),
+            lost: HashMap::new(),
+            entries: 0,
+        }
+    }
+
+    fn judge(&mut self, socket: OwnedFd) {
+        self.entries += 1;
+        let Ok(cookie) = SockRef::from(&socket).cookie() else {
+            return;
+        };
+        // In another parcel too.
+        if !self.seen.insert(cookie) {
+            return;
+        }
+        let known = self.index.seats.get(&cookie).copied();
+        let (Some(arena), Some((lane, seat, record)), false) = (self.arena, known, self.ruined)
+        else {
+            if self.ruined {
+                *self.lost.entry("all are given up").or_default() += 1;
+            }
+            return end(&socket);
+        };
+        arena.set(header::IN_HAND, cookie);
+        let verdict = if self.poison == Some(cookie) {
+            Err("the process crashed over it, again and again")
+        } else if self.heirs.len() >= self.most {
+            Err("there are not enough descriptors (LimitNOFILE=)")
+        } else {
+            self.examine(arena, &socket, &record)
+        };
+        match verdict {
+            Ok((positions, owed)) => self.heirs.push(Heir {
+                socket,
+                record,
+                lane,
+                seat: u32::try_from(seat).unwrap_or(u32::MAX),
+                positions,
+                owed,
+            }),
+            Err(why) => {
+                end(&socket);
+                *self.lost.entry(why).or_default() += 1;
+            }
+        }
+    }
+
+    /// How far it has come, and what it is owed.
+    #[expect(clippy::type_complexity, reason = "the two halves of an heir")]
+    fn examine(
+        &self,
+        arena: &Arena,
+        socket: &OwnedFd,
+        record: &Record,
+    ) -> Result<(Positions, Option<(usize, usize, Place)>), &'static str> {
+        let unix = SockRef::from(socket).domain().ok() == Some(Domain::UNIX);
+        let found = match (unix, self.planned) {
+            (true, false) => return Err("a Unix stream does not survive a crash"),
+            (true, true) => Positions {
+                received: record.received,
+                sent: record.sent,
+                finished: false,
+                over: false,
+                quiet: Duration::ZERO,
+            },
+            (false, _) => positions(socket).map_err(|_| "the kernel does not say how far it is")?,
+        };
+        if found.over {
+            return Err("the peer has reset it");
+        }
+        let noted = (record.received, record.sent);
+        let right = if self.planned {
+            (found.received, found.sent) == noted
+        } else {
+            found.received >= noted.0 && found.sent >= noted.1
+        };
+        if !right {
+            return Err("what was noted of it contradicts the kernel");
+        }
+        if found.finished || found.received == found.sent {
+            return Ok((found, None));
+        }
+        let count = found
+            .received
+            .checked_sub(found.sent)
+            .and_then(|owed| usize::try_from(owed).ok())
+            .filter(|owed| *owed <= SCRATCH)
+            .ok_or("more was written than read, or too little")?;
+        let cookie = record.cookie;
+        let in_slot = self.index.slots.get(&cookie).and_then(|(lane, slot)| {
+            let ahead = arena.in_slot(*lane, *slot, found.sent, count)?;
+            Some((count, *lane, Place::Slot(*slot, ahead)))
+        });
+        let in_scratch = || {
+            (0..arena.geometry().lanes).find_map(|lane| {
+                let ahead = arena.in_scratch(lane, cookie, found.sent, count)?;
+                Some((count, lane, Place::Scratch(ahead)))
+            })
+        };
+        let owed = in_slot.or_else(in_scratch);
+        owed.map(|owed| (found, Some(owed)))
+            .ok_or("what it is owed was not found")
+    }
+}
+
+/// Ends a connection that another descriptor may hold open still.
+pub(super) fn end(socket: &impl AsFd) {
+    // Failing, it was over.
+    let _ = shutdown(socket, Shutdown::Both);
+}

@@ -2,7 +2,8 @@
 //! successor in the end.  What is decided is decided in [`crate::survival`]; here it meets the
 //! shard, the poll and the log.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpStream, UnixStream};
@@ -10,7 +11,6 @@ use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, SockRef};
-use std::os::fd::AsRawFd;
 
 use super::lifecycle::Life;
 use super::listener::State;
@@ -29,7 +29,7 @@ use crate::system::events::Event;
 const LAST: Duration = Duration::from_secs(1);
 
 impl Server {
-    /// Takes in what a predecessor has left, when every listener is there, and begins to keep.
+    /// Takes in what a predecessor has left, when every listener is there.
     pub fn inherit(&mut self, findings: &Findings, adopted: Vec<Adopted>) {
         let totals = self.keeper.totals();
         self.number = totals.number;
@@ -63,21 +63,34 @@ impl Server {
                 lost,
             });
         }
-        if !self.config.survival || !self.manager.is_there() {
-            self.keeper.dissolve(&mut self.manager, self.now);
-            if open > 0 && !self.config.survival {
-                let why = "survival is off in the configuration";
-                self.log.tell(Event::GivenUp(why.into()));
-                self.shard.leave_all(self.now);
-            }
-            return;
-        }
         for index in 0..self.listeners.len() {
             let name = self.listeners[index].name.clone();
             let noted = self.keeper.listener(&name);
             self.noted.push(noted);
         }
-        self.keeper.set_delay(self.config.survival_delay);
+        if open > 0 && !self.config.survival {
+            let why = "survival is off in the configuration";
+            self.log.tell(Event::GivenUp(why.into()));
+            self.shard.leave_all(self.now);
+        }
+    }
+
+    /// Begins to keep connections for a successor.
+    pub(super) fn begin_to_keep(&mut self) {
+        if !self.config.survival || !self.manager.is_there() {
+            self.keeper.dissolve(&mut self.manager, self.now);
+            return;
+        }
+        self.keeper.enable(self.config.survival_delay);
+        // systemd tells the size of the store since version 254; before, it has to be tried.
+        let certain = std::env::var("FDSTORE").is_ok_and(|size| size != "0");
+        if certain || self.keeper.has_inherited() {
+            self.ask();
+        }
+    }
+
+    /// Asks the manager to keep what we give it.
+    fn ask(&mut self) {
         let news = self
             .keeper
             .begin(kept(&self.shard), &mut self.manager, self.now);
@@ -151,7 +164,13 @@ impl Server {
         self.hear(news);
         self.keeper.round(self.shard.ready() == 0);
         self.shard.store_mut().trim(self.now);
-        if self.life != Life::Serving || !self.keeper.is_due(self.now) {
+        if self.life != Life::Serving {
+            return;
+        }
+        if self.keeper.is_to_ask(self.now) {
+            self.ask();
+        }
+        if !self.keeper.is_due(self.now) {
             return;
         }
         if self.keeper.is_worn() {
@@ -234,6 +253,8 @@ impl Server {
             None => {}
             Some(News::Kept) => {
                 self.size_up();
+                let unkept = self.unkept_young();
+                self.keeper.only(unkept);
                 self.log.tell(Event::Kept {
                     max_connections: self.max_connections,
                 });
@@ -258,6 +279,9 @@ impl Server {
 
     /// Leaves every connection to the successor, at once if all can be packed.
     pub(super) fn hand_over(&mut self) {
+        if *self.keeper.standing() == Standing::Waiting {
+            self.ask();
+        }
         if *self.keeper.standing() == Standing::Asking {
             self.manager.flush(self.now);
             self.keeper.wait(LAST);
@@ -304,16 +328,8 @@ impl Server {
 
     /// Packs everybody, however young.
     fn pack_all(&mut self) {
-        let keys: Vec<usize> = self.unkept().collect();
-        let all = keys.into_iter().filter_map(|key| {
-            let stream = self.shard.stream(key)?;
-            (!stream.shared).then_some(Young {
-                due: self.now,
-                key,
-                number: stream.number,
-            })
-        });
-        self.keeper.only(all.collect());
+        let young = self.unkept_young();
+        self.keeper.only(young);
         loop {
             let batch = self.keeper.batch(self.now, true);
             if batch.is_empty() || self.pack(batch) {
@@ -344,6 +360,23 @@ impl Server {
             .connections()
             .filter(|(_, stream, _)| stream.seat.is_none())
             .map(|(key, _, _)| key)
+    }
+
+    /// Those that can be packed and are not, the oldest first.  What was passed to us as a
+    /// conversation counts its bytes from another beginning than the kernel.
+    fn unkept_young(&self) -> VecDeque<Young> {
+        let mut young: Vec<Young> = self
+            .shard
+            .connections()
+            .filter(|(_, stream, _)| !stream.shared)
+            .map(|(key, stream, connection)| Young {
+                due: connection.began() + self.config.survival_delay,
+                key,
+                number: stream.number,
+            })
+            .collect();
+        young.sort_by_key(|young| young.due);
+        young.into()
     }
 
     /// Says how far everybody has come, and that the successor may go on from there.

@@ -215,6 +215,8 @@ impl Server {
         let status = self.status();
         self.manager.ready(&listen, &status, self.now);
         self.log.tell(Event::Ready { listen, hint });
+        // Nobody has to wait for that.
+        self.begin_to_keep();
     }
 
     /// Serves until it is over.

@@ -16,12 +16,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
-use std::slice;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use std::sync::atomic::Ordering;
 
 use super::layout::{
     FIXED, Geometry, MAGIC, NAME, NAMES, SEAT, VERSION, WORD, check, distance, header, lane,
@@ -29,6 +24,7 @@ use super::layout::{
 use crate::echo::SCRATCH;
 use crate::echo::counters::Counters;
 use crate::echo::reason::Reason;
+use crate::system::memory::{Memory, Region, Words, cannot_shrink, memory_file};
 
 /// The state of an arena whose process has handed everything over.
 const HANDED_OVER: u64 = 1;
@@ -90,21 +86,22 @@ pub struct Record {
     pub sent: u64,
 }
 
-/// The memory, and the file behind it.
+/// The words of the memory, and the file behind it.  The payload is in the lanes.
 #[derive(Debug)]
 pub struct Arena {
-    map: Map,
+    words: Words,
     geometry: Geometry,
     generation: u64,
     file: Option<File>,
 }
 
 impl Arena {
-    /// A new arena with room for so much, or for less where the process may not map so much.
+    /// A new arena with room for so much, or for less where the process may not map so much; with
+    /// the payload of each lane.
     ///
     /// # Errors
     /// Not even the smallest one can be mapped.
-    pub fn create(geometry: Geometry, generation: u64) -> io::Result<Self> {
+    pub fn create(geometry: Geometry, generation: u64) -> io::Result<(Self, Vec<Region>)> {
         let mut geometry = geometry;
         loop {
             match Self::try_create(geometry, generation) {
@@ -114,78 +111,51 @@ impl Arena {
         }
     }
 
-    fn try_create(geometry: Geometry, generation: u64) -> io::Result<Self> {
-        let file = memory_file(geometry.size()).ok();
-        let arena = Self {
-            map: Map::new(file.as_ref(), geometry.size())?,
-            geometry,
-            generation,
-            file,
-        };
+    fn try_create(geometry: Geometry, generation: u64) -> io::Result<(Self, Vec<Region>)> {
+        let file = memory_file("tcp-echo", geometry.size()).ok();
+        let memory = Memory::new(file.as_ref(), geometry.size())?;
+        let (arena, payloads) = Self::new(memory, geometry, generation, file);
         let fixed = arena.meant();
         for (index, word) in fixed.into_iter().chain([check(&fixed)]).enumerate() {
             arena.set(header::FIXED + index * WORD, word);
         }
-        Ok(arena)
+        Ok((arena, payloads))
+    }
+
+    fn new(
+        memory: Memory,
+        geometry: Geometry,
+        generation: u64,
+        file: Option<File>,
+    ) -> (Self, Vec<Region>) {
+        let (words, payloads) = memory.divide(geometry.words(), geometry.lanes, geometry.payload());
+        let arena = Self {
+            words,
+            geometry,
+            generation,
+            file,
+        };
+        (arena, payloads)
     }
 
     /// Opens an arena that another process has left.
     ///
     /// # Errors
     /// It cannot be used.
-    pub fn open(file: OwnedFd) -> Result<Self, Damage> {
+    pub fn open(file: OwnedFd) -> Result<(Self, Vec<Region>), Damage> {
         let file = File::from(file);
         let length = file.metadata().map_err(Damage::Unusable)?.len();
-        let seals = fcntl_get_seals(&file).map_err(|_| Damage::Broken("no memory file"))?;
-        if !seals.contains(SealFlags::SHRINK) {
-            return Err(Damage::Broken("not sealed"));
+        if !cannot_shrink(&file) {
+            return Err(Damage::Broken("no sealed memory file"));
         }
-        let size = usize::try_from(length).unwrap_or(0);
         let smallest = Geometry { lanes: 1, seats: 1 };
+        let size = usize::try_from(length).unwrap_or(0);
         if size < smallest.size() {
             return Err(Damage::Broken("too short"));
         }
-        let mut arena = Self {
-            map: Map::new(Some(&file), size).map_err(Damage::Unusable)?,
-            // Until it is known.
-            geometry: smallest,
-            generation: 0,
-            file: Some(file),
-        };
-        (arena.geometry, arena.generation) = arena.check_header(length)?;
-        Ok(arena)
-    }
-
-    fn check_header(&self, length: u64) -> Result<(Geometry, u64), Damage> {
-        let found: [u64; FIXED] =
-            std::array::from_fn(|index| self.get(header::FIXED + index * WORD));
-        let sum = self.get(header::FIXED + FIXED * WORD);
-        let [magic, version, size, lanes, seats, scratch, generation] = found;
-        if magic != MAGIC {
-            return Err(Damage::Broken("no magic"));
-        }
-        // Before the check, which another version may make otherwise.
-        if version != VERSION {
-            return Err(Damage::Version(version));
-        }
-        if sum != check(&found) {
-            return Err(Damage::Broken("header"));
-        }
-        let number = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
-        let geometry = Geometry {
-            lanes: number(lanes),
-            seats: number(seats),
-        };
-        let fits = size == length
-            && scratch == SCRATCH as u64
-            && (1..=1024).contains(&geometry.lanes)
-            && (1..=1 << 24).contains(&geometry.seats)
-            && geometry.size() as u64 == length;
-        if fits {
-            Ok((geometry, generation))
-        } else {
-            Err(Damage::Broken("size"))
-        }
+        let memory = Memory::new(Some(&file), size).map_err(Damage::Unusable)?;
+        let (geometry, generation) = check_header(&memory, length)?;
+        Ok(Self::new(memory, geometry, generation, Some(file)))
     }
 
     /// The words of the header that never change.
@@ -222,7 +192,7 @@ impl Arena {
 
     /// Says that a process uses it from now on; returns whether the one before had handed it over.
     pub fn take_over(&self) -> bool {
-        let state = self.word(header::STATE);
+        let state = self.words.word(header::STATE);
         state.swap(0, Ordering::AcqRel) == HANDED_OVER
     }
 
@@ -453,98 +423,47 @@ impl Arena {
 
     /// A word.
     pub(super) fn get(&self, at: usize) -> u64 {
-        self.word(at).load(Ordering::Acquire)
+        self.words.word(at).load(Ordering::Acquire)
     }
 
     /// Sets a word, after all that was set before it.
     pub(super) fn set(&self, at: usize, value: u64) {
-        self.word(at).store(value, Ordering::Release);
-    }
-
-    #[expect(unsafe_code, reason = "mapped memory is reached by its address")]
-    fn word(&self, at: usize) -> &AtomicU64 {
-        assert!(at % WORD == 0 && at + WORD <= self.map.size);
-        // SAFETY: it lies within the mapping, is aligned, and is only ever used as an atomic word.
-        unsafe { AtomicU64::from_ptr(self.map.base.as_ptr().add(at).cast()) }
-    }
-
-    /// The address of bytes of scratch or slots.
-    fn payload(&self, at: usize, count: usize) -> *mut u8 {
-        let (begin, length) = self.geometry.payload();
-        assert!(at >= begin && at - begin + count <= length, "no payload");
-        self.map.base.as_ptr().wrapping_add(at)
-    }
-
-    /// Bytes of scratch or slots.  Whoever calls has the lane, or knows that nobody uses it.
-    #[expect(unsafe_code, reason = "mapped memory is reached by its address")]
-    pub(super) fn bytes(&self, at: usize, count: usize) -> &[u8] {
-        // SAFETY: payload lies within the mapping; each lane's is written through its one `Lane`
-        // only, by `&mut`.
-        unsafe { slice::from_raw_parts(self.payload(at, count), count) }
-    }
-
-    /// The same, to write into.
-    #[expect(
-        unsafe_code,
-        clippy::mut_from_ref,
-        reason = "mapped memory is reached by its address"
-    )]
-    pub(super) fn bytes_mut(&self, at: usize, count: usize) -> &mut [u8] {
-        // SAFETY: as in `bytes`; the caller holds the lane by `&mut`, so no other reference to
-        // these bytes exists.
-        unsafe { slice::from_raw_parts_mut(self.payload(at, count), count) }
-    }
-
-    /// Gives payload memory back to the kernel; it reads as zero then.
-    #[expect(unsafe_code, reason = "madvise(2) works on addresses")]
-    pub(super) fn give_back(&self, at: usize, count: usize) {
-        let place = self.payload(at, count);
-        // SAFETY: the range is payload that nobody refers to.  Failing, it stays as it is.
-        let _ = unsafe { madvise(place.cast(), count, Advice::LinuxRemove) };
+        self.words.word(at).store(value, Ordering::Release);
     }
 }
 
-/// A mapping.
-#[derive(Debug)]
-struct Map {
-    base: NonNull<u8>,
-    size: usize,
-}
-
-// SAFETY: the memory belongs to this value until it is dropped.  All its words are atomic; scratch
-// and slots are handed out through the one `Lane` that has their part.
-#[expect(unsafe_code, reason = "mapped memory is shared by all loops")]
-unsafe impl Send for Map {}
-// SAFETY: as above.
-#[expect(unsafe_code, reason = "mapped memory is shared by all loops")]
-unsafe impl Sync for Map {}
-
-impl Map {
-    #[expect(unsafe_code, reason = "mmap(2) gives an address")]
-    fn new(file: Option<&File>, size: usize) -> io::Result<Self> {
-        let (null, access) = (std::ptr::null_mut(), ProtFlags::READ | ProtFlags::WRITE);
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: a new mapping at a place of the kernel's choice touches nothing that exists.
-        let base = unsafe {
-            match file {
-                Some(file) => mmap(null, size, access, flags, file, 0),
-                None => mmap_anonymous(null, size, access, flags),
-            }
-        }?;
-        // SAFETY: the range was mapped just now.  A core may not contain what peers sent; failing,
-        // LimitCORE= of the unit is left.
-        let _ = unsafe { madvise(base, size, Advice::LinuxDontDump) };
-        let base =
-            NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mapped at no address"))?;
-        Ok(Self { base, size })
+/// What the header says, if it is whole.
+fn check_header(memory: &Memory, length: u64) -> Result<(Geometry, u64), Damage> {
+    let get = |index| {
+        let word = memory.word(header::FIXED + index * WORD);
+        word.load(Ordering::Acquire)
+    };
+    let found: [u64; FIXED] = std::array::from_fn(get);
+    let [magic, version, size, lanes, seats, scratch, generation] = found;
+    if magic != MAGIC {
+        return Err(Damage::Broken("no magic"));
     }
-}
-
-impl Drop for Map {
-    #[expect(unsafe_code, reason = "munmap(2) works on addresses")]
-    fn drop(&mut self) {
-        // SAFETY: it was mapped with this size, and nothing refers to it any more.
-        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.size) };
+    // Before the check, which another version may make otherwise.
+    if version != VERSION {
+        return Err(Damage::Version(version));
+    }
+    if get(FIXED) != check(&found) {
+        return Err(Damage::Broken("header"));
+    }
+    let number = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
+    let geometry = Geometry {
+        lanes: number(lanes),
+        seats: number(seats),
+    };
+    let fits = size == length
+        && scratch == SCRATCH as u64
+        && (1..=1024).contains(&geometry.lanes)
+        && (1..=1 << 24).contains(&geometry.seats)
+        && geometry.size() as u64 == length;
+    if fits {
+        Ok((geometry, generation))
+    } else {
+        Err(Damage::Broken("size"))
     }
 }
 
@@ -552,17 +471,4 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
     bytes
         .chunks_exact(WORD)
         .map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap_or_default()))
-}
-
-/// A memory file that cannot shrink.
-fn memory_file(size: usize) -> io::Result<File> {
-    let name = "tcp-echo";
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // Linux before 6.3 does not know that flag.
-    let file = memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL)
-        .or_else(|_| memfd_create(name, flags))?;
-    let file = File::from(file);
-    file.set_len(size as u64)?;
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
-    Ok(file)
 }

@@ -1,7 +1,8 @@
 //! What the manager holds of ours, and when it gets more of it.
 //!
 //! The keeper begins with what a predecessor has left, if anything, and asks the manager to store
-//! what is missing.  Storing is not answered; what was read by the manager is, as it closes the
+//! what is missing: at once if there is a store for certain, else when there is something to
+//! keep, so that a manager without a store is not troubled for nothing.  Storing is not answered; what was read by the manager is, as it closes the
 //! pipe that goes with `BARRIER=1` (sd_notify(3)).  Whether it has *kept* what it read shows then:
 //! where there is no store, or no room in it, the sending end of the parcel hangs up.  The answer
 //! comes through the poll, like everything else.
@@ -21,10 +22,11 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::arena::{Arena, Totals};
 use super::lane::{Lane, Seat};
-use super::layout::{Geometry, header};
+use super::layout::{Geometry, header, slot_at};
 use super::parcel::{BATCH, Parcel};
 use super::recovery::{Findings, Heir, Place, arena_name, end, parcel_name};
 use crate::echo::backlog::{Backlog, Slot};
+use crate::system::memory::Region;
 use crate::system::notify::Manager;
 
 /// Between two rounds of packing: fewer messages, of which a parcel takes a few hundred only.
@@ -35,6 +37,9 @@ const MESSAGES: usize = 8;
 
 /// How long the manager may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// Before a manager that has not answered is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Before the next attempt after one has failed.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -47,6 +52,8 @@ const FEW: usize = 64;
 pub enum Standing {
     /// Nobody asked for it, or there is no manager.
     Off,
+    /// The manager will be asked when there is something to keep.
+    Waiting,
     /// The manager was asked to store, and has not answered.
     Asking,
     /// They are.
@@ -117,6 +124,8 @@ pub struct Keeper {
     listeners: BTreeSet<u32>,
     /// Turns until everybody who was adopted has had one; `None`: that is past.
     unsettled: Option<usize>,
+    /// When to ask again after there was no answer.
+    ask_again: Option<Instant>,
 }
 
 impl Keeper {
@@ -128,34 +137,41 @@ impl Keeper {
         findings: &mut Findings,
         geometry: Geometry,
     ) -> io::Result<(Self, Lane, Vec<Adopted>)> {
-        let old = findings.arena.take();
-        let usable = old.clone().filter(|_| findings.ruin.is_none());
+        let heirs = std::mem::take(&mut findings.heirs);
+        let mut latest = findings.generation;
+        let mut old = None;
+        let (arena, lane, adopted, homeless) = match findings.arena.take() {
+            Some((arena, mut payloads))
+                if findings.ruin.is_none() && arena.geometry() == geometry =>
+            {
+                let payload = payloads.swap_remove(0);
+                let (lane, adopted, homeless) = settle(&arena, payload, heirs);
+                (arena, lane, adopted, homeless)
+            }
+            found => {
+                latest += 1;
+                let (arena, mut payloads) = Arena::create(geometry, latest)?;
+                let arena = Arc::new(arena);
+                let lane = Lane::new(arena.clone(), 0, payloads.swap_remove(0));
+                let (lane, adopted, homeless) = match &found {
+                    Some((old, payloads)) => move_in(old, payloads, lane, heirs),
+                    None => (lane, Vec::new(), 0),
+                };
+                old = found.map(|(old, _)| old);
+                (arena, lane, adopted, homeless)
+            }
+        };
+        let fresh = arena.generation() == latest && latest > findings.generation;
         if findings.ruin.is_some() {
             findings.parcel = None;
         }
-        let mut latest = findings.generation;
-        let same = usable.filter(|arena| arena.geometry() == geometry);
-        let fresh = same.is_none();
-        let arena = match same {
-            Some(arena) => arena,
-            None => {
-                latest += 1;
-                Arc::new(Arena::create(geometry, latest)?)
-            }
-        };
-        let heirs = std::mem::take(&mut findings.heirs);
-        let (lane, adopted, homeless) = match &old {
-            Some(old) if fresh => move_in(old, &arena, heirs),
-            Some(_) => settle(&arena, heirs),
-            None => (Lane::new(arena.clone(), 0), Vec::new(), 0),
-        };
         if homeless > 0 {
             *findings
                 .lost
                 .entry("there is no memory for it")
                 .or_default() += homeless;
         }
-        if let (true, Some(old)) = (fresh, &old) {
+        if let Some(old) = old {
             arena.note(&old.totals());
             for word in [header::STARTS, header::SUSPECT, header::SUSPECTED] {
                 let value = if findings.ruin.is_none() {
@@ -189,8 +205,31 @@ impl Keeper {
                 .map(|adopted| adopted.heir.record.listener)
                 .collect(),
             unsettled: Some(adopted.len()),
+            ask_again: None,
         };
         Ok((keeper, lane, adopted))
+    }
+
+    /// Keeps connections that have lived for `delay`.
+    pub fn enable(&mut self, delay: Duration) {
+        self.standing = Standing::Waiting;
+        self.delay = delay;
+    }
+
+    /// Whether a predecessor has left something in the store.
+    #[must_use]
+    pub fn has_inherited(&self) -> bool {
+        !self.fresh || !self.obsolete.is_empty()
+    }
+
+    /// Whether the manager is to be asked now.
+    #[must_use]
+    pub fn is_to_ask(&self, now: Instant) -> bool {
+        match self.standing {
+            Standing::Waiting => self.young.front().is_some_and(|young| young.due <= now),
+            Standing::Refused(_) => self.ask_again.is_some_and(|at| at <= now),
+            _ => false,
+        }
     }
 
     /// Begins to keep; `living`: those that were adopted.
@@ -200,6 +239,7 @@ impl Keeper {
         manager: &mut Manager,
         now: Instant,
     ) -> Option<News> {
+        self.ask_again = None;
         let Some(file) = self.arena.file() else {
             return self.refuse("there is no memory file (memfd_create)".into());
         };
@@ -251,7 +291,7 @@ impl Keeper {
     #[must_use]
     pub fn status(&self) -> String {
         match &self.standing {
-            Standing::Off | Standing::Asking => String::new(),
+            Standing::Off | Standing::Waiting | Standing::Asking => String::new(),
             Standing::Kept => format!(
                 "; {} connection{} kept for the successor",
                 self.kept,
@@ -265,7 +305,7 @@ impl Keeper {
     #[must_use]
     pub fn mark(&self) -> u64 {
         let standing = match self.standing {
-            Standing::Off | Standing::Asking => 0,
+            Standing::Off | Standing::Waiting | Standing::Asking => 0,
             Standing::Kept | Standing::Refused(_) => 1,
         };
         self.kept as u64 + standing
@@ -308,7 +348,10 @@ impl Keeper {
 
     /// A connection has come in.
     pub fn arrived(&mut self, key: usize, number: u64, now: Instant) {
-        if matches!(self.standing, Standing::Asking | Standing::Kept) {
+        if matches!(
+            self.standing,
+            Standing::Waiting | Standing::Asking | Standing::Kept
+        ) {
             let due = now + self.delay;
             self.young.push_back(Young { due, key, number });
         }
@@ -344,8 +387,10 @@ impl Keeper {
         if let Some(renewal) = &self.renewal {
             return Some(renewal.until);
         }
-        if self.standing != Standing::Kept {
-            return None;
+        match self.standing {
+            Standing::Refused(_) => return self.ask_again,
+            Standing::Off | Standing::Asking => return None,
+            Standing::Waiting | Standing::Kept => {}
         }
         let young = self.young.front().map(|young| young.due);
         let due = if self.is_worn() { self.next } else { None }.or(young);
@@ -506,6 +551,7 @@ impl Keeper {
             "the service manager does not answer (BARRIER=1)"
         };
         if self.standing == Standing::Asking {
+            self.ask_again = (!answered).then_some(now + ASK_AGAIN);
             return self.refuse(why.into());
         }
         self.next = Some(now + ANSWER);
@@ -531,7 +577,7 @@ impl Keeper {
 }
 
 /// Everybody stays where they are; what stands in a scratch gets a slot.
-fn settle(arena: &Arc<Arena>, heirs: Vec<Heir>) -> (Lane, Vec<Adopted>, usize) {
+fn settle(arena: &Arc<Arena>, payload: Region, heirs: Vec<Heir>) -> (Lane, Vec<Adopted>, usize) {
     let seats: BTreeSet<u32> = heirs.iter().map(|heir| heir.seat).collect();
     let slots: BTreeSet<u32> = heirs
         .iter()
@@ -543,6 +589,7 @@ fn settle(arena: &Arc<Arena>, heirs: Vec<Heir>) -> (Lane, Vec<Adopted>, usize) {
     let mut lane = Lane::resumed(
         arena.clone(),
         0,
+        payload,
         |seat| seats.contains(&seat),
         |slot| slots.contains(&slot),
     );
@@ -559,7 +606,7 @@ fn settle(arena: &Arc<Arena>, heirs: Vec<Heir>) -> (Lane, Vec<Adopted>, usize) {
                 };
                 Some(Backlog::new(slot, number(ahead)))
             }
-            Some(_) => match lift(arena, &heir, &mut lane) {
+            Some(_) => match lift(&heir, None, &mut lane) {
                 Some(backlog) => Some(backlog),
                 None => {
                     homeless += 1;
@@ -580,8 +627,13 @@ fn settle(arena: &Arc<Arena>, heirs: Vec<Heir>) -> (Lane, Vec<Adopted>, usize) {
 }
 
 /// Everybody moves into a new arena.
-fn move_in(old: &Arena, new: &Arc<Arena>, heirs: Vec<Heir>) -> (Lane, Vec<Adopted>, usize) {
-    let mut lane = Lane::new(new.clone(), 0);
+fn move_in(
+    old: &Arena,
+    payloads: &[Region],
+    mut lane: Lane,
+    heirs: Vec<Heir>,
+) -> (Lane, Vec<Adopted>, usize) {
+    let new = lane.arena().clone();
     let before = heirs.len();
     let mut names = BTreeSet::new();
     let adopted: Vec<Adopted> = heirs
@@ -593,7 +645,9 @@ fn move_in(old: &Arena, new: &Arc<Arena>, heirs: Vec<Heir>) -> (Lane, Vec<Adopte
             let record = &mut heir.record;
             record.listener = index.unwrap_or(u32::MAX);
             let seat = lane.sit(record);
-            let backlog = heir.owed.and_then(|_| lift(old, &heir, &mut lane));
+            let backlog = heir
+                .owed
+                .and_then(|_| lift(&heir, Some(payloads), &mut lane));
             match seat {
                 Some(seat) if backlog.is_some() == heir.owed.is_some() => Some(Adopted {
                     heir,
@@ -612,16 +666,22 @@ fn move_in(old: &Arena, new: &Arc<Arena>, heirs: Vec<Heir>) -> (Lane, Vec<Adopte
     (lane, adopted, homeless)
 }
 
-/// Copies what a connection is owed into a slot.
-fn lift(from: &Arena, heir: &Heir, lane: &mut Lane) -> Option<Backlog> {
+/// Copies what a connection is owed into a slot, from the payload of the lane itself or from those
+/// of another arena.
+fn lift(heir: &Heir, others: Option<&[Region]>, lane: &mut Lane) -> Option<Backlog> {
     let (count, index, place) = heir.owed?;
     let at = match place {
-        Place::Slot(slot, ahead) => from.geometry().slot(index, slot) + ahead,
-        Place::Scratch(ahead) => from.geometry().scratch(index) + ahead,
+        Place::Slot(slot, ahead) => slot_at(slot) + ahead,
+        Place::Scratch(ahead) => ahead,
+    };
+    let other = match others {
+        Some(others) => Some(others.get(index)?),
+        None => None,
     };
     let slot = lane.put(
         heir.record.cookie,
-        from.bytes(at, count),
+        at..at + count,
+        other,
         heir.positions.sent,
     )?;
     Some(Backlog::new(slot, 0))

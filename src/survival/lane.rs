@@ -13,9 +13,10 @@ use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::{Duration, Instant};
 
 use super::arena::{Arena, Record};
-use super::layout::{WORD, lane, marked};
+use super::layout::{WORD, lane, marked, slot_at};
 use crate::echo::SCRATCH;
 use crate::echo::backlog::{Slot, Store};
+use crate::system::memory::Region;
 
 /// How long memory that is not needed is kept.
 const WARM: Duration = Duration::from_secs(1);
@@ -58,6 +59,7 @@ impl Numbers {
 pub struct Lane {
     arena: Arc<Arena>,
     index: usize,
+    payload: Region,
     filled: usize,
     seats: Numbers,
     /// Slots without memory.
@@ -72,10 +74,11 @@ pub struct Lane {
 impl Lane {
     /// The part of a loop, of an arena that nobody has used yet.
     #[must_use]
-    pub fn new(arena: Arc<Arena>, index: usize) -> Self {
+    pub fn new(arena: Arc<Arena>, index: usize, payload: Region) -> Self {
         Self {
             arena,
             index,
+            payload,
             filled: 0,
             seats: Numbers::default(),
             slots: Numbers::default(),
@@ -91,11 +94,12 @@ impl Lane {
     pub fn resumed(
         arena: Arc<Arena>,
         index: usize,
+        payload: Region,
         seat_taken: impl Fn(u32) -> bool,
         slot_taken: impl Fn(u32) -> bool,
     ) -> Self {
         let (seats, slots) = arena.used(index);
-        let mut lane = Self::new(arena, index);
+        let mut lane = Self::new(arena, index, payload);
         lane.seats.next = seats;
         lane.slots.next = slots;
         let numbers = |most: usize| (0..u32::try_from(most).unwrap_or(u32::MAX)).rev();
@@ -138,10 +142,29 @@ impl Lane {
         self.seats.give(seat.0);
     }
 
-    /// Puts bytes of a connection into a slot; they are not those of the scratch of this lane.
-    pub fn put(&mut self, owner: u64, bytes: &[u8], at: u64) -> Option<Slot> {
-        let slot = self.take(bytes.len())?;
-        self.place_mut(&slot).copy_from_slice(bytes);
+    /// The bytes of all slots, and of the scratch before them.
+    #[must_use]
+    pub fn payload(&self) -> &Region {
+        &self.payload
+    }
+
+    /// Puts bytes of a connection into a slot, from wherever they are in this payload or in `other`.
+    pub fn put(
+        &mut self,
+        owner: u64,
+        from: Range<usize>,
+        other: Option<&Region>,
+        at: u64,
+    ) -> Option<Slot> {
+        let slot = self.take(from.len())?;
+        let place = slot_at(slot.index as usize);
+        match other {
+            None => self.payload.bytes_mut().copy_within(from, place),
+            Some(other) => {
+                let place = place..place + from.len();
+                self.payload.bytes_mut()[place].copy_from_slice(&other.bytes()[from]);
+            }
+        }
         self.own(&slot, owner, at);
         Some(slot)
     }
@@ -168,8 +191,7 @@ impl Lane {
         }
         let count = self.unneeded.min(TRIM).min(self.warm.len());
         for slot in self.warm.drain(..count) {
-            let place = self.arena.geometry().slot(self.index, slot as usize);
-            self.arena.give_back(place, SCRATCH);
+            self.payload.give_back(slot_at(slot as usize), SCRATCH);
             self.slots.give(slot);
         }
         self.unneeded -= count;
@@ -205,25 +227,11 @@ impl Lane {
         let mark = self.arena.geometry().mark(self.index, slot as usize);
         self.arena.set(mark, 0);
     }
-
-    fn place(&self, slot: &Slot) -> (usize, usize) {
-        let at = self.arena.geometry().slot(self.index, slot.index as usize);
-        (at, slot.length as usize)
-    }
-
-    fn place_mut(&mut self, slot: &Slot) -> &mut [u8] {
-        let (at, length) = self.place(slot);
-        self.arena.bytes_mut(at, length)
-    }
-
-    fn scratch_at(&self) -> usize {
-        self.arena.geometry().scratch(self.index)
-    }
 }
 
 impl Store for Lane {
     fn scratch(&mut self) -> &mut [u8] {
-        self.arena.bytes_mut(self.scratch_at(), SCRATCH)
+        &mut self.payload.bytes_mut()[..SCRATCH]
     }
 
     fn claim(&mut self, owner: u64, at: u64) {
@@ -237,16 +245,11 @@ impl Store for Lane {
     }
 
     fn read(&self) -> &[u8] {
-        self.arena.bytes(self.scratch_at(), self.filled)
+        &self.payload.bytes()[..self.filled]
     }
 
     fn keep(&mut self, owner: u64, rest: Range<usize>, at: u64) -> Option<Slot> {
-        let slot = self.take(rest.len())?;
-        let from = self.arena.bytes(self.scratch_at() + rest.start, rest.len());
-        let (place, length) = self.place(&slot);
-        self.arena.bytes_mut(place, length).copy_from_slice(from);
-        self.own(&slot, owner, at);
-        Some(slot)
+        self.put(owner, rest, None, at)
     }
 
     fn own(&mut self, slot: &Slot, owner: u64, at: u64) {
@@ -257,8 +260,8 @@ impl Store for Lane {
     }
 
     fn slot(&self, slot: &Slot) -> &[u8] {
-        let (at, length) = self.place(slot);
-        self.arena.bytes(at, length)
+        let place = slot_at(slot.index as usize);
+        &self.payload.bytes()[place..place + slot.length as usize]
     }
 
     fn free(&mut self, slot: Slot) {

@@ -6,14 +6,14 @@
 //! lanes    for each loop: its claim, how far its seats and slots were ever used
 //! seats    for each loop: what the kernel does not remember of a connection
 //! marks    for each loop: whose each slot is, and from which position
-//! scratch  for each loop
-//! slots    for each loop
+//! payload  for each loop: its scratch, then its slots
 //! ```
 //!
-//! Everything is a word of 64 bits, but for names, scratch and slots.  The memory is sparse: what
+//! Everything is a word of 64 bits, but for the payload.  The memory is sparse: what
 //! was never used costs nothing, so there is room for as many connections as there can be.
 
 use crate::echo::SCRATCH;
+pub(super) use crate::system::memory::WORD;
 
 /// "tcp-echo", as a number.
 pub(super) const MAGIC: u64 = u64::from_be_bytes(*b"tcp-echo");
@@ -23,9 +23,6 @@ pub const VERSION: u64 = 1;
 
 /// Bytes of a page, to whose multiples the parts are aligned.
 const PAGE: usize = 4096;
-
-/// Bytes of a word.
-pub(super) const WORD: usize = 8;
 
 /// Words of the part of the header that never changes, the check not counted.
 pub(super) const FIXED: usize = 7;
@@ -96,18 +93,20 @@ impl Geometry {
         self.seats_at() + self.lanes * pages(self.seats * SEAT)
     }
 
-    fn scratch_at(self) -> usize {
+    /// Bytes of all that is words.
+    pub(super) fn words(self) -> usize {
         self.marks_at() + self.lanes * pages(self.seats * MARK)
     }
 
-    fn slots_at(self) -> usize {
-        self.scratch_at() + self.lanes * SCRATCH
+    /// Bytes of the payload of a lane.
+    pub(super) fn payload(self) -> usize {
+        (1 + self.seats) * SCRATCH
     }
 
     /// Bytes altogether.
     #[must_use]
     pub fn size(self) -> usize {
-        self.slots_at() + self.lanes * self.seats * SCRATCH
+        self.words() + self.lanes * self.payload()
     }
 
     pub(super) fn name(self, index: usize) -> usize {
@@ -129,21 +128,11 @@ impl Geometry {
         assert!(lane < self.lanes && slot < self.seats, "no such slot");
         self.marks_at() + lane * pages(self.seats * MARK) + slot * MARK
     }
+}
 
-    pub(super) fn scratch(self, lane: usize) -> usize {
-        assert!(lane < self.lanes, "no such lane");
-        self.scratch_at() + lane * SCRATCH
-    }
-
-    pub(super) fn slot(self, lane: usize, slot: usize) -> usize {
-        assert!(lane < self.lanes && slot < self.seats, "no such slot");
-        self.slots_at() + (lane * self.seats + slot) * SCRATCH
-    }
-
-    /// What no core may contain, and where it begins: the bytes of peers.
-    pub(super) fn payload(self) -> (usize, usize) {
-        (self.scratch_at(), self.size() - self.scratch_at())
-    }
+/// Where a slot begins in the payload of its lane, behind the scratch.
+pub(super) fn slot_at(slot: usize) -> usize {
+    (1 + slot) * SCRATCH
 }
 
 fn pages(bytes: usize) -> usize {
@@ -190,9 +179,12 @@ mod tests {
             assert_eq!(geometry.name(NAMES - 1) + NAME, geometry.lane(0));
             assert_eq!(geometry.lane(last_lane) + PAGE, geometry.seat(0, 0));
             assert!(geometry.seat(last_lane, last) + SEAT <= geometry.mark(0, 0));
-            assert!(geometry.mark(last_lane, last) + MARK <= geometry.scratch(0));
-            assert_eq!(geometry.scratch(last_lane) + SCRATCH, geometry.slot(0, 0));
-            assert_eq!(geometry.slot(last_lane, last) + SCRATCH, geometry.size());
+            assert!(geometry.mark(last_lane, last) + MARK <= geometry.words());
+            assert_eq!(slot_at(last) + SCRATCH, geometry.payload());
+            assert_eq!(
+                geometry.words() + lanes * geometry.payload(),
+                geometry.size()
+            );
         }
     }
 

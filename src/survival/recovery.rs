@@ -27,6 +27,7 @@ use super::arena::{Arena, Damage, Record};
 use super::layout::header;
 use super::parcel::{End, Parcel, Queue};
 use crate::echo::SCRATCH;
+use crate::system::memory::Region;
 use crate::system::positions::{Positions, positions};
 
 /// The crash in a row, each before the first full round, at which every connection is given up.
@@ -114,8 +115,8 @@ pub struct Heir {
 /// What was found.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// The arena, unless there is none that can be used.
-    pub arena: Option<Arc<Arena>>,
+    /// The arena, unless there is none that can be used, and the payload of its lanes.
+    pub arena: Option<(Arc<Arena>, Vec<Region>)>,
     /// The sending end of the latest parcel, if it is the only one.
     pub parcel: Option<Parcel>,
     /// The highest number in a name.
@@ -174,7 +175,7 @@ impl Estate {
         match self.arenas.pop().map(|(_, file)| Arena::open(file)) {
             None => findings.ruin = Some(Ruin::Missing),
             Some(Err(damage)) => findings.ruin = Some(Ruin::Damaged(damage)),
-            Some(Ok(arena)) => findings.open(Arc::new(arena)),
+            Some(Ok((arena, payloads))) => findings.open(Arc::new(arena), payloads),
         }
         let mut reader = Reader::new(&findings, most);
         let mut short = false;
@@ -207,7 +208,7 @@ impl Estate {
                 .lost
                 .insert("its descriptor was not found", missing);
         }
-        if let Some(arena) = &findings.arena {
+        if let Some((arena, _)) = &findings.arena {
             arena.set(header::IN_HAND, 0);
         }
         // Of several parcels, or parts of one, or where some could not be opened, a new one is made.
@@ -242,7 +243,7 @@ impl Estate {
 
 impl Findings {
     /// Takes an arena over, unless too many have crashed over it.
-    fn open(&mut self, arena: Arc<Arena>) {
+    fn open(&mut self, arena: Arc<Arena>, payloads: Vec<Region>) {
         self.planned = arena.take_over();
         let starts = if self.planned {
             0
@@ -266,7 +267,7 @@ impl Findings {
         if starts >= CRASHES {
             self.ruin = Some(Ruin::Crashes(starts));
         }
-        self.arena = Some(arena);
+        self.arena = Some((arena, payloads));
     }
 }
 
@@ -316,7 +317,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(findings: &'a Findings, most: usize) -> Self {
-        let arena = findings.arena.as_deref();
+        let arena = findings.arena.as_ref().map(|(arena, _)| &**arena);
         let poison = arena
             .filter(|arena| arena.get(header::SUSPECTED) >= SUSPICIONS)
             .map(|arena| arena.get(header::SUSPECT))

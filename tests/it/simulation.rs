@@ -767,7 +767,7 @@ impl World {
         }
         if self.chance.one_in(4) {
             // The second signal.
-            for (key, turn) in self.shard.abandon_all(self.now()) {
+            for (key, turn) in self.shard.abandon(|_| true, self.now()) {
                 let Turn::Over(summary) = turn else {
                     panic!("{turn:?}")
                 };

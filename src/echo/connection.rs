@@ -15,10 +15,11 @@
 //! the peer's FIN can arrive with the data in one event, a read stops at the urgent mark, and a
 //! read from a Unix stream stops behind passed descriptors.  None of these is announced again.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::time::Instant;
 
 use super::backlog::{Backlog, Store};
+use super::duplex::Duplex;
 use super::reason::{Reason, Summary};
 use super::{BUDGET, GRACE, LINGER, Limits};
 
@@ -28,32 +29,6 @@ const ENOMEM: i32 = 12;
 /// What the smallest read costs of a turn's budget, in bytes, so that a peer whose reads end
 /// after each byte (urgent marks, passed descriptors) gets 256 of them a turn and not 262 144.
 const LEAST: usize = 1024;
-
-/// A stream with two directions that end on their own.
-pub trait Duplex: Read + Write {
-    /// Ends our direction with a FIN (shutdown(2) with `SHUT_WR`).
-    ///
-    /// # Errors
-    /// Those of shutdown(2): the peer may be gone already.
-    fn finish_write(&mut self) -> io::Result<()>;
-
-    /// How many bytes wait to be read (`FIONREAD`, tcp(7)), if that can be told.
-    fn unread(&self) -> Option<u64> {
-        None
-    }
-
-    /// How many bytes were written and not acknowledged by the peer (`SIOCOUTQ`, tcp(7)), our FIN
-    /// aside: a reset would destroy them.
-    fn unacknowledged(&self) -> u64 {
-        0
-    }
-
-    /// Whether a read may always return less than there is, without a further event: on a Unix
-    /// stream it stops behind passed descriptors (unix(7)).
-    fn stops_short(&self) -> bool {
-        false
-    }
-}
 
 /// Where in its life a conversation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -513,6 +488,8 @@ impl Connection {
 #[cfg(test)]
 pub(super) mod tests {
     use std::time::Duration;
+
+    use std::io::{self, Read, Write};
 
     use super::*;
     use crate::echo::SCRATCH;

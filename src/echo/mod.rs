@@ -6,12 +6,13 @@
 //! socket, and with a clock of its own.
 //!
 //! In reading order: [`reason`] (how a conversation ends), [`backlog`] (where bytes wait),
-//! [`timers`] (an ordered set of deadlines), [`counters`], [`connection`] (one conversation),
+//! [`duplex`] (what a stream can do), [`timers`] (an ordered set of deadlines), [`counters`], [`connection`] (one conversation),
 //! [`shard`] (many of them).
 
 pub mod backlog;
 pub mod connection;
 pub mod counters;
+pub mod duplex;
 pub mod reason;
 pub mod shard;
 pub mod timers;

@@ -36,8 +36,9 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::cli::Level;
 use crate::config::{Config, Origin};
-use crate::echo::connection::{Connection, Duplex, Hint, Want};
+use crate::echo::connection::{Connection, Hint, Want};
 use crate::echo::counters::Counters;
+use crate::echo::duplex::Duplex;
 use crate::echo::reason::{Reason, Summary};
 use crate::echo::shard::{Shard, Turn};
 use crate::survival::keeper::Keeper;

@@ -10,7 +10,7 @@ use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 use socket2::SockRef;
 
-use crate::echo::connection::Duplex;
+use crate::echo::duplex::Duplex;
 use crate::survival::lane::Seat;
 use crate::system::events::Endpoint;
 use crate::system::socket::unacknowledged;

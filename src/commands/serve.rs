@@ -19,6 +19,7 @@ use crate::config::address::Address;
 use crate::config::{self, Config, MOST_CONNECTIONS, Options, Origin};
 use crate::server::listener::Listener;
 use crate::server::{Parts, Server};
+use crate::survival::heritage::Heritage;
 use crate::survival::keeper::Keeper;
 use crate::survival::layout::Geometry;
 use crate::survival::recovery::Estate;
@@ -135,8 +136,9 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
         lanes: 1,
         seats: descriptors.min(config.max_connections.unwrap_or(0).max(MOST_CONNECTIONS)),
     };
-    let (keeper, lane, adopted) = Keeper::new(&mut findings, geometry)
+    let (mut heritage, lane) = Heritage::settle(&mut findings, geometry)
         .map_err(|error| Trouble::System("memory cannot be mapped", error))?;
+    let keeper = Keeper::new(&mut heritage);
     let parts = Parts {
         poll,
         signals,
@@ -158,7 +160,7 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
         hint: None,
     };
     let hint = opening.open(passed)?;
-    server.inherit(&findings, adopted);
+    server.inherit(&findings, heritage.adopted);
     server.ready(hint);
     server
         .run()

@@ -20,10 +20,16 @@ use super::{INPUT, Server};
 use crate::echo::connection::{Connection, Start, Want};
 use crate::echo::shard::Shard;
 use crate::survival::arena::{Record, Totals};
-use crate::survival::keeper::{Adopted, News, Standing, Young};
+use crate::survival::heritage::Adopted;
+use crate::survival::keeper::Young;
 use crate::survival::lane::Lane;
 use crate::survival::recovery::Findings;
+use crate::survival::standing::{News, Standing};
 use crate::system::events::Event;
+
+/// Connections that wait to be packed, beyond twice those that are open, before the list is made
+/// anew without the dead.
+const YOUNG: usize = 65_536;
 
 /// How long the end may wait for the manager.
 const LAST: Duration = Duration::from_secs(1);
@@ -167,6 +173,11 @@ impl Server {
         if self.life != Life::Serving {
             return;
         }
+        // A parcel that takes nothing must not make the list of those who wait for it grow.
+        if self.keeper.young() > 2 * self.shard.len() + YOUNG {
+            let unkept = self.unkept_young();
+            self.keeper.only(unkept);
+        }
         if self.keeper.is_to_ask(self.now) {
             self.ask();
         }
@@ -194,7 +205,7 @@ impl Server {
             let stream = self.shard.stream(young.key);
             stream.is_some_and(|s| s.number == young.number && s.seat.is_none())
         });
-        let now = (self.now, monotonic());
+        let (alive, now) = (batch.len(), (self.now, monotonic()));
         batch.retain(|young| {
             let listener = self.shard.stream(young.key).and_then(|stream| {
                 let index = usize::try_from(stream.listener).ok()?;
@@ -202,6 +213,12 @@ impl Server {
             });
             seat(&mut self.shard, young, listener.unwrap_or(u32::MAX), now)
         });
+        let seatless = alive - batch.len();
+        if seatless > 0 && self.pack_failures.pass(self.now).is_some() {
+            let error = std::io::Error::from_raw_os_error(libc::ENOMEM);
+            let count = seatless;
+            self.log.tell(Event::PackFailed { count, error });
+        }
         if batch.is_empty() {
             return true;
         }

@@ -41,7 +41,7 @@ use crate::echo::counters::Counters;
 use crate::echo::duplex::Duplex;
 use crate::echo::reason::{Reason, Summary};
 use crate::echo::shard::{Shard, Turn};
-use crate::survival::keeper::Keeper;
+use crate::survival::keeper::{Keeper, Young};
 use crate::survival::lane::Lane;
 use crate::system::events::Event;
 use crate::system::kernel::Kernel;
@@ -391,6 +391,11 @@ impl Server {
             let _ = self.poll.registry().deregister(&mut stream);
         }
         drop(stream);
+        let is_over = |young: &Young| {
+            let stream = self.shard.stream(young.key);
+            stream.is_none_or(|stream| stream.number != young.number)
+        };
+        self.keeper.forget_young(is_over);
         for listener in &mut self.listeners {
             listener.vacancy();
         }
@@ -442,8 +447,9 @@ impl Server {
             .all(|listener| listener.state == State::Closed);
         self.life.tick(self.now, idle && closed);
         let counters = self.shard.counters();
+        let standing = self.keeper.standing().mark(self.keeper.kept());
         let mark = (
-            counters.accepted + counters.closed() + self.keeper.mark(),
+            counters.accepted + counters.closed() + standing,
             counters.sent,
         );
         if self.manager.is_status_due(mark, self.now) {

@@ -84,7 +84,7 @@ impl Server {
             } else {
                 ""
             },
-            self.keeper.status()
+            self.keeper.standing().status(self.keeper.kept())
         )
     }
 

@@ -1,6 +1,6 @@
 //! What the manager holds of ours, and when it gets more of it.
 //!
-//! The keeper begins with what a predecessor has left, if anything, and asks the manager to store
+//! The keeper begins with what a predecessor has left ([`super::heritage`]), if anything, and asks the manager to store
 //! what is missing: at once if there is a store for certain, else when there is something to
 //! keep, so that a manager without a store is not troubled for nothing.  Storing is not answered; what was read by the manager is, as it closes the
 //! pipe that goes with `BARRIER=1` (sd_notify(3)).  Whether it has *kept* what it read shows then:
@@ -21,12 +21,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::arena::{Arena, Totals};
-use super::lane::{Lane, Seat};
-use super::layout::{Geometry, header, slot_at};
+use super::heritage::Heritage;
+use super::layout::header;
 use super::parcel::{BATCH, Parcel};
-use super::recovery::{Findings, Heir, Place, arena_name, end, parcel_name};
-use crate::echo::backlog::{Backlog, Slot};
-use crate::system::memory::Region;
+use super::recovery::{arena_name, parcel_name};
+use super::standing::{News, Standing};
 use crate::system::notify::Manager;
 
 /// Between two rounds of packing: fewer messages, of which a parcel takes a few hundred only.
@@ -46,43 +45,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Dead descriptors that are not worth a new parcel.
 const FEW: usize = 64;
-
-/// Whether connections are kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Nobody asked for it, or there is no manager.
-    Off,
-    /// The manager will be asked when there is something to keep.
-    Waiting,
-    /// The manager was asked to store, and has not answered.
-    Asking,
-    /// They are.
-    Kept,
-    /// They cannot be, and why.
-    Refused(String),
-}
-
-/// Something to tell.
-#[derive(Debug)]
-pub enum News {
-    /// The manager keeps what it is given.
-    Kept,
-    /// It does not.
-    Refused(String),
-    /// The old parcel stays, as a new one could not be made or stored.
-    NotRenewed(io::Error),
-}
-
-/// A connection of a predecessor, in its new place.
-#[derive(Debug)]
-pub struct Adopted {
-    /// The socket and what is known of it.
-    pub heir: Heir,
-    /// What it is owed.
-    pub backlog: Option<Backlog>,
-    /// Where it is noted.
-    pub seat: Seat,
-}
 
 /// A connection that is not packed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,85 +91,29 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper with what was found, the lane of the loop, and the connections that go on.
-    ///
-    /// # Errors
-    /// No memory can be mapped.
-    pub fn new(
-        findings: &mut Findings,
-        geometry: Geometry,
-    ) -> io::Result<(Self, Lane, Vec<Adopted>)> {
-        let heirs = std::mem::take(&mut findings.heirs);
-        let mut latest = findings.generation;
-        let mut old = None;
-        let (arena, lane, adopted, homeless) = match findings.arena.take() {
-            Some((arena, mut payloads))
-                if findings.ruin.is_none() && arena.geometry() == geometry =>
-            {
-                let payload = payloads.swap_remove(0);
-                let (lane, adopted, homeless) = settle(&arena, payload, heirs);
-                (arena, lane, adopted, homeless)
-            }
-            found => {
-                latest += 1;
-                let (arena, mut payloads) = Arena::create(geometry, latest)?;
-                let arena = Arc::new(arena);
-                let lane = Lane::new(arena.clone(), 0, payloads.swap_remove(0));
-                let (lane, adopted, homeless) = match &found {
-                    Some((old, payloads)) => move_in(old, payloads, lane, heirs),
-                    None => (lane, Vec::new(), 0),
-                };
-                old = found.map(|(old, _)| old);
-                (arena, lane, adopted, homeless)
-            }
-        };
-        let fresh = arena.generation() == latest && latest > findings.generation;
-        if findings.ruin.is_some() {
-            findings.parcel = None;
-        }
-        if homeless > 0 {
-            *findings
-                .lost
-                .entry("there is no memory for it")
-                .or_default() += homeless;
-        }
-        if let Some(old) = old {
-            arena.note(&old.totals());
-            for word in [header::STARTS, header::SUSPECT, header::SUSPECTED] {
-                let value = if findings.ruin.is_none() {
-                    old.get(word)
-                } else {
-                    0
-                };
-                arena.set(word, value);
-            }
-        }
-        let mut obsolete = std::mem::take(&mut findings.names);
-        obsolete.remove(&arena_name(arena.generation()));
-        let current = findings.parcel.take().filter(Parcel::is_held);
-        if let Some(parcel) = &current {
-            obsolete.remove(&parcel_name(parcel.generation));
-        }
-        let keeper = Self {
-            arena,
-            fresh,
+    /// A keeper of an arena, with what a predecessor has left.
+    #[must_use]
+    pub fn new(heritage: &mut Heritage) -> Self {
+        Self {
+            arena: heritage.arena.clone(),
+            fresh: heritage.fresh,
             standing: Standing::Off,
-            current,
+            current: heritage.parcel.take(),
             renewal: None,
-            obsolete,
-            latest,
-            kept: adopted.len(),
+            obsolete: std::mem::take(&mut heritage.obsolete),
+            latest: heritage.latest,
+            kept: heritage.adopted.len(),
             young: VecDeque::new(),
             delay: Duration::ZERO,
             next: None,
-            listeners: adopted
+            listeners: heritage
+                .adopted
                 .iter()
                 .map(|adopted| adopted.heir.record.listener)
                 .collect(),
-            unsettled: Some(adopted.len()),
+            unsettled: Some(heritage.adopted.len()),
             ask_again: None,
-        };
-        Ok((keeper, lane, adopted))
+        }
     }
 
     /// Keeps connections that have lived for `delay`.
@@ -287,30 +193,6 @@ impl Keeper {
         &self.standing
     }
 
-    /// What is said of it in the status, and when that changes.
-    #[must_use]
-    pub fn status(&self) -> String {
-        match &self.standing {
-            Standing::Off | Standing::Waiting | Standing::Asking => String::new(),
-            Standing::Kept => format!(
-                "; {} connection{} kept for the successor",
-                self.kept,
-                if self.kept == 1 { "" } else { "s" }
-            ),
-            Standing::Refused(why) => format!("; survival off: {why}"),
-        }
-    }
-
-    /// A number that changes with the status, most of the time.
-    #[must_use]
-    pub fn mark(&self) -> u64 {
-        let standing = match self.standing {
-            Standing::Off | Standing::Waiting | Standing::Asking => 0,
-            Standing::Kept | Standing::Refused(_) => 1,
-        };
-        self.kept as u64 + standing
-    }
-
     /// How many are.
     #[must_use]
     pub fn kept(&self) -> usize {
@@ -348,13 +230,24 @@ impl Keeper {
 
     /// A connection has come in.
     pub fn arrived(&mut self, key: usize, number: u64, now: Instant) {
-        if matches!(
-            self.standing,
-            Standing::Waiting | Standing::Asking | Standing::Kept
-        ) {
+        if matches!(self.standing, Standing::Waiting | Standing::Kept) {
             let due = now + self.delay;
             self.young.push_back(Young { due, key, number });
         }
+    }
+
+    /// Forgets the oldest of those that are not packed, as long as they are over: most are before
+    /// their time comes, and nobody has to be woken for them.
+    pub fn forget_young(&mut self, is_over: impl Fn(&Young) -> bool) {
+        while self.young.front().is_some_and(&is_over) {
+            self.young.pop_front();
+        }
+    }
+
+    /// How many wait to be packed, dead ones among them.
+    #[must_use]
+    pub fn young(&self) -> usize {
+        self.young.len()
     }
 
     /// A connection that was kept is over.
@@ -384,13 +277,12 @@ impl Keeper {
     /// When [`Keeper::batch`] or [`Keeper::expire`] has to be called next.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
-        if let Some(renewal) = &self.renewal {
-            return Some(renewal.until);
-        }
-        match self.standing {
-            Standing::Refused(_) => return self.ask_again,
-            Standing::Off | Standing::Asking => return None,
-            Standing::Waiting | Standing::Kept => {}
+        match (&self.standing, &self.renewal) {
+            (Standing::Refused(_), _) => return self.ask_again,
+            // Nothing waits for the answer, and it wakes us.
+            (Standing::Off | Standing::Asking, _) => return None,
+            (_, Some(renewal)) => return Some(renewal.until),
+            (Standing::Waiting | Standing::Kept, None) => {}
         }
         let young = self.young.front().map(|young| young.due);
         let due = if self.is_worn() { self.next } else { None }.or(young);
@@ -574,115 +466,4 @@ impl Keeper {
             manager.unstore(&name, now);
         }
     }
-}
-
-/// Everybody stays where they are; what stands in a scratch gets a slot.
-fn settle(arena: &Arc<Arena>, payload: Region, heirs: Vec<Heir>) -> (Lane, Vec<Adopted>, usize) {
-    let seats: BTreeSet<u32> = heirs.iter().map(|heir| heir.seat).collect();
-    let slots: BTreeSet<u32> = heirs
-        .iter()
-        .filter_map(|heir| match heir.owed {
-            Some((_, _, Place::Slot(slot, _))) => u32::try_from(slot).ok(),
-            _ => None,
-        })
-        .collect();
-    let mut lane = Lane::resumed(
-        arena.clone(),
-        0,
-        payload,
-        |seat| seats.contains(&seat),
-        |slot| slots.contains(&slot),
-    );
-    let mut homeless = 0;
-    let adopted = heirs.into_iter().filter_map(|heir| {
-        let seat = Seat(heir.seat);
-        let backlog = match heir.owed {
-            None => None,
-            Some((count, _, Place::Slot(slot, ahead))) => {
-                let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-                let slot = Slot {
-                    index: number(slot),
-                    length: number(ahead + count),
-                };
-                Some(Backlog::new(slot, number(ahead)))
-            }
-            Some(_) => match lift(&heir, None, &mut lane) {
-                Some(backlog) => Some(backlog),
-                None => {
-                    homeless += 1;
-                    lane.stand(seat);
-                    end(&heir.socket);
-                    return None;
-                }
-            },
-        };
-        Some(Adopted {
-            heir,
-            backlog,
-            seat,
-        })
-    });
-    let adopted = adopted.collect();
-    (lane, adopted, homeless)
-}
-
-/// Everybody moves into a new arena.
-fn move_in(
-    old: &Arena,
-    payloads: &[Region],
-    mut lane: Lane,
-    heirs: Vec<Heir>,
-) -> (Lane, Vec<Adopted>, usize) {
-    let new = lane.arena().clone();
-    let before = heirs.len();
-    let mut names = BTreeSet::new();
-    let adopted: Vec<Adopted> = heirs
-        .into_iter()
-        .filter_map(|mut heir| {
-            let name = old.name(heir.record.listener);
-            let index = name.and_then(|name| new.put_name(&name, &names));
-            names.extend(index);
-            let record = &mut heir.record;
-            record.listener = index.unwrap_or(u32::MAX);
-            let seat = lane.sit(record);
-            let backlog = heir
-                .owed
-                .and_then(|_| lift(&heir, Some(payloads), &mut lane));
-            match seat {
-                Some(seat) if backlog.is_some() == heir.owed.is_some() => Some(Adopted {
-                    heir,
-                    backlog,
-                    seat,
-                }),
-                _ => {
-                    seat.into_iter().for_each(|seat| lane.stand(seat));
-                    end(&heir.socket);
-                    None
-                }
-            }
-        })
-        .collect();
-    let homeless = before - adopted.len();
-    (lane, adopted, homeless)
-}
-
-/// Copies what a connection is owed into a slot, from the payload of the lane itself or from those
-/// of another arena.
-fn lift(heir: &Heir, others: Option<&[Region]>, lane: &mut Lane) -> Option<Backlog> {
-    let (count, index, place) = heir.owed?;
-    let at = match place {
-        Place::Slot(slot, ahead) => slot_at(slot) + ahead,
-        Place::Scratch(ahead) => ahead,
-    };
-    let other = match others {
-        Some(others) => Some(others.get(index)?),
-        None => None,
-    };
-    let slot = lane.put(
-        heir.record.cookie,
-        at..at + count,
-        other,
-        heir.positions.sent,
-    )?;
-    Some(Backlog::new(slot, 0))
 }

@@ -17,7 +17,9 @@ use crate::daemon::{
 };
 
 fn limited(limits: &str) -> Daemon {
-    Plan::new().config(&format!("[limits]\n{limits}\n")).start()
+    // Without the descriptors that asking the manager takes.
+    let config = format!("survival = false\n[limits]\n{limits}\n");
+    Plan::new().config(&config).start()
 }
 
 /// Asserts that a caller is connected and not answered.

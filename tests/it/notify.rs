@@ -22,6 +22,9 @@ use crate::daemon::{
     Daemon, Folder, PROGRAM, Plan, SOON, connect, eventually, has, listener, pattern, ping,
 };
 
+/// Nothing is said to the manager about connections that outlive the daemon.
+const ALONE: &str = "survival = false";
+
 /// A manager of the test's own.
 struct Inbox {
     socket: UnixDatagram,
@@ -328,7 +331,7 @@ fn stopping_is_said_once_with_the_time_that_it_may_take() {
 
 #[test]
 fn the_status_follows_the_traffic_once_a_second_and_not_without_a_change() {
-    let mut daemon = Daemon::start();
+    let mut daemon = Plan::new().config(ALONE).start();
     let client = daemon.connect();
     let start = Instant::now();
     let watcher = thread::scope(|scope| {
@@ -372,7 +375,7 @@ fn the_numbers_of_the_status_are_right() {
 
 #[test]
 fn a_status_that_a_reload_has_told_is_not_told_again() {
-    let mut daemon = Daemon::start();
+    let mut daemon = Plan::new().config(ALONE).start();
     let client = daemon.connect();
     ping(
         &client,
@@ -479,7 +482,7 @@ fn without_a_watchdog_of_ours_nothing_wakes_the_daemon() {
         &[("WATCHDOG_USEC", "200000"), ("WATCHDOG_PID", "1")],
     ];
     for environment in environments {
-        let mut plan = Plan::new();
+        let mut plan = Plan::new().config(ALONE);
         for (name, value) in environment {
             plan = plan.environment(name, value);
         }

@@ -1,0 +1,223 @@
+//! A predecessor's connections, in their new places.
+//!
+//! As a rule the arena stays the same, and so does everything in it: what is owed is paid out of
+//! the slot that the predecessor filled.  Only what stands in a scratch is moved, into a slot,
+//! before anything is read over it.  Where the limits have changed, so that the arena has another
+//! size, or where the old one is of no use, a new one takes its place.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+
+use super::arena::Arena;
+use super::lane::{Lane, Seat};
+use super::layout::{Geometry, header, slot_at};
+use super::parcel::Parcel;
+use super::recovery::{Findings, Heir, Place, arena_name, end, parcel_name};
+use crate::echo::backlog::{Backlog, Slot};
+use crate::system::memory::Region;
+
+/// A connection of a predecessor, in its new place.
+#[derive(Debug)]
+pub struct Adopted {
+    /// The socket and what is known of it.
+    pub heir: Heir,
+    /// What it is owed.
+    pub backlog: Option<Backlog>,
+    /// Where it is noted.
+    pub seat: Seat,
+}
+
+/// What this process begins with.
+#[derive(Debug)]
+pub struct Heritage {
+    /// The arena.
+    pub(super) arena: Arc<Arena>,
+    /// Whether the manager has not got it yet.
+    pub(super) fresh: bool,
+    /// The parcel, if one can be used on.
+    pub(super) parcel: Option<Parcel>,
+    /// Names in the store that are of no more use.
+    pub(super) obsolete: BTreeSet<String>,
+    /// The highest number in a name.
+    pub(super) latest: u64,
+    /// The connections that go on.
+    pub adopted: Vec<Adopted>,
+}
+
+impl Heritage {
+    /// Makes a beginning of what was found; returns it with the lane of the loop.
+    ///
+    /// # Errors
+    /// No memory can be mapped.
+    pub fn settle(findings: &mut Findings, geometry: Geometry) -> io::Result<(Self, Lane)> {
+        let heirs = std::mem::take(&mut findings.heirs);
+        let mut latest = findings.generation;
+        let mut fresh = false;
+        let (arena, lane, adopted, homeless) = match findings.arena.take() {
+            Some((arena, mut payloads))
+                if findings.ruin.is_none() && arena.geometry() == geometry =>
+            {
+                let payload = payloads.swap_remove(0);
+                let (lane, adopted, homeless) = stay(&arena, payload, heirs);
+                (arena, lane, adopted, homeless)
+            }
+            found => {
+                fresh = true;
+                latest += 1;
+                let (arena, mut payloads) = Arena::create(geometry, latest)?;
+                let arena = Arc::new(arena);
+                let lane = Lane::new(arena.clone(), 0, payloads.swap_remove(0));
+                let (lane, adopted, homeless) = match &found {
+                    Some((old, payloads)) => move_in(old, payloads, lane, heirs),
+                    None => (lane, Vec::new(), 0),
+                };
+                if let Some((old, _)) = found {
+                    arena.note(&old.totals());
+                    if findings.ruin.is_none() {
+                        for word in [header::STARTS, header::SUSPECT, header::SUSPECTED] {
+                            arena.set(word, old.get(word));
+                        }
+                    }
+                }
+                (arena, lane, adopted, homeless)
+            }
+        };
+        if homeless > 0 {
+            *findings
+                .lost
+                .entry("there is no memory for it")
+                .or_default() += homeless;
+        }
+        if findings.ruin.is_some() {
+            // All that is in it has ended.
+            findings.parcel = None;
+        }
+        let parcel = findings.parcel.take().filter(Parcel::is_held);
+        let mut obsolete = std::mem::take(&mut findings.names);
+        obsolete.remove(&arena_name(arena.generation()));
+        if let Some(parcel) = &parcel {
+            obsolete.remove(&parcel_name(parcel.generation));
+        }
+        let heritage = Self {
+            arena,
+            fresh,
+            parcel,
+            obsolete,
+            latest,
+            adopted,
+        };
+        Ok((heritage, lane))
+    }
+}
+
+/// Everybody stays where they are; what stands in a scratch gets a slot.
+fn stay(arena: &Arc<Arena>, payload: Region, heirs: Vec<Heir>) -> (Lane, Vec<Adopted>, usize) {
+    let seats: BTreeSet<u32> = heirs.iter().map(|heir| heir.seat).collect();
+    let slots: BTreeSet<u32> = heirs
+        .iter()
+        .filter_map(|heir| match heir.owed {
+            Some((_, _, Place::Slot(slot, _))) => u32::try_from(slot).ok(),
+            _ => None,
+        })
+        .collect();
+    let mut lane = Lane::resumed(
+        arena.clone(),
+        0,
+        payload,
+        |seat| seats.contains(&seat),
+        |slot| slots.contains(&slot),
+    );
+    let mut homeless = 0;
+    let adopted = heirs.into_iter().filter_map(|heir| {
+        let seat = Seat(heir.seat);
+        let backlog = match heir.owed {
+            None => None,
+            Some((count, _, Place::Slot(slot, ahead))) => {
+                let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+                let slot = Slot {
+                    index: number(slot),
+                    length: number(ahead + count),
+                };
+                Some(Backlog::new(slot, number(ahead)))
+            }
+            Some(_) => match lift(&heir, None, &mut lane) {
+                Some(backlog) => Some(backlog),
+                None => {
+                    homeless += 1;
+                    lane.stand(seat);
+                    end(&heir.socket);
+                    return None;
+                }
+            },
+        };
+        Some(Adopted {
+            heir,
+            backlog,
+            seat,
+        })
+    });
+    let adopted = adopted.collect();
+    (lane, adopted, homeless)
+}
+
+/// Everybody moves into a new arena.
+fn move_in(
+    old: &Arena,
+    payloads: &[Region],
+    mut lane: Lane,
+    heirs: Vec<Heir>,
+) -> (Lane, Vec<Adopted>, usize) {
+    let new = lane.arena().clone();
+    let before = heirs.len();
+    let mut names = BTreeSet::new();
+    let adopted: Vec<Adopted> = heirs
+        .into_iter()
+        .filter_map(|mut heir| {
+            let name = old.name(heir.record.listener);
+            let index = name.and_then(|name| new.put_name(&name, &names));
+            names.extend(index);
+            let record = &mut heir.record;
+            record.listener = index.unwrap_or(u32::MAX);
+            let seat = lane.sit(record);
+            let backlog = heir
+                .owed
+                .and_then(|_| lift(&heir, Some(payloads), &mut lane));
+            match seat {
+                Some(seat) if backlog.is_some() == heir.owed.is_some() => Some(Adopted {
+                    heir,
+                    backlog,
+                    seat,
+                }),
+                _ => {
+                    seat.into_iter().for_each(|seat| lane.stand(seat));
+                    end(&heir.socket);
+                    None
+                }
+            }
+        })
+        .collect();
+    let homeless = before - adopted.len();
+    (lane, adopted, homeless)
+}
+
+/// Copies what a connection is owed into a slot, from the payload of the lane itself or from those
+/// of another arena.
+fn lift(heir: &Heir, others: Option<&[Region]>, lane: &mut Lane) -> Option<Backlog> {
+    let (count, index, place) = heir.owed?;
+    let at = match place {
+        Place::Slot(slot, ahead) => slot_at(slot) + ahead,
+        Place::Scratch(ahead) => ahead,
+    };
+    let other = match others {
+        Some(others) => Some(others.get(index)?),
+        None => None,
+    };
+    let slot = lane.put(
+        heir.record.cookie,
+        at..at + count,
+        other,
+        heir.positions.sent,
+    )?;
+    Some(Backlog::new(slot, 0))
+}

@@ -1,0 +1,53 @@
+//! Whether connections are kept, and how that is said.
+
+use std::io;
+
+/// Whether connections are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nobody asked for it, or there is no manager.
+    Off,
+    /// The manager will be asked when there is something to keep.
+    Waiting,
+    /// The manager was asked to store, and has not answered.
+    Asking,
+    /// They are.
+    Kept,
+    /// They cannot be, and why.
+    Refused(String),
+}
+
+/// Something to tell.
+#[derive(Debug)]
+pub enum News {
+    /// The manager keeps what it is given.
+    Kept,
+    /// It does not.
+    Refused(String),
+    /// The old parcel stays, as a new one could not be made or stored.
+    NotRenewed(io::Error),
+}
+
+impl Standing {
+    /// What is said of it in the status, where so many are kept.
+    #[must_use]
+    pub fn status(&self, kept: usize) -> String {
+        match self {
+            Self::Off | Self::Waiting | Self::Asking => String::new(),
+            Self::Kept => format!(
+                "; {kept} connection{} kept for the successor",
+                if kept == 1 { "" } else { "s" }
+            ),
+            Self::Refused(why) => format!("; survival off: {why}"),
+        }
+    }
+
+    /// A number that changes with that text, most of the time.
+    #[must_use]
+    pub fn mark(&self, kept: usize) -> u64 {
+        match self {
+            Self::Off | Self::Waiting | Self::Asking => 0,
+            Self::Kept | Self::Refused(_) => kept as u64 + 1,
+        }
+    }
+}

@@ -14,9 +14,12 @@
 //! - `generated`: what is generated and checked in is fresh
 //! - `manuals`: the manuals explain all that there is
 //! - `catalog`: what `journalctl -x` says about each message
+//! - `store`: the fixture's manager keeps descriptors as systemd does
 //! - `simulation`: thousands of scripted conversations, seeded
 //! - `kernel`: the facts of the kernel that the design rests on
 //! - `layers`: who may import whom
+//!
+//! What they share: `daemon` starts one, `manager` is a service manager that keeps descriptors,
 #![allow(
     clippy::cast_possible_truncation,
     clippy::unwrap_used,
@@ -25,6 +28,7 @@
 )]
 
 mod daemon;
+mod manager;
 
 mod activation;
 mod catalog;
@@ -43,3 +47,4 @@ mod reload;
 mod shipped;
 mod simulation;
 mod stop;
+mod store;

@@ -20,6 +20,7 @@
 //! - `layers`: who may import whom
 //!
 //! What they share: `daemon` starts one, `manager` is a service manager that keeps descriptors,
+//! `load` and `crowd` are clients that notice everything.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::unwrap_used,
@@ -27,7 +28,12 @@
     unreachable_pub
 )]
 
+mod crowd;
 mod daemon;
+// The clients of the bench, of which the tests do not use everything.
+#[allow(dead_code)]
+#[path = "../../benches/figures/load.rs"]
+mod load;
 mod manager;
 
 mod activation;

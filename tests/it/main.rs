@@ -14,6 +14,7 @@
 //! - `generated`: what is generated and checked in is fresh
 //! - `manuals`: the manuals explain all that there is
 //! - `catalog`: what `journalctl -x` says about each message
+//! - `survival`: connections live on when the daemon does not
 //! - `store`: the fixture's manager keeps descriptors as systemd does
 //! - `simulation`: thousands of scripted conversations, seeded
 //! - `kernel`: the facts of the kernel that the design rests on
@@ -54,3 +55,4 @@ mod shipped;
 mod simulation;
 mod stop;
 mod store;
+mod survival;

@@ -15,6 +15,7 @@
 //! - `manuals`: the manuals explain all that there is
 //! - `catalog`: what `journalctl -x` says about each message
 //! - `survival`: connections live on when the daemon does not
+//! - `degrade`: what stands in the way of survival is told, and everybody is served
 //! - `store`: the fixture's manager keeps descriptors as systemd does
 //! - `simulation`: thousands of scripted conversations, seeded
 //! - `kernel`: the facts of the kernel that the design rests on
@@ -40,6 +41,7 @@ mod manager;
 mod activation;
 mod catalog;
 mod check;
+mod degrade;
 mod echo;
 mod faults;
 mod generated;

@@ -16,6 +16,7 @@
 //! - `catalog`: what `journalctl -x` says about each message
 //! - `survival`: connections live on when the daemon does not
 //! - `degrade`: what stands in the way of survival is told, and everybody is served
+//! - `damage`: the memory of kept connections is not believed
 //! - `store`: the fixture's manager keeps descriptors as systemd does
 //! - `simulation`: thousands of scripted conversations, seeded
 //! - `kernel`: the facts of the kernel that the design rests on
@@ -41,6 +42,7 @@ mod manager;
 mod activation;
 mod catalog;
 mod check;
+mod damage;
 mod degrade;
 mod echo;
 mod faults;

@@ -15,6 +15,7 @@
 //! - `manuals`: the manuals explain all that there is
 //! - `catalog`: what `journalctl -x` says about each message
 //! - `survival`: connections live on when the daemon does not
+//! - `instants`: a crash between any two system calls
 //! - `degrade`: what stands in the way of survival is told, and everybody is served
 //! - `damage`: the memory of kept connections is not believed
 //! - `store`: the fixture's manager keeps descriptors as systemd does
@@ -47,6 +48,7 @@ mod degrade;
 mod echo;
 mod faults;
 mod generated;
+mod instants;
 mod kernel;
 mod layers;
 mod limits;

@@ -6,8 +6,9 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -115,10 +116,9 @@ impl Plan {
         self
     }
 
-    /// Passes up to two sockets as systemd does, with the content of `LISTEN_FDNAMES`.
-    pub fn pass(mut self, sockets: Vec<OwnedFd>, names: &str) -> Self {
-        assert!(sockets.len() <= 2);
-        self.passed = sockets;
+    /// Passes descriptors as systemd does, with the content of `LISTEN_FDNAMES`.
+    pub fn pass(mut self, descriptors: Vec<OwnedFd>, names: &str) -> Self {
+        self.passed = descriptors;
         self.names = names.into();
         self
     }
@@ -144,13 +144,8 @@ impl Plan {
         let count = self.passed.len();
         let mut words: Vec<String> = Vec::new();
         if count > 0 {
-            let script = match count {
-                1 => "exec 3<&0 0</dev/null",
-                _ => "exec 3<&0 4<&1 0</dev/null 1>/dev/null",
-            };
-            words.extend(["sh".into(), "-c".into()]);
-            words.push(format!("{script}; LISTEN_PID=$$ exec \"$@\""));
-            words.push("sh".into());
+            // The shell becomes the daemon, so its process id is the daemon's.
+            words.extend(["sh", "-c", "LISTEN_PID=$$ exec \"$@\"", "sh"].map(Into::into));
         }
         words.extend(self.wrapper.clone());
         words.push(PROGRAM.into());
@@ -178,11 +173,7 @@ impl Plan {
             command
                 .env("LISTEN_FDS", count.to_string())
                 .env("LISTEN_FDNAMES", &self.names);
-            let mut passed = self.passed.drain(..);
-            command.stdin(passed.next().unwrap());
-            if let Some(second) = passed.next() {
-                command.stdout(second);
-            }
+            hand(&mut command, std::mem::take(&mut self.passed));
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let log = || {
@@ -228,14 +219,9 @@ impl Plan {
 
     /// Runs the program to its end; returns its status and all that it wrote.
     pub fn run(mut self) -> (ExitStatus, String) {
-        // The second passed socket travels as standard output.
-        let has_output = self.passed.len() < 2;
         let mut command = self.command();
         let output = self.folder.path("output");
-        let file = std::fs::File::create(&output).unwrap();
-        if has_output {
-            command.stdout(file);
-        }
+        command.stdout(std::fs::File::create(&output).unwrap());
         let child = command.spawn().unwrap();
         let mut daemon = Daemon {
             child,
@@ -247,6 +233,32 @@ impl Plan {
         let status = daemon.exited(SOON);
         let text = std::fs::read_to_string(output).unwrap() + &daemon.log();
         (status, text)
+    }
+}
+
+/// The number of the first passed descriptor, `SD_LISTEN_FDS_START`.
+const FIRST: i32 = 3;
+
+/// Makes descriptors those of a command, from number 3 on, for as long as the command exists.
+#[expect(unsafe_code, reason = "a child sets its own numbers, after the fork")]
+fn hand(command: &mut Command, descriptors: Vec<OwnedFd>) {
+    let count = i32::try_from(descriptors.len()).unwrap();
+    // Out of the way of the numbers that they will have.
+    let away =
+        |descriptor: OwnedFd| rustix::io::fcntl_dupfd_cloexec(descriptor, FIRST + count).unwrap();
+    let away: Vec<OwnedFd> = descriptors.into_iter().map(away).collect();
+    // SAFETY: after the fork only dup2(2) is called, which is async-signal-safe; nothing is
+    // allocated or locked.  A number that is taken over here may be the one by which the child
+    // would tell that it could not execute; then the missing daemon is noticed later.
+    unsafe {
+        command.pre_exec(move || {
+            for (number, descriptor) in (FIRST..).zip(&away) {
+                if libc::dup2(descriptor.as_raw_fd(), number) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
     }
 }
 

@@ -14,9 +14,17 @@
 //! - `generated`: what is generated and checked in is fresh
 //! - `manuals`: the manuals explain all that there is
 //! - `catalog`: what `journalctl -x` says about each message
+//! - `survival`: connections live on when the daemon does not
+//! - `instants`: a crash between any two system calls
+//! - `degrade`: what stands in the way of survival is told, and everybody is served
+//! - `damage`: the memory of kept connections is not believed
+//! - `store`: the fixture's manager keeps descriptors as systemd does
 //! - `simulation`: thousands of scripted conversations, seeded
 //! - `kernel`: the facts of the kernel that the design rests on
 //! - `layers`: who may import whom
+//!
+//! What they share: `daemon` starts one, `manager` is a service manager that keeps descriptors,
+//! `load` and `crowd` are clients that notice everything.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::unwrap_used,
@@ -24,14 +32,23 @@
     unreachable_pub
 )]
 
+mod crowd;
 mod daemon;
+// The clients of the bench, of which the tests do not use everything.
+#[allow(dead_code)]
+#[path = "../../benches/figures/load.rs"]
+mod load;
+mod manager;
 
 mod activation;
 mod catalog;
 mod check;
+mod damage;
+mod degrade;
 mod echo;
 mod faults;
 mod generated;
+mod instants;
 mod kernel;
 mod layers;
 mod limits;
@@ -43,3 +60,5 @@ mod reload;
 mod shipped;
 mod simulation;
 mod stop;
+mod store;
+mod survival;

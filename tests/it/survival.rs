@@ -1,0 +1,576 @@
+//! Connections live on when the daemon does not: over a restart, and over a kill at any time.
+//!
+//! The manager is the fixture's ([`crate::manager`]), so that a restart takes milliseconds.  The
+//! clients ([`crate::crowd`]) notice everything; what they see of all this is a pause.  Here are
+//! the promises of a service whose manager keeps what it is given; what happens otherwise is in
+//! `degrade`, and a crash between any two system calls in `instants`.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::{SendFlags, send};
+use rustix::process::Signal;
+
+use crate::crowd::{Crowd, Kind, Kind::*};
+use crate::daemon::{
+    Dice, SOON, Tape, connect, end_of, eventually, finish, ping, reset, unacknowledged,
+};
+use crate::manager::{Manager, value};
+
+/// Message ids that the tests look for; what they stand for is the catalog's business.
+const KEEPING: &str = "a31e4c1d81744f6c880d7c15144baeb9";
+const ADOPTED: &str = "b7a544a1d4944ad69841e636ced82de4";
+const HANDED: &str = "7421e840185647579c4b157481855911";
+const CLOSED: &str = "4e825188735243ffa04e59da89f838a7";
+const COUNTERS: &str = "7cc00e0f218a49398192dbfc1f40e617";
+
+/// Nothing is packed before its time, which is never.
+const NEVER: &str = "survival-delay = '1h'\n";
+
+/// Some of each kind.
+const ALL: [(Kind, usize); 5] = [
+    (Streaming, 6),
+    (Idle, 4),
+    (HalfClosed, 2),
+    (Finished, 3),
+    (Stalled, 3),
+];
+
+/// Some of each kind that is possible with large buffers.
+const WIDE: [(Kind, usize); 4] = [(Streaming, 6), (Idle, 4), (HalfClosed, 4), (Stalled, 4)];
+
+/// How a daemon goes.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Restart,
+    Kill,
+}
+
+fn replace(manager: &mut Manager, way: Way) {
+    match way {
+        Way::Restart => manager.hand_over(),
+        Way::Kill => manager.kill(),
+    }
+    manager.start();
+}
+
+/// Waits until the kernel of the daemon has everything that a client sent.
+#[track_caller]
+fn is_acknowledged(client: &TcpStream) {
+    eventually(SOON, "data stayed unacknowledged", || {
+        (unacknowledged(client) == 0).then_some(())
+    });
+}
+
+/// Whether there is an end, of whatever kind; what comes before it is thrown away.
+fn is_closed(mut stream: impl Read) -> bool {
+    let end = stream.read_to_end(&mut Vec::new());
+    !end.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+}
+
+/// The event of the end of the connection from this client's address.
+#[track_caller]
+fn end_told(manager: &Manager, peer: &str) -> serde_json::Value {
+    let daemon = manager.daemon();
+    eventually(SOON, "the end was not told", || {
+        let log = daemon.log();
+        let events = log.lines().filter(|line| line.contains(CLOSED));
+        let mut events = events.map(|line| serde_json::from_str(line).unwrap());
+        events.find(|event: &serde_json::Value| event["echo.peer"] == peer)
+    })
+}
+
+#[test]
+fn connections_live_through_a_restart() {
+    let mut manager = Manager::new();
+    manager.start();
+    let clients: Vec<TcpStream> = (0..50).map(|_| manager.connect()).collect();
+    for round in 0..5 {
+        for client in &clients {
+            ping(client, format!("round {round}").as_bytes());
+        }
+        manager.restart();
+    }
+    for client in &clients {
+        ping(client, b"still here");
+        assert!(finish(client).is_empty());
+    }
+}
+
+#[test]
+fn connections_live_through_a_kill() {
+    let mut manager = Manager::new();
+    manager.start();
+    let clients: Vec<TcpStream> = (0..50).map(|_| manager.connect()).collect();
+    clients.iter().for_each(|client| ping(client, b"hello"));
+    manager.keeps(50);
+    for round in 0..5 {
+        manager.kill();
+        manager.start();
+        for client in &clients {
+            ping(client, format!("round {round}").as_bytes());
+        }
+    }
+    for client in &clients {
+        assert!(finish(client).is_empty());
+    }
+}
+
+#[test]
+fn streams_live_through_thirty_kills_in_a_row() {
+    let mut manager = Manager::new();
+    manager.start();
+    let mut crowd = Crowd::new(manager.address(), &[(Streaming, 24)]);
+    crowd.meanwhile(|progress| {
+        manager.keeps(24);
+        let mut dice = Dice::new(30);
+        for _ in 0..30 {
+            // Somewhere in its work, but not before it has done a whole round.
+            ping(manager.connect(), b"hello");
+            thread::sleep(Duration::from_micros(dice.up_to(30_000) as u64));
+            manager.kill();
+            manager.start();
+        }
+        progress.moves(100_000);
+    });
+    crowd.nobody_was_dropped();
+    crowd.comes_back_exact();
+}
+
+#[test]
+fn streams_live_through_restarts_and_kills_in_turn() {
+    let mut manager = Manager::new();
+    manager.start();
+    let mut crowd = Crowd::new(manager.address(), &[(Streaming, 24)]);
+    crowd.meanwhile(|progress| {
+        manager.keeps(24);
+        let mut dice = Dice::new(31);
+        for _ in 0..20 {
+            ping(manager.connect(), b"hello");
+            thread::sleep(Duration::from_micros(dice.up_to(30_000) as u64));
+            let way = if dice.up_to(2) == 1 {
+                Way::Restart
+            } else {
+                Way::Kill
+            };
+            replace(&mut manager, way);
+        }
+        progress.moves(100_000);
+    });
+    crowd.nobody_was_dropped();
+    crowd.comes_back_exact();
+}
+
+#[test]
+fn every_kind_of_client_gets_exactly_what_it_is_owed() {
+    for wide in [false, true] {
+        for ways in [
+            &[Way::Restart][..],
+            &[Way::Kill],
+            &[Way::Restart, Way::Kill, Way::Kill, Way::Restart, Way::Kill],
+        ] {
+            let (mut manager, kinds) = if wide {
+                (Manager::wide(), &WIDE[..])
+            } else {
+                (Manager::new(), &ALL[..])
+            };
+            manager.start();
+            let mut crowd = Crowd::new(manager.address(), kinds);
+            manager.keeps(18);
+            for way in ways {
+                replace(&mut manager, *way);
+                crowd.goes_on();
+            }
+            crowd.comes_back_exact();
+        }
+    }
+}
+
+#[test]
+fn what_was_on_its_way_when_the_daemon_was_killed_comes_back() {
+    let mut manager = Manager::new();
+    manager.start();
+    let clients: Vec<TcpStream> = (0..20).map(|_| manager.connect()).collect();
+    clients.iter().for_each(|client| ping(client, b"hello"));
+    manager.keeps(20);
+    let mut dice = Dice::new(1);
+    // It stands still, so that all of it is in the kernel and none was taken.
+    manager.daemon().freeze();
+    let mut tapes: Vec<(Tape, Tape)> = (0..20)
+        .map(|seed| (Tape::new(seed), Tape::new(seed)))
+        .collect();
+    for (client, (said, _)) in clients.iter().zip(&mut tapes) {
+        said.send(client, dice.up_to(60_000)).unwrap();
+        is_acknowledged(client);
+    }
+    manager.kill();
+    // And while there is none.
+    for (number, (client, (said, _))) in clients.iter().zip(&mut tapes).enumerate() {
+        said.send(client, dice.up_to(20_000)).unwrap();
+        if number % 2 == 0 {
+            client.shutdown(Shutdown::Write).unwrap();
+        }
+    }
+    manager.start();
+    for (number, (client, (said, heard))) in clients.iter().zip(&mut tapes).enumerate() {
+        if number % 2 == 0 {
+            heard.expect_to_the_end(client);
+            assert_eq!(heard.position(), said.position());
+        } else {
+            heard.expect(client, said.position());
+            ping(client, b"still here");
+        }
+    }
+}
+
+#[test]
+fn an_urgent_byte_does_not_upset_the_sums() {
+    let mut manager = Manager::new();
+    manager.start();
+    let client = manager.connect();
+    ping(&client, b"hello");
+    manager.keeps(1);
+    for _ in 0..3 {
+        manager.daemon().freeze();
+        (&client).write_all(b"before").unwrap();
+        send(&client, b"!", SendFlags::OOB).unwrap();
+        (&client).write_all(b"behind").unwrap();
+        is_acknowledged(&client);
+        manager.kill();
+        manager.start();
+        let mut echo = [0; 13];
+        (&client).read_exact(&mut echo).unwrap();
+        assert_eq!(&echo, b"before!behind");
+    }
+    assert!(finish(&client).is_empty());
+}
+
+#[test]
+fn a_young_connection_survives_a_restart_and_is_closed_in_a_crash() {
+    let mut manager = Manager::new();
+    manager.config(NEVER);
+    manager.start();
+    let old = manager.connect();
+    ping(&old, b"hello");
+    manager.restart();
+    ping(&old, b"still here");
+    // The hand-over has packed it, and a crash does no harm from now on.
+    manager.keeps(1);
+    let young = manager.connect();
+    ping(&young, b"hello");
+    manager.kill();
+    assert!(is_closed(&young));
+    manager.start();
+    ping(&old, b"still here");
+    manager.keeps(1);
+}
+
+#[test]
+fn callers_who_come_while_there_is_no_daemon_are_served_by_the_next() {
+    let mut manager = Manager::new();
+    manager.start();
+    for way in [Way::Restart, Way::Kill] {
+        match way {
+            Way::Restart => manager.hand_over(),
+            Way::Kill => manager.kill(),
+        }
+        let caller = manager.connect();
+        Tape::new(1).send(&caller, 5000).unwrap();
+        manager.start();
+        Tape::new(1).expect(&caller, 5000);
+        ping(&caller, b"hello");
+    }
+}
+
+#[test]
+fn a_daemon_that_listens_for_itself_hands_its_connections_over_too() {
+    let mut manager = Manager::without_listeners(1);
+    manager.start();
+    let mut crowd = Crowd::new(manager.address(), &WIDE);
+    manager.keeps(18);
+    for way in [Way::Restart, Way::Kill, Way::Restart] {
+        replace(&mut manager, way);
+        crowd.goes_on();
+        ping(manager.connect(), b"a new one");
+    }
+    crowd.comes_back_exact();
+}
+
+#[test]
+fn unix_connections_survive_a_restart_and_end_in_a_crash() {
+    let mut manager = Manager::new().unix_listener("local");
+    manager.start();
+    let call = || {
+        let client = UnixStream::connect(manager.path("local")).unwrap();
+        client.set_read_timeout(Some(SOON)).unwrap();
+        client.set_write_timeout(Some(SOON)).unwrap();
+        ping(&client, b"hello");
+        client
+    };
+    let (client, finished, full) = (call(), call(), call());
+    let tcp = manager.connect();
+    ping(&tcp, b"hello");
+    // One that has finished and not read, and one that is stalled.
+    Tape::new(1).send(&finished, 50_000).unwrap();
+    finished.shutdown(Shutdown::Write).unwrap();
+    full.set_nonblocking(true).unwrap();
+    let mut said = Tape::new(2);
+    for _ in 0..50 {
+        let _ = said.send(&full, 1 << 20);
+        thread::sleep(Duration::from_millis(2));
+    }
+    full.set_nonblocking(false).unwrap();
+    manager.restart();
+    manager.restart();
+    let mut heard = Tape::new(1);
+    heard.expect_to_the_end(&finished);
+    assert_eq!(heard.position(), 50_000);
+    ping(&client, b"still here");
+    let mut heard = Tape::new(2);
+    heard.expect(&full, said.position());
+    ping(&full, b"still here");
+    drop(full);
+    // The restart has packed them, but in a crash nobody can say what was taken from a Unix one.
+    manager.kill();
+    manager.start();
+    assert!(is_closed(&client));
+    ping(&tcp, b"still here");
+}
+
+#[test]
+fn a_stop_lets_everybody_go_and_leaves_nothing_in_the_store() {
+    for before in [None, Some(Way::Restart), Some(Way::Kill)] {
+        let mut manager = Manager::new();
+        manager.start();
+        let mut crowd = Crowd::new(manager.address(), &ALL);
+        manager.keeps(18);
+        if let Some(way) = before {
+            replace(&mut manager, way);
+            crowd.goes_on();
+        }
+        manager.daemon().signal(Signal::TERM);
+        manager.notified("STOPPING=1");
+        crowd.is_let_go();
+        assert!(manager.ended().success());
+        assert!(manager.names().is_empty(), "{:?}", manager.names());
+        manager.start();
+        let client = manager.connect();
+        ping(&client, b"a new beginning");
+        manager.keeps(1);
+    }
+}
+
+#[test]
+fn numbers_durations_bytes_and_totals_go_on() {
+    let mut manager = Manager::new();
+    manager.start();
+    let began = Instant::now();
+    let first = manager.connect();
+    ping(&first, &[1; 1000]);
+    let peer = first.local_addr().unwrap().to_string();
+    manager.keeps(1);
+    for round in 0..3 {
+        manager.restart();
+        ping(&first, &[2; 1000]);
+        let caller = manager.connect();
+        ping(&caller, &[3; 10]);
+        let address = caller.local_addr().unwrap().to_string();
+        drop(caller);
+        let told = end_told(&manager, &address);
+        assert_eq!(told["echo.connection"], round + 2);
+        assert_eq!(told["echo.received"], 10);
+    }
+    manager.restart();
+    manager.daemon().signal(Signal::USR1);
+    let totals = manager.event(COUNTERS);
+    assert_eq!(totals["echo.accepted"], 4, "{totals}");
+    assert_eq!(totals["echo.open"], 1, "{totals}");
+    assert_eq!(totals["echo.received"], 4030, "{totals}");
+    assert_eq!(totals["echo.sent"], 4030, "{totals}");
+    // A crash takes nothing from what is known of a connection.
+    manager.kill();
+    manager.start();
+    ping(&first, &[4; 1000]);
+    let lived = began.elapsed();
+    drop(first);
+    let told = end_told(&manager, &peer);
+    assert_eq!(told["echo.connection"], 1, "{told}");
+    assert_eq!(told["echo.received"], 5000, "{told}");
+    assert_eq!(told["echo.sent"], 5000, "{told}");
+    assert_eq!(told["echo.listener"], "echo", "{told}");
+    assert_eq!(told["echo.reason"], "peer-done", "{told}");
+    let duration = Duration::from_micros(told["echo.duration_usec"].as_u64().unwrap());
+    let began_late = Duration::from_millis(50);
+    assert!(duration + began_late >= lived, "{duration:?} of {lived:?}");
+}
+
+#[test]
+fn the_greatest_age_counts_from_the_opening() {
+    let mut manager = Manager::new();
+    manager.config("survival-delay = '0s'\n[limits]\nmax-lifetime = '3s'\n");
+    manager.start();
+    let client = manager.connect();
+    let began = Instant::now();
+    ping(&client, b"hello");
+    manager.keeps(1);
+    while began.elapsed() < Duration::from_secs(2) {
+        manager.restart();
+        manager.kill();
+        manager.start();
+        ping(&client, b"still here");
+    }
+    assert_eq!(end_of(&client).unwrap(), b"");
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(6), "it took {took:?}");
+    manager.event(CLOSED);
+}
+
+#[test]
+fn what_a_client_did_while_there_was_no_daemon_is_noticed() {
+    for way in [Way::Restart, Way::Kill] {
+        let mut manager = Manager::new();
+        manager.start();
+        let clients: Vec<TcpStream> = (0..9).map(|_| manager.connect()).collect();
+        clients.iter().for_each(|client| ping(client, b"hello"));
+        manager.keeps(9);
+        match way {
+            Way::Restart => manager.hand_over(),
+            Way::Kill => manager.kill(),
+        }
+        let mut left = Vec::new();
+        for (number, client) in clients.into_iter().enumerate() {
+            match number % 3 {
+                0 => drop(client),
+                1 => reset(client),
+                _ => left.push(client),
+            }
+        }
+        manager.start();
+        left.iter().for_each(|client| ping(client, b"still here"));
+        manager.says("3 connections, ");
+        let open = manager.daemon().descriptors();
+        drop(left);
+        manager.says("0 connections, ");
+        manager.daemon().has_released(open - 3);
+    }
+}
+
+#[test]
+fn status_and_events_tell_what_is_kept_handed_over_and_adopted() {
+    let mut manager = Manager::new();
+    manager.start();
+    let keeping = manager.event(KEEPING);
+    assert!(keeping["echo.max_connections"].as_u64().unwrap() > 0);
+    assert_eq!(keeping["level"], "INFO");
+    manager.keeps(0);
+    let mut crowd = Crowd::new(manager.address(), &[(Idle, 3), (Stalled, 2)]);
+    manager.keeps(5);
+    manager.hand_over();
+    let stopping = manager.messages().pop().unwrap();
+    assert!(stopping.contains("STOPPING=1"), "{stopping}");
+    let status = value(&stopping, "STATUS").unwrap();
+    assert!(
+        status.ends_with("; 5 connections kept for the successor"),
+        "{status}"
+    );
+    let handed = manager.past_event(HANDED);
+    assert_eq!(handed["echo.kept"], 5, "{handed}");
+    assert_eq!(handed["echo.open"], 5, "{handed}");
+    manager.start();
+    let adopted = manager.event(ADOPTED);
+    assert_eq!(adopted["echo.adopted"], 5, "{adopted}");
+    assert_eq!(adopted["echo.of"], 5, "{adopted}");
+    assert_eq!(adopted["echo.owing"], 2, "{adopted}");
+    assert!(adopted["echo.owed"].as_u64().unwrap() > 0, "{adopted}");
+    assert_eq!(adopted["echo.planned"], true, "{adopted}");
+    assert_eq!(adopted["echo.crashes"], 0, "{adopted}");
+    assert_eq!(adopted["level"], "INFO", "{adopted}");
+    manager.keeps(5);
+    crowd.goes_on();
+    manager.kill();
+    manager.start();
+    let adopted = manager.event(ADOPTED);
+    assert_eq!(adopted["echo.adopted"], 5, "{adopted}");
+    assert_eq!(adopted["echo.planned"], false, "{adopted}");
+    crowd.goes_on();
+    crowd.comes_back_exact();
+}
+
+#[test]
+fn many_restarts_leave_no_more_than_one() {
+    let mut manager = Manager::new();
+    manager.start();
+    let mut crowd = Crowd::new(manager.address(), &ALL);
+    manager.keeps(18);
+    manager.restart();
+    crowd.goes_on();
+    let mut dice = Dice::new(3);
+    let measure = |manager: &Manager| {
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&manager.arena().metadata().unwrap());
+        let parcel = manager.one_of_each();
+        (manager.daemon().descriptors(), parcel, blocks)
+    };
+    let once = measure(&manager);
+    for _ in 0..30 {
+        let way = if dice.up_to(2) == 1 {
+            Way::Restart
+        } else {
+            Way::Kill
+        };
+        replace(&mut manager, way);
+        crowd.goes_on();
+    }
+    manager.keeps(18);
+    let often = measure(&manager);
+    // Adopted where they are: neither a new parcel nor a new arena.
+    assert_eq!(often.1, once.1);
+    assert_eq!(manager.peak(), 3);
+    assert!(often.0 <= once.0, "{} descriptors, {}", often.0, once.0);
+    // Of 512 bytes; a slot is at most 128 of them, given back a second later.
+    assert!(
+        often.2 <= once.2 + 24 * 128,
+        "{} blocks, {}",
+        often.2,
+        once.2
+    );
+    crowd.comes_back_exact();
+    let stores = manager.messages();
+    let stores = stores.iter().filter(|message| message.contains("FDSTORE="));
+    assert_eq!(stores.count(), 2);
+}
+
+#[test]
+fn a_configuration_that_changes_meanwhile_is_the_one_in_effect() {
+    let mut manager = Manager::new();
+    manager.start();
+    let client = manager.connect();
+    ping(&client, b"hello");
+    manager.keeps(1);
+    manager.config("survival-delay = '0s'\n[limits]\nidle-timeout = '1s'\n");
+    manager.restart();
+    ping(&client, b"still here");
+    assert_eq!(end_of(&client).unwrap(), b"");
+    assert_eq!(manager.event(CLOSED)["echo.reason"], "idle");
+}
+
+#[test]
+fn connections_outlive_the_listener_that_accepted_them() {
+    let mut manager = Manager::new();
+    manager.start();
+    let client = connect(manager.address());
+    ping(&client, b"hello");
+    manager.keeps(1);
+    for way in [Way::Restart, Way::Kill] {
+        manager.relist("other", TcpListener::bind("127.0.0.1:0").unwrap());
+        replace(&mut manager, way);
+        ping(&client, b"still here");
+        ping(manager.connect(), b"a new one");
+    }
+    let peer = client.local_addr().unwrap().to_string();
+    drop(client);
+    let told = end_told(&manager, &peer);
+    assert_eq!(told["echo.listener"], "echo", "{told}");
+}

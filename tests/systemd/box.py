@@ -283,7 +283,7 @@ class Box:
         """Runs a shell command that must succeed; returns what it said."""
         status, said = self.try_(command)
         if status != 0:
-            raise AssertionError(f"`{command}` ended with {status}: {said.strip()}")
+            raise AssertionError(f"`{' '.join(command.split())}` ended with {status}: {said.strip()}")
         return said.rstrip("\n")
 
     @contextlib.contextmanager

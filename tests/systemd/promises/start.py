@@ -94,7 +94,7 @@ def callers_of_a_broken_service_end_in_a_closed_port_and_the_readme_knows_the_wa
     box.write(CONFIG, "[limits]\nno-such-key = 1\n")
     box.start()
     with box.connect():
-        until(lambda: box.state(SOCKET) == "failed", "the socket gives up", 60)
+        until(lambda: box.state(SOCKET) == "failed", "the socket gives up", 100)
     box.refuses()
     box.write(CONFIG, shipped)
     way = re.search(r"`(systemctl reset-failed [^`]*)`", (REPOSITORY / "README.md").read_text())

@@ -24,6 +24,7 @@ SOCKET = "tcp-echo.socket"
 SERVICE = "tcp-echo.service"
 STANDALONE = "tcp-echo-standalone.service"
 CONFIG = "/etc/tcp-echo/config.toml"
+UPGRADE = "apt-get install -q -y /deb/newer.deb"
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 # Seconds within which something that is about to happen has happened.
@@ -96,6 +97,13 @@ def later(unit, text):
 def shell(command):
     """Runs a command in the box."""
     return Change(command, lambda box: box.run(command))
+
+
+def package(which, *commands):
+    """A change to a package file: shell commands in its unpacked tree."""
+    script = (f"rm -rf /tmp/tree; dpkg-deb -R /deb/{which}.deb /tmp/tree; cd /tmp/tree; {'; '.join(commands)}; "
+              f"dpkg-deb -b /tmp/tree /tmp/{which}.deb; mount --bind /tmp/{which}.deb /deb/{which}.deb")
+    return Change(f"{which}.deb: {'; '.join(commands)}", lambda box: box.run(script))
 
 
 def equal(found, wanted, what):

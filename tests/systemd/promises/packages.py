@@ -1,18 +1,10 @@
 """The package: install, upgrade, remove, purge, and what the administrator's changes come to."""
 
-from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, UNITS, Change, equal, has, promise, shell,
-                   until)
+from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, UNITS, UPGRADE, equal, has, package, promise,
+                   shell, until)
 from crowd import Caller
 
 INSTALL = "apt-get install -q -y /deb/tcp-echo.deb"
-UPGRADE = "apt-get install -q -y /deb/newer.deb"
-
-
-def package(which, *commands):
-    """A change to a package file: shell commands in its unpacked tree."""
-    script = (f"rm -rf /tmp/tree; dpkg-deb -R /deb/{which}.deb /tmp/tree; cd /tmp/tree; {'; '.join(commands)}; "
-              f"dpkg-deb -b /tmp/tree /tmp/{which}.deb; mount --bind /tmp/{which}.deb /deb/{which}.deb")
-    return Change(f"{which}.deb: {'; '.join(commands)}", lambda box: box.run(script))
 
 
 @promise([package("tcp-echo", "rm usr/lib/systemd/system-preset/*"),

@@ -3,7 +3,8 @@
 A promise is a function whose name is a sentence about the installed package; it takes a box and
 raises AssertionError, with what it saw, when the sentence is not true.  Each gets a box of its
 own in which the package is installed, as `apt install` leaves it: nothing enabled, nothing
-started.  `@promise(bare=True)` gives a box without the package.
+started.  `@promise(bare=True)` gives a box without the package, `alone=True` one beside which no
+other runs.
 
 What would make the sentence false stands beside it, as `broken_by`: one or several changes to the
 box.  `run --broken` makes each of them and expects the promise to fail: a promise that cannot
@@ -23,17 +24,24 @@ SOCKET = "tcp-echo.socket"
 SERVICE = "tcp-echo.service"
 STANDALONE = "tcp-echo-standalone.service"
 CONFIG = "/etc/tcp-echo/config.toml"
+UPGRADE = "apt-get install -q -y /deb/newer.deb"
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 # Seconds within which something that is about to happen has happened.
 SOON = 20
 
 # How the events that promises ask for are found (src/system/events.rs).
+ADOPTED = "b7a544a1d4944ad69841e636ced82de4"
 CLOSED = "4e825188735243ffa04e59da89f838a7"
 COUNTERS = "7cc00e0f218a49398192dbfc1f40e617"
+HANDED_OVER = "7421e840185647579c4b157481855911"
+KEEPS = "a31e4c1d81744f6c880d7c15144baeb9"
 KERNEL = "238a737fc79f4b0185228c0b8d8ebe5f"
 LISTENING = "66da9798332243448a6c1590529d5d3d"
 LOST = "2651cf1d49be4b07abf3c1e4c1548b0b"
+NOT_ADOPTED = "b68dfb7b65ab42b69b2248362535a20b"
+NOT_KEPT = "c84db1bd54944134846d22a958183113"
+NOT_KEEPING = "8c59b44899504210948a1bc498609de0"
 RELOADED = "62ac936182ba4e0ca4887977cb2d0437"
 START_FAILED = "5d7e87ea61024e1cb87e5535c77e00be"
 TURNED = "b3930fa0301e4c589e4d63185b5b3a78"
@@ -41,12 +49,15 @@ TURNED = "b3930fa0301e4c589e4d63185b5b3a78"
 PROMISES = []
 
 
-def promise(broken_by, bare=False):
-    """Marks a promise; `broken_by` is one change to a box, or a list of them."""
+def promise(broken_by, bare=False, alone=False):
+    """Marks a promise; `broken_by` is one change to a box, or a list of them.
+
+    One that measures, or that fills something which boxes share, has the machine `alone`."""
     def mark(function):
         function.sentence = function.__name__.replace("_", " ")
         function.theme = function.__module__.rpartition(".")[2]
         function.bare = bare
+        function.alone = alone
         function.broken_by = broken_by if isinstance(broken_by, list) else [broken_by]
         PROMISES.append(function)
         return function
@@ -75,9 +86,24 @@ def line(unit, *pairs):
     return Change(f"{unit}: {words}", act)
 
 
+def later(unit, text):
+    """Overrides everything that a promise itself edits in a unit."""
+    def act(box):
+        box.write(f"/etc/systemd/system/{unit}.d/z.conf", text)
+        box.run("systemctl daemon-reload")
+    return Change(f"{unit}: afterwards {text.strip().replace(chr(10), ' ')}", act)
+
+
 def shell(command):
     """Runs a command in the box."""
     return Change(command, lambda box: box.run(command))
+
+
+def package(which, *commands):
+    """A change to a package file: shell commands in its unpacked tree."""
+    script = (f"rm -rf /tmp/tree; dpkg-deb -R /deb/{which}.deb /tmp/tree; cd /tmp/tree; {'; '.join(commands)}; "
+              f"dpkg-deb -b /tmp/tree /tmp/{which}.deb; mount --bind /tmp/{which}.deb /deb/{which}.deb")
+    return Change(f"{which}.deb: {'; '.join(commands)}", lambda box: box.run(script))
 
 
 def equal(found, wanted, what):
@@ -91,12 +117,12 @@ def has(text, part, what):
 
 
 def until(condition, what, seconds=SOON):
-    """Waits until a condition holds; returns its value."""
+    """Waits until a condition holds; returns its value.  `what` is said else, or says it."""
     end = time.monotonic() + seconds
     while True:
         if value := condition():
             return value
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        assert time.monotonic() < end, f"{what() if callable(what) else what}: not within {seconds} s"
         time.sleep(0.02)
 
 
@@ -127,6 +153,10 @@ def readme(title):
 class System(Box):
     """A box, and what promises ask it in the package's words."""
 
+    # Connections of a crowd, and restarts in a row (run --crowd, run --restarts).
+    crowd = 1000
+    restarts = 100
+
     def start(self):
         """What the README says first: start the socket."""
         self.run(f"systemctl start {SOCKET}")
@@ -147,6 +177,14 @@ class System(Box):
         """What `systemctl edit` does."""
         self.write(f"/etc/systemd/system/{unit}.d/override.conf", text)
         self.run("systemctl daemon-reload")
+
+    def configure(self, text):
+        """An administrator's own file beside the configuration."""
+        self.write(f"{CONFIG}.d/50-own.toml", text)
+
+    def status(self):
+        """What the daemon says of itself in systemctl status."""
+        return self.show(SERVICE, "StatusText")
 
     def example(self, name):
         """Installs an example that the package ships, as its first lines say."""

@@ -35,7 +35,7 @@ import time
 PACKAGES = ["dbus", "iproute2", "netcat-openbsd", "systemd", "systemd-sysv"]
 
 # Seconds after which a box ends by itself, whatever happens to the bench.
-TTL = 300
+TTL = 900
 
 # Seconds that a boot, or one command, may take.
 PATIENCE = 90
@@ -54,6 +54,16 @@ ENVIRONMENT = {
 
 class Trouble(Exception):
     """The bench itself cannot go on."""
+
+
+def enter(leader):
+    """This thread enters the network of a box, by its process 1."""
+    there = os.open(f"/proc/{leader}/ns/net", os.O_RDONLY)
+    try:
+        if LIBC.setns(there, CLONE_NEWNET) != 0:
+            raise Trouble("setns failed: " + os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(there)
 
 
 def cache():
@@ -273,22 +283,19 @@ class Box:
         """Runs a shell command that must succeed; returns what it said."""
         status, said = self.try_(command)
         if status != 0:
-            raise AssertionError(f"`{command}` ended with {status}: {said.strip()}")
+            raise AssertionError(f"`{' '.join(command.split())}` ended with {status}: {said.strip()}")
         return said.rstrip("\n")
 
     @contextlib.contextmanager
     def network(self):
         """This thread in the network of the box."""
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        there = os.open(f"/proc/{self.leader}/ns/net", os.O_RDONLY)
         try:
-            if LIBC.setns(there, CLONE_NEWNET) != 0:
-                raise Trouble("setns failed: " + os.strerror(ctypes.get_errno()))
+            enter(self.leader)
             yield
         finally:
             LIBC.setns(home, CLONE_NEWNET)
             os.close(home)
-            os.close(there)
 
     def connect(self, host="127.0.0.1", port=7, source=None, timeout=20):
         """A client's connection to the box; a host that begins with a slash is a Unix socket."""

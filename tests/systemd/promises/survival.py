@@ -1,9 +1,94 @@
-"""What happens to callers when the daemon hangs, dies or is replaced: the socket outlives it."""
+"""What happens to connections and callers when the daemon hangs, dies or is replaced.
 
-import threading
+The socket outlives it, so callers wait.  Its connections outlive it too, in the manager's
+descriptor store: over a restart, an upgrade or a crash a whole crowd (crowd.py) goes on, with
+every byte right.  Where that cannot be, it is said, and the service goes on."""
+
+import re
 import time
 
-from bench import SERVICE, SOCKET, equal, has, line, promise, until
+from bench import (ADOPTED, HANDED_OVER, KEEPS, NOT_ADOPTED, NOT_KEEPING, NOT_KEPT, SERVICE,
+                   SOCKET, STANDALONE, UPGRADE, Change, equal, has, later, line, package, promise, until)
+from crowd import Caller, Crowd
+
+STORE = "FileDescriptorStoreMax=16"
+SIGNAL = "RestartKillSignal=SIGUSR2"
+LIMIT = "LimitNOFILE=262144"
+
+# What takes survival away; a promise that says "survives" has to notice.
+NO_STORE = line(SERVICE, (STORE, ""))
+NO_SIGNAL = line(SERVICE, (SIGNAL, ""))
+
+# What the store holds: the arena, and both ends of the parcel.
+STORED = 3
+
+# Kills it as soon as it is active again.
+STORM = f"""
+    for i in $(seq 50); do
+        before=$pid
+        looks=0
+        until [ "$state" = active ] && [ "$pid" != "$before" ] && [ "$pid" != 0 ]; do
+            eval "$(systemctl show -p MainPID -p ActiveState {SERVICE} | sed 's/MainPID/pid/; s/ActiveState/state/')"
+            looks=$((looks + 1))
+            [ $looks -lt 1000 ] && [ "$state" != failed ] || exit 1
+        done
+        kill -KILL $pid
+    done"""
+
+
+def kept(box):
+    """How many connections are kept for the successor, as the daemon tells; None: it keeps none."""
+    status = box.status()
+    if found := re.search(r"; (\d+) connections? kept for the successor", status):
+        return int(found[1])
+    return None if "survival off" in status else 0
+
+
+def keeps(box, count):
+    """Waits until so many connections survive a crash, or none ever will."""
+    until(lambda: (found := kept(box)) is None or found >= count,
+          lambda: f"{count} connections are kept, says {box.status()!r}")
+
+
+def stored(box):
+    """Descriptors in the manager's store."""
+    return int(box.show(SERVICE, "NFileDescriptorStore"))
+
+
+def effort(box):
+    """Milliseconds of processor time that the manager has used."""
+    with open(f"/proc/{box.leader}/schedstat") as text:
+        return int(text.read().split()[0]) / 1e6
+
+
+def milliseconds(report):
+    """The gap of the clients, for people."""
+    return f"{report.median * 1000:.0f} / {report.worst * 1000:.0f} ms"
+
+
+def survives(box, event, crash=False, called=True):
+    """Fails unless a whole crowd goes on over an event; returns the crowd's report."""
+    box.start()
+    box.serves()
+    with Crowd(box, box.crowd) as crowd, Caller(box) as caller:
+        if crash:
+            keeps(box, box.crowd)
+        pid = box.pid()
+        crowd.loud()
+        event(pid)
+        report = crowd.settle()
+        assert box.pid() not in (0, pid), "the old process goes on"
+        crowd.finish()
+    if called:
+        caller.check(may_be_cut=crash)
+    until(lambda: box.state(SERVICE) == "active", "the service is active")
+    box.serves()
+    return report
+
+
+def other(box, pid):
+    """Waits until another process is ready."""
+    until(lambda: box.pid() not in (0, pid) and box.state(SERVICE) == "active", "another process")
 
 
 @promise(line(SERVICE, ("WatchdogSec=10s", "")))
@@ -27,7 +112,7 @@ def a_daemon_that_is_killed_is_replaced_before_anybody_asks(box):
     box.serves()
     pid = box.pid()
     box.run(f"kill -KILL {pid}")
-    until(lambda: box.state(SERVICE) == "active" and box.pid() not in (0, pid), "another process")
+    other(box, pid)
     box.serves()
 
 
@@ -46,14 +131,14 @@ def who_waits_in_the_queue_when_the_daemon_is_killed_is_served_by_the_next(box):
         client.close()
 
 
-@promise(line(SERVICE, ("StartLimitBurst=200", "StartLimitBurst=5")))
-def thirty_crashes_in_a_row_do_not_close_the_port(box):
+@promise([line(SERVICE, ("StartLimitBurst=200", "StartLimitBurst=5")),
+          line(SOCKET, ("TriggerLimitBurst=120", "TriggerLimitBurst=30"))])
+def fifty_crashes_in_a_row_do_not_close_the_port(box):
     box.start()
     box.serves()
-    for _ in range(30):
-        pid = box.pid()
-        box.run(f"kill -KILL {pid}")
-        until(lambda: box.pid() not in (0, pid), "another process")
+    with Caller(box) as caller:
+        box.run(STORM)
+    caller.check(may_be_cut=True)
     box.serves()
     equal(box.state(SOCKET), "active", "the socket")
 
@@ -63,24 +148,265 @@ def nobody_is_refused_while_the_service_restarts(box):
     box.start()
     box.serves()
     sockets = box.sockets()
-    over, refused, served = threading.Event(), [], []
-
-    def call():
-        while not over.is_set():
-            try:
-                with box.connect() as client:
-                    served.append(client)
-            except OSError as error:
-                refused.append(error)
-
-    caller = threading.Thread(target=call)
-    caller.start()
-    try:
+    with Caller(box) as caller:
         for _ in range(5):
             box.run(f"systemctl restart {SERVICE}")
-    finally:
-        over.set()
-        caller.join()
-    equal(refused, [], f"refusals beside {len(served)} callers")
+    caller.check()
     equal(box.sockets(), sockets, "the sockets, which were never closed")
-    assert len(served) > 20, f"{len(served)} callers only"
+
+
+@promise([NO_STORE, NO_SIGNAL])
+def over_a_restart_no_connection_and_no_byte_is_lost(box):
+    survives(box, lambda pid: box.run(f"systemctl restart {SERVICE}"))
+    over, adopted = box.told(HANDED_OVER)[0], box.told(ADOPTED)[0]
+    assert int(over["ECHO_KEPT"]) >= box.crowd, f"kept {over['ECHO_KEPT']}"
+    equal(over["ECHO_KEPT"], over["ECHO_OPEN"], "connections that were handed over")
+    equal((adopted["ECHO_ADOPTED"], adopted["ECHO_OF"]), (over["ECHO_KEPT"],) * 2, "connections that were adopted")
+
+
+# An upgrade brings its own unit.
+@promise([NO_STORE, package("newer", "sed -i /^RestartKillSignal/d usr/lib/systemd/system/tcp-echo.service")])
+def over_an_upgrade_of_the_package_no_connection_and_no_byte_is_lost(box):
+    survives(box, lambda pid: box.run(UPGRADE))
+    has(box.run("dpkg-query -W tcp-echo"), "+newer", "the version")
+    equal(box.show(SERVICE, "NRestarts"), "0", "restarts by systemd's own will")
+
+
+@promise([NO_STORE, NO_SIGNAL])
+def over_a_reexecution_of_the_manager_and_a_restart_no_connection_is_lost(box):
+    survives(box, lambda pid: box.run(f"systemctl daemon-reexec && systemctl restart {SERVICE}"))
+    equal(stored(box), STORED, "descriptors in the store")
+
+
+@promise([NO_STORE, NO_SIGNAL])
+def over_a_restart_of_the_socket_no_connection_is_lost(box):
+    # The listeners are closed for a moment, so callers may be refused.
+    survives(box, lambda pid: box.run(f"systemctl restart {SOCKET}"), called=False)
+
+
+@promise(NO_STORE)
+def a_daemon_that_is_killed_takes_no_connection_and_no_byte_with_it(box):
+    report = survives(box, lambda pid: (box.run(f"kill -KILL {pid}"), other(box, pid)), crash=True)
+    box.figure(f"gap after SIGKILL, {box.crowd} connections, median / worst", milliseconds(report))
+
+
+@promise([NO_STORE, line(SERVICE, ("StartLimitBurst=200", "StartLimitBurst=20")),
+          line(SOCKET, ("TriggerLimitBurst=120", "TriggerLimitBurst=30"))])
+def fifty_kills_as_soon_as_it_is_there_again_take_no_connection_and_no_byte(box):
+    begin = time.monotonic()
+    report = survives(box, lambda pid: box.run(STORM), crash=True)
+    assert int(box.show(SERVICE, "NRestarts")) >= 50, "fewer restarts than kills"
+    box.figure(f"longest gap in a storm of 50 SIGKILLs, {box.crowd} connections, median / worst",
+               f"{milliseconds(report)}, {report.bytes / 1e6:.0f} MB checked in {time.monotonic() - begin:.0f} s")
+
+
+@promise([NO_STORE, later(SERVICE, "[Service]\nWatchdogSec=0\n")])
+def a_daemon_that_hangs_takes_no_connection_and_no_byte_with_it(box):
+    box.edit(SERVICE, "[Service]\nWatchdogSec=1s\n")
+
+    def hang(pid):
+        box.run(f"kill -STOP {pid}")
+        other(box, pid)
+    survives(box, hang, crash=True)
+    has("\n".join(entry["MESSAGE"] for entry in box.journal("_PID=1")), "Watchdog timeout", "the journal")
+
+
+@promise(NO_STORE)
+def a_daemon_that_aborts_takes_no_connection_and_no_byte_with_it(box):
+    survives(box, lambda pid: (box.run(f"kill -ABRT {pid}"), other(box, pid)), crash=True)
+    has("\n".join(entry["MESSAGE"] for entry in box.journal("_PID=1")), "status=6/ABRT", "the journal")
+
+
+@promise(line(STANDALONE, (STORE, "")))
+def connections_of_the_standalone_unit_survive_too(box):
+    box.run(f"systemctl start {STANDALONE}")
+    with Crowd(box, 100) as crowd:
+        crowd.loud()
+        box.run(f"systemctl restart {STANDALONE}")
+        crowd.settle()
+        crowd.finish()
+    box.serves()
+
+
+def restart(box, times=1):
+    """Restarts; returns the milliseconds of processor time that one takes of the manager."""
+    before = effort(box)
+    box.run(f"for i in $(seq {times}); do systemctl restart {SERVICE}; done")
+    return (effort(box) - before) / times
+
+
+@promise([NO_STORE, NO_SIGNAL], alone=True)
+def what_a_restart_costs_a_hundred_clients_and_a_crowd(box):
+    box.start()
+    box.serves()
+    # A sandbox has its price, too.
+    box.figure("processor time of the manager for a restart, no connection", f"{restart(box, 5):.0f} ms")
+    for count in dict.fromkeys((100, box.crowd)):
+        with Crowd(box, count) as crowd:
+            keeps(box, count)
+            crowd.loud()
+            time.sleep(1)
+            usual = crowd.look()
+            restart(box)
+            report = crowd.settle()
+            spent = restart(box, 5)
+            crowd.settle("after five more")
+            crowd.finish()
+        box.figure(f"gap at a restart, {count} connections, median / worst",
+                   f"{milliseconds(report)}, without {milliseconds(usual)}")
+        box.figure(f"processor time of the manager for a restart, {count} connections", f"{spent:.0f} ms")
+        assert report.longest < 5, f"a client waited {report.longest:.1f} s"
+    until(lambda: box.journal(f"MESSAGE_ID={KEEPS}"), "it is told that connections survive")
+
+
+def holdings(box):
+    """What a daemon and the manager hold: descriptors and, in KiB, memory."""
+    pid = box.pid()
+    status = dict(re.findall(r"^(\w+):\s*(\d+) kB$", box.run(f"cat /proc/{pid}/status"), re.M))
+    manager = dict(re.findall(r"^(\w+):\s*(\d+) kB$", box.run("cat /proc/1/status"), re.M))
+    return {"descriptors": int(box.run(f"ls /proc/{pid}/fd | wc -l")), "stored": stored(box),
+            "memory": int(status["VmRSS"]), "manager": int(manager["VmRSS"])}
+
+
+@promise(NO_STORE, alone=True)
+def after_many_restarts_everything_is_as_after_one(box):
+    # More of them than an administrator could ask for.
+    box.write(f"/etc/systemd/system/{SERVICE}.d/limit.conf", "[Unit]\nStartLimitIntervalSec=0\n")
+    box.run("systemctl daemon-reload")
+    box.start()
+    box.serves()
+    with Crowd(box, 100, only="speakers") as crowd:
+        box.run(f"systemctl restart {SERVICE}")
+        crowd.settle()
+        once, before = holdings(box), effort(box)
+        for done in range(0, box.restarts, 10):
+            crowd.loud()
+            box.run(f"for i in $(seq {min(10, box.restarts - done)}); do systemctl restart {SERVICE}; done")
+            crowd.settle(f"after {done + 10} restarts")
+        spent, many = effort(box) - before, holdings(box)
+        crowd.finish()
+    box.figure(f"after {box.restarts} restarts as after one", f"{once} -> {many}")
+    box.figure("processor time of the manager for a restart, 100 connections, mean", f"{spent / box.restarts:.1f} ms")
+    equal(once["stored"], STORED, "descriptors in the store")
+    for name in ("descriptors", "stored"):
+        equal(many[name], once[name], f"{name} after {box.restarts} restarts")
+    for name in ("memory", "manager"):
+        assert many[name] < once[name] + 4096, f"{name} went from {once[name]} to {many[name]} KiB"
+
+
+@promise([NO_STORE, line(SERVICE, (SIGNAL, "KillSignal=SIGUSR2"))])
+def a_stop_hands_nothing_over_and_leaves_nothing_in_the_store(box):
+    # With it the store outlives a stop, where systemd knows it.
+    box.edit(SERVICE, "[Service]\nFileDescriptorStorePreserve=yes\n")
+    box.start()
+    box.serves()
+    with Crowd(box, 100, only="speakers") as crowd:
+        equal(stored(box), STORED, "descriptors in the store")
+        crowd.settle("before")
+        box.run(f"systemctl stop {SERVICE}")
+        report = until(lambda: (found := crowd.look()).open == 0 and found, "all connections have ended")
+        equal((report.ended, report.cut, report.reset, report.mismatches), (100, 0, 0, 0), "ended, cut, reset, wrong")
+    equal(stored(box), 0, "descriptors in the store")
+    equal(box.journal(f"MESSAGE_ID={HANDED_OVER}"), [], "hand-overs")
+    box.serves()
+
+
+def pays(box, event, size=100):
+    """Fails unless an event ends all connections in good order, and the service goes on."""
+    with Crowd(box, size, only="speakers") as crowd, Caller(box) as caller:
+        crowd.settle("before")
+        event()
+        report = until(lambda: (found := crowd.look()).open == 0 and found, "all connections have ended")
+        equal((report.ended, report.cut, report.reset, report.mismatches), (size, 0, 0, 0), "ended, cut, reset, wrong")
+    caller.check(least=1)
+    box.serves()
+
+
+def says_that_it_keeps_nothing(box, reason):
+    """Fails unless journal and status tell why connections do not survive."""
+    until(lambda: re.search(f"; survival off: .*{reason}", box.status()),
+          lambda: f"survival off: ... {reason}, in {box.status()!r}", 5)
+    has(box.told(NOT_KEEPING)[-1]["MESSAGE"], reason, "the journal")
+    equal(box.journal(f"MESSAGE_ID={KEEPS}"), [], "that connections survive is told")
+
+
+@promise(later(SERVICE, f"[Service]\n{SIGNAL}\n"))
+def without_the_signal_of_a_restart_it_is_a_stop_and_pays(box):
+    box.edit(SERVICE, "[Service]\nRestartKillSignal=SIGTERM\n")
+    box.start()
+    box.serves()
+    pays(box, lambda: box.run(f"systemctl restart {SERVICE}"))
+    equal(box.journal(f"MESSAGE_ID={HANDED_OVER}"), [], "hand-overs")
+
+
+@promise(later(SERVICE, f"[Service]\n{STORE}\n"))
+def without_a_store_it_says_so_and_a_restart_pays(box):
+    box.edit(SERVICE, "[Service]\nFileDescriptorStoreMax=0\n")
+    box.start()
+    box.serves()
+    says_that_it_keeps_nothing(box, "descriptor store")
+    pays(box, lambda: box.run(f"systemctl restart {SERVICE}"))
+
+
+@promise(later(SERVICE, f"[Service]\n{STORE}\n"))
+def with_a_store_that_is_too_small_it_says_so_and_a_restart_pays(box):
+    box.edit(SERVICE, "[Service]\nFileDescriptorStoreMax=2\n")
+    box.start()
+    box.serves()
+    # Which of the descriptors finds no room is not always the same.
+    for _ in range(5):
+        says_that_it_keeps_nothing(box, "descriptor store")
+        pays(box, lambda: box.run(f"systemctl restart {SERVICE}"))
+
+
+@promise(Change("the configuration is forgotten", lambda box: setattr(box, "configure", lambda text: None)))
+def survival_that_is_switched_off_is_off_and_a_restart_pays(box):
+    box.configure("survival = false\n")
+    box.start()
+    box.serves()
+    says_that_it_keeps_nothing(box, "configuration")
+    equal(stored(box), 0, "descriptors in the store")
+    pays(box, lambda: box.run(f"systemctl restart {SERVICE}"))
+
+
+@promise(Change("the configuration is forgotten", lambda box: setattr(box, "configure", lambda text: None)))
+def a_successor_without_survival_ends_the_connections_that_were_left_and_says_so(box):
+    box.start()
+    box.serves()
+    with Crowd(box, 100, only="speakers") as crowd:
+        crowd.settle("before")
+        box.configure("survival = false\n")
+        box.run(f"systemctl restart {SERVICE}")
+        report = until(lambda: (found := crowd.look()).open == 0 and found, "all connections have ended")
+        equal((report.ended, report.cut, report.reset, report.mismatches), (100, 0, 0, 0), "ended, cut, reset, wrong")
+    has(box.told(NOT_ADOPTED)[0]["MESSAGE"], "survival", "the journal")
+    equal(stored(box), 0, "descriptors in the store")
+    box.serves()
+
+
+# It is about what a user has in flight, and all boxes are one user for the kernel.
+@promise(later(SERVICE, f"[Service]\n{LIMIT}\n"), alone=True)
+def connections_that_do_not_fit_in_flight_are_told_and_the_service_goes_on(box):
+    box.edit(SERVICE, "[Service]\nLimitNOFILE=2048\n")
+    box.configure("[limits]\nmax-connections = 2000\n")
+    box.start()
+    box.serves()
+    with Crowd(box, 1500, only="speakers") as crowd:
+        # Those enter the parcel and end; their descriptors stay in it.
+        for _ in range(2):
+            passing = [box.connect() for _ in range(400)]
+            until(lambda: (kept(box) or 0) >= 1900 or box.journal(f"MESSAGE_ID={NOT_KEPT}"), "a parcel with all in it")
+            for client in passing:
+                client.close()
+            until(lambda: (kept(box) or 0) < 1900, "those that ended are no longer kept")
+        entry = box.told(NOT_KEPT)[0]
+        assert int(entry["ECHO_COUNT"]) > 0 and entry["ERRNO"], f"count and errno in {entry['MESSAGE']}"
+        equal(box.state(SERVICE), "active", "the service")
+        crowd.settle("without room in flight")
+        box.serves()
+        box.run(f"systemctl restart {SERVICE}")
+        report = crowd.look()
+        equal(report.mismatches, 0, "connections with wrong bytes")
+        box.figure("of 1500 connections that did not fit in flight survived a restart", report.open)
+    box.serves()
+    until(lambda: "kept for the successor" in box.status() or "survival off" in box.status(), "the status says how it is")

@@ -4,6 +4,7 @@
 //! Between two daemons its words are changed one at a time, it is replaced by another or taken
 //! away.  What is in it of the peers' bytes is not changed: nobody could tell.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
@@ -31,8 +32,8 @@ const PAYLOAD: usize = 400;
 /// Words of the first page that are all tried: what the arena is, and what it counts.
 const HEADER: u64 = 24;
 
-/// Of the other words, as many as this by chance, for each kind of damage.
-const SAMPLES: usize = 24;
+/// Of the other words, as many as this of each page by chance, for each kind of damage.
+const SAMPLES: usize = 8;
 
 /// Services at a time: most of the time they wait.
 const SERVICES: usize = 4;
@@ -138,6 +139,8 @@ fn try_some_words(
     manager.start();
     let mut crowd = Crowd::new(manager.address(), &SOME);
     manager.keeps(count(&SOME));
+    // What is noted at the end of a daemon is there too.
+    manager.restart();
     let chosen = choose(&words(&manager.arena()), &mut dice);
     assert!(!chosen.is_empty(), "the arena is empty");
     for (round, at) in chosen.iter().skip(service).step_by(SERVICES).enumerate() {
@@ -179,7 +182,12 @@ fn sample(words: &[u64], dice: &mut Dice) -> Vec<u64> {
     for last in (1..others.len()).rev() {
         others.swap(last, dice.up_to(last + 1) - 1);
     }
-    others.truncate(SAMPLES);
+    let mut taken = BTreeMap::new();
+    others.retain(|at| {
+        let taken: &mut usize = taken.entry(at / PAGE as u64).or_default();
+        *taken += 1;
+        *taken <= SAMPLES
+    });
     others
 }
 

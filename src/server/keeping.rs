@@ -276,7 +276,7 @@ impl Server {
                     max_connections: self.max_connections,
                 });
             }
-            Some(News::Refused(why)) => self.log.tell(Event::Unkept(why)),
+            Some(News::Refused { why, grave }) => self.log.tell(Event::Unkept { why, grave }),
             Some(News::NotRenewed(error)) if self.pack_failures.pass(self.now).is_some() => {
                 let count = self.unkept().count();
                 self.log.tell(Event::PackFailed { count, error });

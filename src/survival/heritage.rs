@@ -39,6 +39,8 @@ pub struct Heritage {
     pub(super) parcel: Option<Parcel>,
     /// Names in the store that are of no more use.
     pub(super) obsolete: BTreeSet<String>,
+    /// Whether these hold connections that nobody has seen, and that would hang.
+    pub(super) unseen: bool,
     /// The highest number in a name.
     pub(super) latest: u64,
     /// The connections that go on.
@@ -104,6 +106,7 @@ impl Heritage {
             fresh,
             parcel,
             obsolete,
+            unseen: findings.unseen,
             latest,
             adopted,
         };

@@ -75,6 +75,8 @@ pub struct Keeper {
     renewal: Option<Renewal>,
     /// Names in the store of which nothing is needed once a parcel is.
     obsolete: BTreeSet<String>,
+    /// They hold connections that nobody has seen.
+    unseen: bool,
     latest: u64,
     /// Connections in the parcel that live.
     kept: usize,
@@ -101,6 +103,7 @@ impl Keeper {
             current: heritage.parcel.take(),
             renewal: None,
             obsolete: std::mem::take(&mut heritage.obsolete),
+            unseen: heritage.unseen,
             latest: heritage.latest,
             kept: heritage.adopted.len(),
             young: VecDeque::new(),
@@ -145,9 +148,16 @@ impl Keeper {
         manager: &mut Manager,
         now: Instant,
     ) -> Option<News> {
+        if self.unseen {
+            // They would hang, and what they take up in flight is free when they are gone.
+            self.forget_obsolete(manager, now);
+            self.standing = Standing::Refused("there is no room in flight".into());
+            self.ask_again = Some(now + AGAIN);
+            return None;
+        }
         self.ask_again = None;
         let Some(file) = self.arena.file() else {
-            return self.refuse("there is no memory file (memfd_create)".into());
+            return self.refuse("there is no memory file (memfd_create)".into(), true);
         };
         if self.fresh {
             manager.store(&arena_name(self.arena.generation()), &[file], now);
@@ -164,7 +174,7 @@ impl Keeper {
         self.standing = Standing::Asking;
         match self.renew(living, manager, now) {
             Ok(()) => None,
-            Err(error) => self.refuse(format!("a parcel cannot be made: {error}")),
+            Err(error) => self.refuse(format!("a parcel cannot be made: {error}"), true),
         }
     }
 
@@ -444,7 +454,8 @@ impl Keeper {
         };
         if self.standing == Standing::Asking {
             self.ask_again = (!answered).then_some(now + ASK_AGAIN);
-            return self.refuse(why.into());
+            let grave = !answered || self.kept > 0;
+            return self.refuse(why.into(), grave);
         }
         self.next = Some(now + ANSWER);
         Some(News::NotRenewed(io::Error::other(why)))
@@ -455,13 +466,14 @@ impl Keeper {
         self.arena.hand_over();
     }
 
-    fn refuse(&mut self, why: String) -> Option<News> {
+    fn refuse(&mut self, why: String, grave: bool) -> Option<News> {
         self.young.clear();
         self.standing = Standing::Refused(why.clone());
-        Some(News::Refused(why))
+        Some(News::Refused { why, grave })
     }
 
     fn forget_obsolete(&mut self, manager: &mut Manager, now: Instant) {
+        self.unseen = false;
         for name in std::mem::take(&mut self.obsolete) {
             manager.unstore(&name, now);
         }

@@ -39,6 +39,9 @@ pub const CRASHES: u64 = 100;
 /// accident, and so may two: whoever kills us at every start hits somebody.
 pub const SUSPICIONS: u64 = 3;
 
+/// Why there is no place for a connection.
+const FEW: &str = "there are not enough descriptors (LimitNOFILE=)";
+
 /// The beginnings of the names under which the manager keeps our descriptors.
 const ARENA: &str = "survival-arena-";
 const PARCEL: &str = "survival-parcel-";
@@ -127,8 +130,8 @@ pub struct Findings {
     pub heirs: Vec<Heir>,
     /// How many there were.
     pub before: usize,
-    /// Descriptors of the dead that take room in the parcel.
-    pub dead: usize,
+    /// Whether descriptors were left in flight that could not be opened.
+    pub unseen: bool,
     /// Whether the predecessor had handed over.
     pub planned: bool,
     /// Crashes in a row before this start.
@@ -200,13 +203,16 @@ impl Estate {
             .filter(|cookie| !seen.contains(*cookie))
             .count();
         findings.before = index.seats.len();
-        findings.dead = entries - heirs.len();
+        findings.unseen = short;
         findings.heirs = heirs;
         findings.lost = lost;
         if missing > 0 {
-            findings
-                .lost
-                .insert("its descriptor was not found", missing);
+            let why = if short {
+                FEW
+            } else {
+                "its descriptor was not found"
+            };
+            *findings.lost.entry(why).or_default() += missing;
         }
         if let Some((arena, _)) = &findings.arena {
             arena.set(header::IN_HAND, 0);
@@ -357,7 +363,7 @@ impl<'a> Reader<'a> {
         let verdict = if self.poison == Some(cookie) {
             Err("the process crashed over it, again and again")
         } else if self.heirs.len() >= self.most {
-            Err("there are not enough descriptors (LimitNOFILE=)")
+            Err(FEW)
         } else {
             self.examine(arena, &socket, &record)
         };

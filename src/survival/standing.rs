@@ -23,7 +23,12 @@ pub enum News {
     /// The manager keeps what it is given.
     Kept,
     /// It does not.
-    Refused(String),
+    Refused {
+        /// Why.
+        why: String,
+        /// There should be a store, or somebody relied on it.
+        grave: bool,
+    },
     /// The old parcel stays, as a new one could not be made or stored.
     NotRenewed(io::Error),
 }

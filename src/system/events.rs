@@ -205,7 +205,7 @@ pub enum Event {
     /// The service manager keeps connections for a successor.
     Kept { max_connections: usize },
     /// It does not.
-    Unkept(String),
+    Unkept { why: String, grave: bool },
     /// A predecessor's connections go on.
     Adopted {
         adopted: usize,
@@ -246,6 +246,7 @@ impl Event {
             | Self::PackFailed { .. }
             | Self::GivenUp(_)
             | Self::Lost(_) => Level::Warn,
+            Self::Unkept { grave: true, .. } => Level::Warn,
             Self::Adopted { lost, .. } if !lost.is_empty() => Level::Warn,
             Self::Reloaded { restart, .. } if !restart.is_empty() => Level::Warn,
             Self::Opened(_) => Level::Debug,
@@ -479,11 +480,7 @@ impl Event {
                 "connections survive a restart: the service manager keeps them; connections at most: \
                  {max_connections}"
             ),
-            Self::Unkept(why) => info!(
-                message_id = id::UNKEPT,
-                "echo.reason" = why,
-                "connections do not survive this process: {why}"
-            ),
+            Self::Unkept { why, grave } => tell_unkept(why, *grave),
             Self::Adopted { .. } => self.tell_adopted(),
             Self::HandedOver { kept, open } => info!(
                 message_id = id::HANDED_OVER,
@@ -513,6 +510,23 @@ impl Event {
                 "{count} events were lost while the log could not take them"
             ),
         }
+    }
+}
+
+fn tell_unkept(why: &str, grave: bool) {
+    macro_rules! tell {
+        ($level:ident) => {
+            $level!(
+                message_id = id::UNKEPT,
+                "echo.reason" = why,
+                "connections do not survive this process: {why}"
+            )
+        };
+    }
+    if grave {
+        tell!(warn);
+    } else {
+        tell!(info);
     }
 }
 
@@ -906,7 +920,10 @@ mod tests {
             Event::Absent("why".into()),
             Event::Reserved { name: "web".into() },
             Event::Kept { max_connections: 9 },
-            Event::Unkept("x".into()),
+            Event::Unkept {
+                why: "x".into(),
+                grave: true,
+            },
             Event::Adopted {
                 adopted: 1,
                 before: 2,

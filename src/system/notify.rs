@@ -337,6 +337,9 @@ impl Manager {
         match sendmsg_addr(socket, address, &payload, &mut ancillary, flags) {
             Ok(_) => Sent::Yes,
             Err(rustix::io::Errno::AGAIN) => Sent::Full,
+            // Too many descriptors are in flight (unix(7)): what they are is not stored, and the
+            // messages behind go on.
+            Err(rustix::io::Errno::TOOMANYREFS) => Sent::Yes,
             // It may be away only while the manager executes itself again.
             Err(error) => {
                 if !std::mem::replace(&mut self.told, true) {

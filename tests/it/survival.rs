@@ -462,12 +462,11 @@ fn what_a_client_did_while_there_was_no_daemon_is_noticed() {
 fn status_and_events_tell_what_is_kept_handed_over_and_adopted() {
     let mut manager = Manager::new();
     manager.start();
+    let mut crowd = Crowd::new(manager.address(), &[(Idle, 3), (Stalled, 2)]);
+    manager.keeps(5);
     let keeping = manager.event(KEEPING);
     assert!(keeping["echo.max_connections"].as_u64().unwrap() > 0);
     assert_eq!(keeping["level"], "INFO");
-    manager.keeps(0);
-    let mut crowd = Crowd::new(manager.address(), &[(Idle, 3), (Stalled, 2)]);
-    manager.keeps(5);
     manager.hand_over();
     let stopping = manager.messages().pop().unwrap();
     assert!(stopping.contains("STOPPING=1"), "{stopping}");

@@ -15,7 +15,8 @@ Without a command, tcp-echo serves: on the sockets that systemd passes to it, on
 its configuration, or else on 127.0.0.1:9999 and [::1]:9999.
 
 Signals: TERM and INT stop it in good order (a second one at once), HUP reloads the configuration, \
-USR1 logs its counters. USR2 is reserved, and stops it like TERM.
+USR1 logs its counters. USR2 hands its connections over to the next process and ends this one; \
+where the service manager does not keep them, it stops it like TERM.
 
 Environment: TCP_ECHO_CONFIG as --config; RUST_LOG gives the level where nothing else does.
 

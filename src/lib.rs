@@ -13,6 +13,10 @@
 //! *backlog*, and nothing more is read until it is paid.  A second thread writes the log, because
 //! a log may block and an echo may not.
 //!
+//! The scratch and the backlogs are in memory that outlives the process, and the service manager
+//! holds the sockets: the next process goes on where this one ended, however it ended.  The
+//! kernel's counters say where that was ([`survival`]).
+//!
 //! # Modules, in reading order, each importing only those above it
 //!
 //! | rank | module | what it is |
@@ -36,6 +40,13 @@
 //! Connections have *seats* in a *shard*.  To *leave* is to echo what is there, pay, and send our
 //! FIN; then we *linger*.
 //!
+//! The *arena* is the memory that outlives the process; a *lane* is one loop's part of it, with a
+//! scratch, slots for backlogs, and seats of its own, where it is noted what the kernel does not
+//! remember.  The *parcel* is the socket in whose queue the descriptors of connections are in
+//! flight.  To *pack* a connection is to give it a seat in the arena and to put it into the parcel;
+//! from then on it is *kept*.  A process *hands over* when it packs whoever is left and ends; its
+//! successor *adopts* what it finds.
+//!
 //! # Invariants
 //!
 //! - We read only when we owe nothing; so what is owed never exceeds one scratch.
@@ -46,9 +57,18 @@
 //!   ([`echo::shard::Shard::check`]).
 //! - Whatever is skipped on purpose (budget, burst, limit, errno) stands in a list of ours: the
 //!   kernel announces nothing twice.
+//! - Before each read two marks say whose the scratch is and at which position of its stream the
+//!   read begins; a slot is marked after its bytes are in it.  So what is owed at a crash is in a
+//!   place that says so ([`survival::lane`]).
+//! - A connection has a seat in the arena before it is in the parcel, and its seat is emptied before
+//!   it is closed: whoever finds it in flight and no seat ends it.
+//! - A connection that is kept is shut down before it is closed, as the parcel holds it too.
+//! - Nothing is ever taken out of a parcel.  The old one is removed from the store only when the
+//!   manager has the new one.
 //! - Every queue has a bound: backlog (64 KiB), ready list (seats), burst (64), events (1024),
-//!   deadlines in a round (256), log
-//!   queue (1024), messages that wait for the manager (64).
+//!   deadlines in a round (256), log queue (1024), messages that wait for the manager (64), young
+//!   connections (those of one `survival-delay`, as long as packing keeps up), a message of the
+//!   parcel (253 descriptors), a round of packing (8 messages).
 //! - `echo` reads no clock, logs nothing, knows no address.  The clock is read once a round.
 //! - The loop never blocks, but for reading the configuration on HUP.
 //! - An `Err` means that the process cannot go on.  What ends one connection is a
@@ -84,7 +104,17 @@
 //!   only a close of ours can free one, and that tries at once.
 //! - An event whose listener then has nobody to accept is followed by one further look after
 //!   50 ms: a failed accept that claims "nobody" must not make it deaf.
-//! - The backlog's store is a concrete type: the trait comes with its second implementation.
+//! - A connection is given up when it was in hand at three crashes in a row, not at two: an accident
+//!   that kills at each start hits somebody, and twice the same one by chance.
+//! - The manager is asked to keep connections at the start only where `FDSTORE=` tells of a store or
+//!   a predecessor has left something.  Else it is asked when there is a connection to keep, so
+//!   that a manager without a store is not troubled for nothing.
+//! - A Unix stream ends after a crash: the kernel counts no bytes of it, and its own numbers would be
+//!   a guess.  After a hand-over they are exact.
+//! - Both ends of the parcel are stored under one name.  The reading direction of the sending end is
+//!   shut down, which tells them apart.
+//! - Storing is not answered.  That there is no store, or no room in it, shows when the sending end
+//!   hangs up after the barrier.
 
 pub mod cli;
 pub mod commands;

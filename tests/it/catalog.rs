@@ -90,7 +90,10 @@ pub fn messages() -> BTreeMap<String, BTreeSet<String>> {
         .collect();
     let mut messages = BTreeMap::new();
     let mut told = BTreeSet::new();
-    for level in ["error!(", "warn!(", "info!(", "debug!(", "trace!("] {
+    // The last one is a call whose level depends on what happened.
+    for level in [
+        "error!(", "warn!(", "info!(", "debug!(", "trace!(", "$level!(",
+    ] {
         for (at, _) in source.match_indices(level) {
             let call = arguments(&source[at..]);
             // `"echo.name" = value`, `errno = value` and `errno` alone; the message comes last.

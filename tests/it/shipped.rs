@@ -65,6 +65,10 @@ fn the_default_configuration_says_what_is_built_in() {
         (shown.max_connections, shown.open),
         (built_in.max_connections, false)
     );
+    assert_eq!(
+        (shown.survival, shown.survival_delay),
+        (built_in.survival, built_in.survival_delay)
+    );
     let named = tcp_echo::config::Options {
         congestion: None,
         ..shown.socket.clone()

@@ -67,7 +67,7 @@
 //!   manager has the new one.
 //! - Every queue has a bound: backlog (64 KiB), ready list (seats), burst (64), events (1024),
 //!   deadlines in a round (256), log queue (1024), messages that wait for the manager (64), young
-//!   connections (those of one `survival-delay`, as long as packing keeps up), a message of the
+//!   connections (twice those that are open, and 65 536), a message of the
 //!   parcel (253 descriptors), a round of packing (8 messages).
 //! - `echo` reads no clock, logs nothing, knows no address.  The clock is read once a round.
 //! - The loop never blocks, but for reading the configuration on HUP.

@@ -14,6 +14,7 @@ use super::{Exit, complain};
 use crate::config::address::Address;
 use crate::config::units::{OrOff, Span};
 use crate::config::{Config, DEFAULT_FILE, Options, Origin};
+use crate::survival::keeper::kept;
 use crate::system::activation::ListenSocket;
 use crate::system::bind::{self, Bound, Failure, is_local};
 use crate::system::kernel::Kernel;
@@ -286,6 +287,15 @@ impl Report {
             "  stop-timeout                {}",
             duration(config.limits.leave)
         ));
+        self.line(if config.survival {
+            let kept = config.connections(kept(most)).min(most);
+            format!(
+                "  survival                    on, where the service manager has a descriptor store; \
+                 max-connections is {kept} then"
+            )
+        } else {
+            "  survival                    off".into()
+        });
     }
 
     fn kernel(&mut self, kernel: &Kernel) {

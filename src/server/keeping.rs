@@ -24,7 +24,7 @@ use crate::survival::heritage::Adopted;
 use crate::survival::keeper::Young;
 use crate::survival::lane::Lane;
 use crate::survival::recovery::Findings;
-use crate::survival::standing::{News, Standing};
+use crate::survival::standing::{DECLINED, News, Standing};
 use crate::system::events::Event;
 
 /// Connections that wait to be packed, beyond twice those that are open, before the list is made
@@ -54,7 +54,8 @@ impl Server {
         counters.take_over(open as u64);
         self.shard.resume(counters);
         if let Some(ruin) = &findings.ruin {
-            self.log.tell(Event::GivenUp(ruin.to_string()));
+            let (why, count) = (ruin.to_string(), findings.lost.values().sum());
+            self.log.tell(Event::GivenUp { why, count });
         }
         if findings.before > 0 {
             let mut lost: Vec<_> = findings.lost.clone().into_iter().collect();
@@ -74,10 +75,13 @@ impl Server {
             let noted = self.keeper.listener(&name);
             self.noted.push(noted);
         }
-        if open > 0 && !self.config.survival {
-            let why = "survival is off in the configuration";
-            self.log.tell(Event::GivenUp(why.into()));
-            self.shard.leave_all(self.now);
+        if !self.config.survival {
+            self.keeper.decline();
+            if open > 0 {
+                let why = DECLINED.into();
+                self.log.tell(Event::GivenUp { why, count: open });
+                self.shard.leave_all(self.now);
+            }
         }
     }
 
@@ -85,6 +89,10 @@ impl Server {
     pub(super) fn begin_to_keep(&mut self) {
         if !self.config.survival || !self.manager.is_there() {
             self.keeper.dissolve(&mut self.manager, self.now);
+            if self.manager.is_there() {
+                let (why, grave) = (DECLINED.into(), false);
+                self.log.tell(Event::Unkept { why, grave });
+            }
             return;
         }
         self.keeper.enable(self.config.survival_delay);
@@ -112,6 +120,8 @@ impl Server {
             seat,
         } = adopted;
         let record = heir.record;
+        // What the totals had not noted yet may be in use.
+        self.number = self.number.max(record.number);
         let domain = SockRef::from(&heir.socket).domain().ok();
         let socket = if domain == Some(Domain::UNIX) {
             Socket::Unix(UnixStream::from_std(heir.socket.into()))
@@ -188,7 +198,9 @@ impl Server {
             return self.renew();
         }
         for _ in 0..self.keeper.messages() {
-            let batch = self.keeper.batch(self.now, false);
+            let batch = self
+                .keeper
+                .batch(self.now, false, |young| is_over(&self.shard, young));
             if batch.is_empty() {
                 break;
             }
@@ -197,14 +209,11 @@ impl Server {
             }
         }
         self.keeper.packed(self.now);
+        self.note_totals();
     }
 
     /// Packs one message; false if that failed, and they are to be tried again.
     fn pack(&mut self, mut batch: Vec<Young>) -> bool {
-        batch.retain(|young| {
-            let stream = self.shard.stream(young.key);
-            stream.is_some_and(|s| s.number == young.number && s.seat.is_none())
-        });
         let (alive, now) = (batch.len(), (self.now, monotonic()));
         batch.retain(|young| {
             let listener = self.shard.stream(young.key).and_then(|stream| {
@@ -348,7 +357,9 @@ impl Server {
         let young = self.unkept_young();
         self.keeper.only(young);
         loop {
-            let batch = self.keeper.batch(self.now, true);
+            let batch = self
+                .keeper
+                .batch(self.now, true, |young| is_over(&self.shard, young));
             if batch.is_empty() || self.pack(batch) {
                 if self.keeper.has_young() {
                     continue;
@@ -415,6 +426,13 @@ impl Server {
             open: self.shard.counters().open(),
         });
     }
+}
+
+/// Whether a connection that is to be packed is no more; its seat may have changed hands.
+pub(super) fn is_over(shard: &Shard<Stream, Lane>, young: &Young) -> bool {
+    shard
+        .stream(young.key)
+        .is_none_or(|stream| stream.number != young.number)
 }
 
 /// The descriptors of those that are kept.

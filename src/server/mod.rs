@@ -41,7 +41,7 @@ use crate::echo::counters::Counters;
 use crate::echo::duplex::Duplex;
 use crate::echo::reason::{Reason, Summary};
 use crate::echo::shard::{Shard, Turn};
-use crate::survival::keeper::{Keeper, Young};
+use crate::survival::keeper::Keeper;
 use crate::survival::lane::Lane;
 use crate::system::events::Event;
 use crate::system::kernel::Kernel;
@@ -391,11 +391,8 @@ impl Server {
             let _ = self.poll.registry().deregister(&mut stream);
         }
         drop(stream);
-        let is_over = |young: &Young| {
-            let stream = self.shard.stream(young.key);
-            stream.is_none_or(|stream| stream.number != young.number)
-        };
-        self.keeper.forget_young(is_over);
+        self.keeper
+            .forget_young(|young| keeping::is_over(&self.shard, young));
         for listener in &mut self.listeners {
             listener.vacancy();
         }

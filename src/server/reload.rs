@@ -3,6 +3,7 @@
 use super::Server;
 use super::listener::State;
 use crate::config::{Config, Options};
+use crate::survival::keeper::kept;
 use crate::survival::standing::Standing;
 use crate::system::events::Event;
 use crate::system::socket;
@@ -95,13 +96,11 @@ impl Server {
 
     /// Works out how many connections there may be.
     pub(super) fn size_up(&mut self) {
-        // A renewal has two copies in flight, beside what is dead, and an unprivileged user may have
-        // only as many in flight as open (unix(7)).
         let room = match self.keeper.standing() {
-            Standing::Kept => self.descriptors / 7 * 3,
+            Standing::Kept => kept(self.descriptors),
             _ => self.descriptors,
         };
-        let most = self.config.connections(room.max(1));
+        let most = self.config.connections(room);
         if most > self.descriptors {
             self.log.tell(Event::Clamped {
                 asked: most,

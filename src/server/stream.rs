@@ -19,7 +19,7 @@ use crate::system::socket::unacknowledged;
 #[derive(Debug)]
 pub struct Stream {
     socket: Socket,
-    /// Its number in this process.
+    /// Its number, which no other connection of the service has.
     pub number: u64,
     /// The index of the listener that accepted it.
     pub listener: u32,

@@ -84,7 +84,11 @@ impl Server {
             } else {
                 ""
             },
-            self.keeper.standing().status(self.keeper.kept())
+            match self.life {
+                // They end.
+                Life::Leaving { .. } => String::new(),
+                _ => self.keeper.standing().status(self.keeper.kept()),
+            }
         )
     }
 

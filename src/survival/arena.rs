@@ -26,6 +26,9 @@ use crate::echo::counters::Counters;
 use crate::echo::reason::Reason;
 use crate::system::memory::{Memory, Region, Words, cannot_shrink, memory_file};
 
+/// Seats below which no smaller file is tried.
+const FEWEST: usize = 64;
+
 /// The state of an arena whose process has handed everything over.
 const HANDED_OVER: u64 = 1;
 
@@ -92,7 +95,8 @@ pub struct Arena {
     words: Words,
     geometry: Geometry,
     generation: u64,
-    file: Option<File>,
+    /// Or why there is none.
+    file: Result<File, String>,
 }
 
 impl Arena {
@@ -112,8 +116,14 @@ impl Arena {
     }
 
     fn try_create(geometry: Geometry, generation: u64) -> io::Result<(Self, Vec<Region>)> {
-        let file = memory_file("tcp-echo", geometry.size()).ok();
-        let memory = Memory::new(file.as_ref(), geometry.size())?;
+        let file = match memory_file("tcp-echo", geometry.size()) {
+            // RLIMIT_FSIZE: a smaller one may do.
+            Err(error) if error.raw_os_error() == Some(libc::EFBIG) && geometry.seats > FEWEST => {
+                return Err(error);
+            }
+            file => file.map_err(|error| error.to_string()),
+        };
+        let memory = Memory::new(file.as_ref().ok(), geometry.size())?;
         let (arena, payloads) = Self::new(memory, geometry, generation, file);
         let fixed = arena.meant();
         for (index, word) in fixed.into_iter().chain([check(&fixed)]).enumerate() {
@@ -126,7 +136,7 @@ impl Arena {
         memory: Memory,
         geometry: Geometry,
         generation: u64,
-        file: Option<File>,
+        file: Result<File, String>,
     ) -> (Self, Vec<Region>) {
         let (words, payloads) = memory.divide(geometry.words(), geometry.lanes, geometry.payload());
         let arena = Self {
@@ -155,7 +165,7 @@ impl Arena {
         }
         let memory = Memory::new(Some(&file), size).map_err(Damage::Unusable)?;
         let (geometry, generation) = check_header(&memory, length)?;
-        Ok(Self::new(memory, geometry, generation, Some(file)))
+        Ok(Self::new(memory, geometry, generation, Ok(file)))
     }
 
     /// The words of the header that never change.
@@ -175,7 +185,13 @@ impl Arena {
     /// The file, to be stored by the manager; `None`: the memory ends with this process.
     #[must_use]
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
-        self.file.as_ref().map(AsFd::as_fd)
+        self.file.as_ref().ok().map(AsFd::as_fd)
+    }
+
+    /// Why there is no file.
+    #[must_use]
+    pub fn no_file(&self) -> &str {
+        self.file.as_ref().err().map_or("", String::as_str)
     }
 
     /// How large it is.

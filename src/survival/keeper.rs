@@ -46,6 +46,14 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Dead descriptors that are not worth a new parcel.
 const FEW: usize = 64;
 
+/// How many connections can be kept with so many `descriptors`.  A renewal has two copies in flight
+/// beside what is dead, which is a third of the living at most, and an unprivileged user may have
+/// only as many in flight as open (unix(7)).
+#[must_use]
+pub fn kept(descriptors: usize) -> usize {
+    (descriptors / 7 * 3).max(1)
+}
+
 /// A connection that is not packed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Young {
@@ -157,7 +165,8 @@ impl Keeper {
         }
         self.ask_again = None;
         let Some(file) = self.arena.file() else {
-            return self.refuse("there is no memory file (memfd_create)".into(), true);
+            let why = format!("there is no memory file: {}", self.arena.no_file());
+            return self.refuse(why, true);
         };
         if self.fresh {
             manager.store(&arena_name(self.arena.generation()), &[file], now);
@@ -178,9 +187,16 @@ impl Keeper {
         }
     }
 
-    /// Keeps nothing, and leaves nothing in the store.
+    /// Keeps nothing, as the configuration says.
+    pub fn decline(&mut self) {
+        self.standing = Standing::Declined;
+    }
+
+    /// Leaves nothing in the store.
     pub fn dissolve(&mut self, manager: &mut Manager, now: Instant) {
-        self.standing = Standing::Off;
+        if self.standing != Standing::Declined {
+            self.standing = Standing::Off;
+        }
         self.young.clear();
         let parcels = self
             .current
@@ -290,7 +306,7 @@ impl Keeper {
         match (&self.standing, &self.renewal) {
             (Standing::Refused(_), _) => return self.ask_again,
             // Nothing waits for the answer, and it wakes us.
-            (Standing::Off | Standing::Asking, _) => return None,
+            (Standing::Off | Standing::Declined | Standing::Asking, _) => return None,
             (_, Some(renewal)) => return Some(renewal.until),
             (Standing::Waiting | Standing::Kept, None) => {}
         }
@@ -315,15 +331,24 @@ impl Keeper {
         entries.saturating_sub(self.kept) >= FEW.max(entries / 4)
     }
 
-    /// Those whose time has come, at most so many as go into one message; `all`: whoever is left.
-    pub fn batch(&mut self, now: Instant, all: bool) -> Vec<Young> {
-        let count = self
-            .young
-            .iter()
-            .take(BATCH)
-            .take_while(|young| all || young.due <= now)
-            .count();
-        self.young.drain(..count).collect()
+    /// Those whose time has come and who are not over, at most so many as go into one message;
+    /// `all`: whoever is left.
+    pub fn batch(
+        &mut self,
+        now: Instant,
+        all: bool,
+        is_over: impl Fn(&Young) -> bool,
+    ) -> Vec<Young> {
+        let mut batch = Vec::new();
+        while batch.len() < BATCH {
+            match self.young.front() {
+                Some(young) if all || young.due <= now => {
+                    batch.extend(self.young.pop_front().filter(|young| !is_over(young)));
+                }
+                _ => break,
+            }
+        }
+        batch
     }
 
     /// Replaces those who wait to be packed.

@@ -2,11 +2,16 @@
 
 use std::io;
 
+/// Why connections are not kept where nobody wants it.
+pub const DECLINED: &str = "it is switched off in the configuration (survival = false)";
+
 /// Whether connections are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// Nobody asked for it, or there is no manager.
+    /// There is no manager.
     Off,
+    /// The configuration says so.
+    Declined,
     /// The manager will be asked when there is something to keep.
     Waiting,
     /// The manager was asked to store, and has not answered.
@@ -39,6 +44,7 @@ impl Standing {
     pub fn status(&self, kept: usize) -> String {
         match self {
             Self::Off | Self::Waiting | Self::Asking => String::new(),
+            Self::Declined => format!("; survival off: {DECLINED}"),
             Self::Kept => format!(
                 "; {kept} connection{} kept for the successor",
                 if kept == 1 { "" } else { "s" }
@@ -51,7 +57,7 @@ impl Standing {
     #[must_use]
     pub fn mark(&self, kept: usize) -> u64 {
         match self {
-            Self::Off | Self::Waiting | Self::Asking => 0,
+            Self::Off | Self::Declined | Self::Waiting | Self::Asking => 0,
             Self::Kept | Self::Refused(_) => kept as u64 + 1,
         }
     }

@@ -93,7 +93,7 @@ pub enum Pause {
 /// Who has which connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Who {
-    /// Its number in this process.
+    /// Its number, which no other connection of the service has.
     pub number: u64,
     /// The other side.
     pub peer: Endpoint,
@@ -221,7 +221,7 @@ pub enum Event {
     /// Connections could not be packed, or the parcel not renewed.
     PackFailed { count: usize, error: io::Error },
     /// A predecessor's connections were ended.
-    GivenUp(String),
+    GivenUp { why: String, count: usize },
     /// Events were lost.
     Lost(u64),
 }
@@ -244,7 +244,7 @@ impl Event {
             | Self::Manager(_)
             | Self::Clamped { .. }
             | Self::PackFailed { .. }
-            | Self::GivenUp(_)
+            | Self::GivenUp { .. }
             | Self::Lost(_) => Level::Warn,
             Self::Unkept { grave: true, .. } => Level::Warn,
             Self::Adopted { lost, .. } if !lost.is_empty() => Level::Warn,
@@ -492,17 +492,23 @@ impl Event {
                 message_id = id::PACK_FAILED,
                 "echo.count" = count,
                 errno = error.raw_os_error(),
-                "{count} connections cannot be kept for a successor: {error}{}",
+                "{}: {error}{}",
+                if *count > 0 {
+                    format!("{count} connections cannot be kept for a successor")
+                } else {
+                    "what is kept for a successor cannot be put in order".into()
+                },
                 if error.raw_os_error() == Some(libc::ETOOMANYREFS) {
                     " (descriptors in flight, of which there may be as many as LimitNOFILE= of the unit says)"
                 } else {
                     ""
                 }
             ),
-            Self::GivenUp(why) => warn!(
+            Self::GivenUp { why, count } => warn!(
                 message_id = id::GIVEN_UP,
                 "echo.reason" = why,
-                "the connections that a predecessor had left were closed: {why}"
+                "echo.count" = count,
+                "{count} connections that a predecessor had left were ended: {why}"
             ),
             Self::Lost(count) => warn!(
                 message_id = id::LOST,
@@ -938,7 +944,10 @@ mod tests {
                 count: 1,
                 error: error(),
             },
-            Event::GivenUp("x".into()),
+            Event::GivenUp {
+                why: "x".into(),
+                count: 1,
+            },
             Event::Manager(error()),
             Event::Clamped {
                 asked: 2,

@@ -2,7 +2,6 @@
 //! successor in the end.  What is decided is decided in [`crate::survival`]; here it meets the
 //! shard, the poll and the log.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -21,10 +20,10 @@ use crate::echo::connection::{Connection, Start, Want};
 use crate::echo::shard::Shard;
 use crate::survival::arena::{Record, Totals};
 use crate::survival::heritage::Adopted;
-use crate::survival::keeper::Young;
 use crate::survival::lane::Lane;
 use crate::survival::recovery::Findings;
 use crate::survival::standing::{DECLINED, News, Standing};
+use crate::survival::unpacked::Young;
 use crate::system::events::Event;
 
 /// Connections that wait to be packed, beyond twice those that are open, before the list is made
@@ -184,9 +183,9 @@ impl Server {
             return;
         }
         // A parcel that takes nothing must not make the list of those who wait for it grow.
-        if self.keeper.young() > 2 * self.shard.len() + YOUNG {
+        if self.keeper.unpacked.len() > 2 * self.shard.len() + YOUNG {
             let unkept = self.unkept_young();
-            self.keeper.only(unkept);
+            self.keeper.unpacked.replace(unkept);
         }
         if self.keeper.is_to_ask(self.now) {
             self.ask();
@@ -200,6 +199,7 @@ impl Server {
         for _ in 0..self.keeper.messages() {
             let batch = self
                 .keeper
+                .unpacked
                 .batch(self.now, false, |young| is_over(&self.shard, young));
             if batch.is_empty() {
                 break;
@@ -280,7 +280,7 @@ impl Server {
             Some(News::Kept) => {
                 self.size_up();
                 let unkept = self.unkept_young();
-                self.keeper.only(unkept);
+                self.keeper.unpacked.replace(unkept);
                 self.log.tell(Event::Kept {
                     max_connections: self.max_connections,
                 });
@@ -355,13 +355,14 @@ impl Server {
     /// Packs everybody, however young.
     fn pack_all(&mut self) {
         let young = self.unkept_young();
-        self.keeper.only(young);
+        self.keeper.unpacked.replace(young);
         loop {
             let batch = self
                 .keeper
+                .unpacked
                 .batch(self.now, true, |young| is_over(&self.shard, young));
             if batch.is_empty() || self.pack(batch) {
-                if self.keeper.has_young() {
+                if !self.keeper.unpacked.is_empty() {
                     continue;
                 }
                 return;
@@ -390,11 +391,10 @@ impl Server {
             .map(|(key, _, _)| key)
     }
 
-    /// Those that can be packed and are not, the oldest first.  What was passed to us as a
+    /// Those that can be packed and are not.  What was passed to us as a
     /// conversation counts its bytes from another beginning than the kernel.
-    fn unkept_young(&self) -> VecDeque<Young> {
-        let mut young: Vec<Young> = self
-            .shard
+    fn unkept_young(&self) -> Vec<Young> {
+        self.shard
             .connections()
             .filter(|(_, stream, _)| !stream.shared)
             .map(|(key, stream, connection)| Young {
@@ -402,9 +402,7 @@ impl Server {
                 key,
                 number: stream.number,
             })
-            .collect();
-        young.sort_by_key(|young| young.due);
-        young.into()
+            .collect()
     }
 
     /// Says how far everybody has come, and that the successor may go on from there.

@@ -392,7 +392,8 @@ impl Server {
         }
         drop(stream);
         self.keeper
-            .forget_young(|young| keeping::is_over(&self.shard, young));
+            .unpacked
+            .forget(|young| keeping::is_over(&self.shard, young));
         for listener in &mut self.listeners {
             listener.vacancy();
         }

@@ -11,7 +11,7 @@
 //! the barrier is awaited, and only then is the old one removed from the store.  Meanwhile nothing
 //! is packed.  So there are two copies in flight for a moment, and never none.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use super::layout::header;
 use super::parcel::{BATCH, Parcel};
 use super::recovery::{arena_name, parcel_name};
 use super::standing::{News, Standing};
+use super::unpacked::{Unpacked, Young};
 use crate::system::notify::Manager;
 
 /// Between two rounds of packing: fewer messages, of which a parcel takes a few hundred only.
@@ -54,17 +55,6 @@ pub fn kept(descriptors: usize) -> usize {
     (descriptors / 7 * 3).max(1)
 }
 
-/// A connection that is not packed yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Young {
-    /// When it has lived long enough.
-    pub due: Instant,
-    /// Its key in the shard.
-    pub key: usize,
-    /// Its number, as the key may have changed hands.
-    pub number: u64,
-}
-
 #[derive(Debug)]
 struct Renewal {
     parcel: Parcel,
@@ -88,7 +78,8 @@ pub struct Keeper {
     latest: u64,
     /// Connections in the parcel that live.
     kept: usize,
-    young: VecDeque<Young>,
+    /// Connections that are not packed yet.
+    pub unpacked: Unpacked,
     delay: Duration,
     /// The next round of packing does not come before that.
     next: Option<Instant>,
@@ -114,7 +105,7 @@ impl Keeper {
             unseen: heritage.unseen,
             latest: heritage.latest,
             kept: heritage.adopted.len(),
-            young: VecDeque::new(),
+            unpacked: Unpacked::default(),
             delay: Duration::ZERO,
             next: None,
             listeners: heritage
@@ -143,7 +134,7 @@ impl Keeper {
     #[must_use]
     pub fn is_to_ask(&self, now: Instant) -> bool {
         match self.standing {
-            Standing::Waiting => self.young.front().is_some_and(|young| young.due <= now),
+            Standing::Waiting => self.unpacked.next_due().is_some_and(|due| due <= now),
             Standing::Refused(_) => self.ask_again.is_some_and(|at| at <= now),
             _ => false,
         }
@@ -197,7 +188,7 @@ impl Keeper {
         if self.standing != Standing::Declined {
             self.standing = Standing::Off;
         }
-        self.young.clear();
+        self.unpacked.replace(Vec::new());
         let parcels = self
             .current
             .iter()
@@ -258,22 +249,8 @@ impl Keeper {
     pub fn arrived(&mut self, key: usize, number: u64, now: Instant) {
         if matches!(self.standing, Standing::Waiting | Standing::Kept) {
             let due = now + self.delay;
-            self.young.push_back(Young { due, key, number });
+            self.unpacked.add(Young { due, key, number });
         }
-    }
-
-    /// Forgets the oldest of those that are not packed, as long as they are over: most are before
-    /// their time comes, and nobody has to be woken for them.
-    pub fn forget_young(&mut self, is_over: impl Fn(&Young) -> bool) {
-        while self.young.front().is_some_and(&is_over) {
-            self.young.pop_front();
-        }
-    }
-
-    /// How many wait to be packed, dead ones among them.
-    #[must_use]
-    pub fn young(&self) -> usize {
-        self.young.len()
     }
 
     /// A connection that was kept is over.
@@ -310,7 +287,7 @@ impl Keeper {
             (_, Some(renewal)) => return Some(renewal.until),
             (Standing::Waiting | Standing::Kept, None) => {}
         }
-        let young = self.young.front().map(|young| young.due);
+        let young = self.unpacked.next_due();
         let due = if self.is_worn() { self.next } else { None }.or(young);
         due.map(|due| self.next.map_or(due, |next| due.max(next)))
     }
@@ -321,7 +298,7 @@ impl Keeper {
         self.standing == Standing::Kept
             && self.renewal.is_none()
             && self.next.is_none_or(|next| next <= now)
-            && (self.is_worn() || self.young.front().is_some_and(|young| young.due <= now))
+            && (self.is_worn() || self.unpacked.next_due().is_some_and(|due| due <= now))
     }
 
     /// Whether a good part of the parcel is dead.
@@ -329,37 +306,6 @@ impl Keeper {
     pub fn is_worn(&self) -> bool {
         let entries = self.current.as_ref().map_or(0, |parcel| parcel.entries);
         entries.saturating_sub(self.kept) >= FEW.max(entries / 4)
-    }
-
-    /// Those whose time has come and who are not over, at most so many as go into one message;
-    /// `all`: whoever is left.
-    pub fn batch(
-        &mut self,
-        now: Instant,
-        all: bool,
-        is_over: impl Fn(&Young) -> bool,
-    ) -> Vec<Young> {
-        let mut batch = Vec::new();
-        while batch.len() < BATCH {
-            match self.young.front() {
-                Some(young) if all || young.due <= now => {
-                    batch.extend(self.young.pop_front().filter(|young| !is_over(young)));
-                }
-                _ => break,
-            }
-        }
-        batch
-    }
-
-    /// Replaces those who wait to be packed.
-    pub fn only(&mut self, young: VecDeque<Young>) {
-        self.young = young;
-    }
-
-    /// Whether somebody waits to be packed.
-    #[must_use]
-    pub fn has_young(&self) -> bool {
-        !self.young.is_empty()
     }
 
     /// Packs one message.
@@ -379,9 +325,7 @@ impl Keeper {
 
     /// Those could not be packed: they are tried again, after a while.
     pub fn put_back(&mut self, batch: Vec<Young>, now: Instant) {
-        for young in batch.into_iter().rev() {
-            self.young.push_front(young);
-        }
+        self.unpacked.put_back(batch);
         self.next = Some(now + AGAIN);
     }
 
@@ -492,7 +436,7 @@ impl Keeper {
     }
 
     fn refuse(&mut self, why: String, grave: bool) -> Option<News> {
-        self.young.clear();
+        self.unpacked.replace(Vec::new());
         self.standing = Standing::Refused(why.clone());
         Some(News::Refused { why, grave })
     }

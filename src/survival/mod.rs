@@ -47,8 +47,8 @@
 //! connections.  It never hangs, and never guesses a byte.
 //!
 //! In reading order: [`layout`] (what stands where), [`arena`] (the memory), [`lane`] (one loop's part
-//! of it), [`parcel`], [`recovery`] (what a successor finds), [`heritage`] (where that goes), [`standing`] and
-//! [`keeper`] (what is kept, and when).
+//! of it), [`parcel`], [`recovery`] (what a successor finds), [`heritage`] (where that goes), [`standing`],
+//! [`unpacked`] and [`keeper`] (what is kept, and when).
 
 pub mod arena;
 pub mod heritage;
@@ -58,3 +58,4 @@ pub mod layout;
 pub mod parcel;
 pub mod recovery;
 pub mod standing;
+pub mod unpacked;

@@ -446,3 +446,203 @@ pub(super) fn end(socket: &impl AsFd) {
     // Failing, it was over.
     let _ = shutdown(socket, Shutdown::Both);
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::BorrowedFd;
+
+    use super::super::lane::Lane;
+    use super::super::layout::Geometry;
+    use super::*;
+    use crate::echo::backlog::Store;
+
+    const SMALL: Geometry = Geometry { lanes: 1, seats: 8 };
+
+    /// A process that had two connections, and what the manager has of it.
+    struct Past {
+        arena: Arc<Arena>,
+        lane: Lane,
+        queue: Queue,
+        parcel: Parcel,
+        /// Each with its client.
+        sockets: Vec<(TcpStream, TcpStream)>,
+        cookies: Vec<u64>,
+    }
+
+    impl Past {
+        fn new() -> Self {
+            let (arena, mut payloads) = Arena::create(SMALL, 1).unwrap();
+            let arena = Arc::new(arena);
+            let mut lane = Lane::new(arena.clone(), 0, payloads.remove(0));
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let sockets: Vec<_> = (0..2)
+                .map(|_| {
+                    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                    (listener.accept().unwrap().0, client)
+                })
+                .collect();
+            let (mut parcel, queue) = Parcel::new(2).unwrap();
+            let mut cookies = Vec::new();
+            for (number, (socket, _)) in sockets.iter().enumerate() {
+                let cookie = SockRef::from(socket).cookie().unwrap();
+                cookies.push(cookie);
+                lane.sit(&Record {
+                    cookie,
+                    began: 1,
+                    number: number as u64,
+                    listener: 0,
+                    received: 0,
+                    sent: 0,
+                });
+                parcel.append(&[socket.as_fd()]).unwrap();
+            }
+            Self {
+                arena,
+                lane,
+                queue,
+                parcel,
+                sockets,
+                cookies,
+            }
+        }
+
+        /// The n-th client says something, which is read and not written.
+        fn read(&mut self, number: usize, said: &[u8], kept: bool) {
+            let (socket, client) = &mut self.sockets[number];
+            client.write_all(said).unwrap();
+            let owner = self.cookies[number];
+            self.lane.claim(owner, 0);
+            let scratch = self.lane.scratch();
+            socket.read_exact(&mut scratch[..said.len()]).unwrap();
+            if kept {
+                let _ = self.lane.keep(owner, 0..said.len(), 0).unwrap();
+            }
+        }
+
+        /// The next process looks at it.
+        fn read_by_successor(&self, most: usize) -> Findings {
+            let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+            Estate::sort(vec![
+                (parcel_name(2), duplicate(self.queue.as_fd())),
+                (arena_name(1), duplicate(self.arena.file().unwrap())),
+                (parcel_name(2), duplicate(self.parcel.as_fd())),
+            ])
+            .read(most)
+        }
+    }
+
+    fn owed(findings: &Findings, cookie: u64) -> Option<(usize, usize, Place)> {
+        let heir = |heir: &&Heir| heir.record.cookie == cookie;
+        findings.heirs.iter().find(heir).unwrap().owed
+    }
+
+    #[test]
+    fn what_is_owed_is_found_where_it_is() {
+        let mut past = Past::new();
+        past.read(0, b"in a slot", true);
+        past.read(1, b"in the scratch", false);
+        // As often as processes come and go, and whoever looks first.
+        for crashes in 0..3 {
+            let findings = past.read_by_successor(9);
+            assert_eq!((findings.before, findings.heirs.len()), (2, 2));
+            assert_eq!((findings.planned, findings.crashes), (false, crashes));
+            assert!(findings.parcel.is_some() && findings.ruin.is_none());
+            let slot = owed(&findings, past.cookies[0]);
+            assert_eq!(slot, Some((9, 0, Place::Slot(0, 0))));
+            let scratch = owed(&findings, past.cookies[1]);
+            assert_eq!(scratch, Some((14, 0, Place::Scratch(0))));
+        }
+    }
+
+    #[test]
+    fn what_is_owed_and_nowhere_is_not_guessed() {
+        let mut past = Past::new();
+        past.read(0, b"overwritten by the next", false);
+        past.read(1, b"next", false);
+        let findings = past.read_by_successor(9);
+        assert_eq!(findings.heirs.len(), 1);
+        assert_eq!(findings.lost["what it is owed was not found"], 1);
+        // It is told to the client, too.
+        assert_eq!(past.sockets[0].1.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn who_has_no_seat_or_no_place_is_ended() {
+        let mut past = Past::new();
+        past.lane.stand(super::super::lane::Seat(0));
+        let findings = past.read_by_successor(9);
+        assert_eq!((findings.before, findings.heirs.len()), (1, 1));
+        assert!(findings.lost.is_empty());
+        assert_eq!(past.sockets[0].1.read(&mut [0]).unwrap(), 0);
+        let findings = past.read_by_successor(0);
+        assert_eq!((findings.before, findings.heirs.len()), (1, 0));
+        assert_eq!(findings.lost[FEW], 1);
+        assert_eq!(past.sockets[1].1.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn who_is_in_hand_at_three_crashes_in_a_row_is_given_up() {
+        for spread in [false, true] {
+            let past = Past::new();
+            for crash in 0..4 {
+                let findings = past.read_by_successor(9);
+                let poisonous = !spread && crash == 3;
+                assert_eq!(
+                    findings.heirs.len(),
+                    if poisonous { 1 } else { 2 },
+                    "{crash}"
+                );
+                assert_eq!(findings.lost.len(), usize::from(poisonous));
+                // The process crashes in the turn of one of them, before its first full round.
+                let victim = if spread { crash % 2 } else { 0 };
+                past.arena.set(header::IN_HAND, past.cookies[victim]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_round_and_a_hand_over_end_the_row() {
+        let past = Past::new();
+        for end in [
+            |arena: &Arena| arena.set(header::STARTS, 0),
+            Arena::hand_over,
+        ] {
+            for _ in 0..5 {
+                let findings = past.read_by_successor(9);
+                assert_eq!((findings.heirs.len(), findings.crashes), (2, 0));
+                past.arena.set(header::IN_HAND, past.cookies[0]);
+                end(&past.arena);
+            }
+            let _ = past.read_by_successor(9);
+            past.arena.set(header::STARTS, 0);
+        }
+    }
+
+    #[test]
+    fn after_a_hundred_crashes_in_a_row_all_are_given_up() {
+        let mut past = Past::new();
+        for crashes in 0..CRASHES {
+            let findings = past.read_by_successor(9);
+            assert_eq!((findings.heirs.len(), findings.crashes), (2, crashes));
+        }
+        let findings = past.read_by_successor(9);
+        assert!(matches!(findings.ruin, Some(Ruin::Crashes(CRASHES))));
+        assert!(findings.heirs.is_empty());
+        assert_eq!(past.sockets[0].1.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn names_that_mean_nothing_are_named() {
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let estate = Estate::sort(vec![
+            ("survival-arena-x".into(), one.into()),
+            (parcel_name(1), other.into()),
+        ]);
+        assert_eq!(estate.strangers, ["survival-arena-x", "survival-parcel-1"]);
+        let findings = estate.read(9);
+        assert!(findings.ruin.is_none() && findings.names.is_empty());
+    }
+}

@@ -46,11 +46,12 @@
 //! connections end with the process.  With an arena that it cannot read, it ends the old
 //! connections.  It never hangs, and never guesses a byte.
 //!
-//! In reading order: [`layout`] (what stands where), [`arena`] (the memory), [`lane`] (one loop's part
+//! In reading order: [`controls`] (for tests), [`layout`] (what stands where), [`arena`] (the memory), [`lane`] (one loop's part
 //! of it), [`parcel`], [`recovery`] (what a successor finds), [`heritage`] (where that goes), [`standing`],
 //! [`unpacked`] and [`keeper`] (what is kept, and when).
 
 pub mod arena;
+pub mod controls;
 pub mod heritage;
 pub mod keeper;
 pub mod lane;

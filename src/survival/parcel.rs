@@ -25,6 +25,7 @@ use rustix::net::{
     recvmsg, sendmsg, shutdown, socketpair,
 };
 
+use super::controls;
 use crate::system::socket::set_peek_offset;
 
 /// The most descriptors in a message (`SCM_MAX_FD` in the kernel).
@@ -157,7 +158,8 @@ impl Queue {
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
             let mut byte = [0];
             let mut payload = [IoSliceMut::new(&mut byte)];
-            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            let mut flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            flags.set(RecvFlags::PEEK, !controls::is_on(controls::NO_PEEK));
             let message = match recvmsg(&self.0, &mut payload, &mut ancillary, flags) {
                 Ok(message) => message,
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),

@@ -43,6 +43,8 @@ mod manager;
 mod activation;
 mod catalog;
 mod check;
+#[cfg(feature = "controls")]
+mod controls;
 mod damage;
 mod degrade;
 mod echo;

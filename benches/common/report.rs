@@ -28,6 +28,17 @@ impl Report {
         }
     }
 
+    /// A figure with a bound: beyond it the run fails.
+    pub fn bound(&mut self, name: &str, measured: &str, bound: &str, met: bool) {
+        let verdict = if met { "met" } else { "EXCEEDED" };
+        self.line(name, measured, &format!("(bound {bound}: {verdict})"));
+        if met {
+            self.met += 1;
+        } else {
+            self.broken += 1;
+        }
+    }
+
     /// A figure without one.
     pub fn fact(&mut self, name: &str, measured: &str) {
         self.line(name, measured, "");

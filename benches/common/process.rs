@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{read_dir, read_to_string};
 
-use crate::daemon::Daemon;
+use rustix::process::Pid;
 
 /// The load average of the last minute: how noisy the figures are.
 pub fn load_average() -> String {
@@ -13,22 +13,19 @@ pub fn load_average() -> String {
 
 /// Private anonymous memory in use, in bytes.  `RssAnon` of the status is a sum of counters that
 /// may lag by some pages per processor; this is counted page by page.
-pub fn memory(daemon: &Daemon) -> i64 {
-    let path = format!("/proc/{}/smaps_rollup", daemon.pid());
-    let line = read_to_string(path).ok().and_then(|text| {
-        text.lines()
-            .find_map(|line| line.strip_prefix("Anonymous:"))
-            .map(str::to_owned)
-    });
-    match line {
-        Some(line) => line.trim().trim_end_matches(" kB").parse::<i64>().unwrap() * 1024,
-        None => i64::try_from(daemon.memory()).unwrap(),
-    }
+pub fn memory(pid: Pid) -> i64 {
+    let kibibytes = |file: &str, key: &str| {
+        let text = read_to_string(format!("/proc/{pid}/{file}")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().trim_end_matches(" kB").parse::<i64>().ok()
+    };
+    let sum = kibibytes("smaps_rollup", "Anonymous:").or_else(|| kibibytes("status", "RssAnon:"));
+    sum.unwrap() * 1024
 }
 
 /// Processor time of all threads, in microseconds.
-pub fn processor_time(daemon: &Daemon) -> u64 {
-    read_dir(format!("/proc/{}/task", daemon.pid()))
+pub fn processor_time(pid: Pid) -> u64 {
+    read_dir(format!("/proc/{pid}/task"))
         .unwrap()
         .map(|task| {
             let text = read_to_string(task.unwrap().path().join("schedstat")).unwrap_or_default();
@@ -36,17 +33,6 @@ pub fn processor_time(daemon: &Daemon) -> u64 {
             nanoseconds.parse::<u64>().unwrap_or_default() / 1000
         })
         .sum()
-}
-
-/// Whether every thread is traced.
-pub fn traced(daemon: &Daemon) -> bool {
-    read_dir(format!("/proc/{}/task", daemon.pid()))
-        .unwrap()
-        .all(|task| {
-            let text = read_to_string(task.unwrap().path().join("status")).unwrap_or_default();
-            text.lines()
-                .any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
-        })
 }
 
 /// Bytes that were written to connections to 127.0.0.1 and that the other side's kernel has not

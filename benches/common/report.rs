@@ -24,7 +24,8 @@ impl Report {
         if met {
             self.met += 1;
         } else {
-            self.missed.push(format!("{}: {name}", self.section));
+            self.missed
+                .push(format!("{}: {}", self.section, name.trim()));
         }
     }
 
@@ -77,7 +78,7 @@ impl Report {
     }
 
     fn line(&self, name: &str, measured: &str, verdict: &str) {
-        println!("{:<12} {name:<38} {measured}  {verdict}", self.section);
+        println!("{:<20} {name:<38} {measured}  {verdict}", self.section);
     }
 }
 

@@ -26,6 +26,7 @@ mod load;
 #[allow(dead_code)]
 #[path = "../common/process.rs"]
 mod process;
+#[allow(dead_code)]
 #[path = "../common/report.rs"]
 mod report;
 
@@ -42,7 +43,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use report::Report;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 
 type Measure = fn(&mut Report);
 
@@ -80,12 +81,8 @@ fn main() -> ExitCode {
         eprintln!("no such figure; there are: {}", names.join(" "));
         return ExitCode::from(2);
     }
-    let limit = getrlimit(Resource::Nofile).maximum;
-    let raised = Rlimit {
-        current: limit,
-        maximum: limit,
-    };
-    setrlimit(Resource::Nofile, raised).unwrap();
+    daemon::plenty_of_descriptors();
+    let limit = getrlimit(Resource::Nofile).current;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let began = Instant::now();
     let mut report = Report::default();

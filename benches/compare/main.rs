@@ -175,8 +175,12 @@ fn table(all: &[Compared]) {
                 format!("{} {}: {word}", verdict.figure, verdict.goal)
             })
             .collect();
+        let latency = match ours.p50 {
+            0.0 => "- | -".into(),
+            p50 => format!("{p50:.0} us | {:.2}", one.ratios.p50),
+        };
         println!(
-            "| {} | {} | {:.2} us a {} | {:.2} | {:.0} | {:.2} | {:.0} us | {:.2} | {} |",
+            "| {} | {} | {:.2} us a {} | {:.2} | {:.0} | {:.2} | {latency} | {} |",
             one.scenario,
             other.0,
             ours.processor,
@@ -184,8 +188,6 @@ fn table(all: &[Compared]) {
             one.ratios.processor,
             ours.rate,
             one.ratios.rate,
-            ours.p50,
-            one.ratios.p50,
             goals.join("; ")
         );
     }

@@ -62,19 +62,19 @@ type Of = fn(&Point) -> f64;
 /// Memory and processor time over the number of connections.
 pub fn scale(lines: &[(&'static str, Vec<Point>)]) -> String {
     const SIZE: (f64, f64) = (340.0, 190.0);
-    let mut svg = open(2.0 * SIZE.0 + 130.0, SIZE.1 + 100.0);
+    let mut svg = open(2.0 * SIZE.0 + 160.0, SIZE.1 + 100.0);
     let panels: [(&str, Of); 2] = [
         ("server CPU for each message, us", |point| point.processor),
         // Of one connection it is a page or none.
-        ("bytes in user space for all, KiB", |point| {
+        ("memory in user space for all, KiB", |point| {
             point.memory * point.count as f64 / 1024.0
         }),
     ];
     for (panel, (title, of)) in panels.into_iter().enumerate() {
-        let left = 55.0 + panel as f64 * (SIZE.0 + 60.0);
+        let left = 55.0 + panel as f64 * (SIZE.0 + 75.0);
         let bottom = 50.0 + SIZE.1;
         let points = lines.iter().flat_map(|(_, points)| points);
-        let most = points.clone().map(of).fold(0.0, f64::max).max(1e-9) * 1.1;
+        let most = round_up(points.clone().map(of).fold(0.0, f64::max));
         let widest = points.map(|point| point.count).max().unwrap_or(1) as f64;
         let place = |point: &Point| {
             let x = if panel == 0 {
@@ -138,6 +138,14 @@ pub fn scale(lines: &[(&'static str, Vec<Point>)]) -> String {
         text(&mut svg, left + SIZE.0, bottom + 37.0, "end", "connections");
     }
     svg + "</svg>\n"
+}
+
+/// The next number that can be divided by four without an odd rest.
+fn round_up(value: f64) -> f64 {
+    let unit = 10_f64.powf(value.max(1e-3).log10().floor());
+    let steps = [1.2, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0];
+    let step = steps.into_iter().find(|step| step * unit >= value);
+    step.unwrap_or(12.0) * unit
 }
 
 fn open(width: f64, height: f64) -> String {

@@ -73,10 +73,13 @@ pub fn compare(scenario: &Scenario, options: &Options, report: &mut Report) -> O
             continue;
         };
         if !is_known(&config(root, socket, &options.config)) {
-            let key = format!("{root}{socket}").replace(" = ", "=");
+            let keys = [root, socket, &options.config];
+            let keys = keys.iter().filter(|key| !key.is_empty());
+            let key: Vec<_> = keys.map(|key| key.replace(" = ", "=")).collect();
             report.note(&format!(
-                "{}: skipped: this daemon has no such key: {key}",
-                scenario.name
+                "{}: skipped: this daemon has no such key: {}",
+                scenario.name,
+                key.join(", ")
             ));
             return None;
         }

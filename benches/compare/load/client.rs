@@ -34,6 +34,8 @@ pub struct Talk {
     pub total: Option<u64>,
     /// Bytes that count as one.
     pub unit: u64,
+    /// Whether the time of each write is worth knowing.
+    is_timed: bool,
 }
 
 impl Talk {
@@ -44,6 +46,7 @@ impl Talk {
             write: size,
             total: None,
             unit: size as u64,
+            is_timed: true,
         };
         let once = |size: usize| Self {
             total: Some(size as u64),
@@ -54,10 +57,11 @@ impl Talk {
             Mode::Pipelined => messages(work.size, work.depth),
             Mode::Churn => once(work.size),
             Mode::Bulk => Self {
-                window: u64::MAX,
+                window: work.window.unwrap_or(u64::MAX),
                 write: CHUNK,
                 total: None,
                 unit: 1024,
+                is_timed: false,
             },
             Mode::Mixed => match number % 4 {
                 0 => once(1 << (number / 4 % 15)),
@@ -65,11 +69,6 @@ impl Talk {
                 _ => messages(1 << (number / 4 % 17), 1),
             },
         }
-    }
-
-    /// Whether the time of each write is worth knowing.
-    fn is_timed(&self) -> bool {
-        self.window != u64::MAX
     }
 }
 
@@ -95,7 +94,7 @@ impl Client {
         let socket =
             dial(work.address, number).map_err(|error| format!("client {number}: {error}"))?;
         // In bulk only the kernel's own announcement makes it write.
-        let is_full = !talk.is_timed();
+        let is_full = !talk.is_timed;
         Ok(Self {
             socket: socket.into(),
             talk,
@@ -112,15 +111,15 @@ impl Client {
     pub fn write(&mut self, pattern: &Pattern, began: Instant) -> Result<(), String> {
         self.is_full = false;
         loop {
-            let piece = if self.talk.is_timed() {
+            let room = self.talk.window.saturating_sub(self.sent - self.received);
+            let piece = if self.talk.is_timed {
                 // A write that was cut short is completed first.
                 self.talk.write - (self.sent % self.talk.write as u64) as usize
             } else {
-                self.talk.write
+                usize::try_from(room).map_or(CHUNK, |room| room.min(CHUNK))
             };
-            let under_way = self.sent - self.received;
             let is_over = self.talk.total.is_some_and(|total| self.sent >= total);
-            if is_over || self.talk.window.saturating_sub(under_way) < piece as u64 {
+            if is_over || piece == 0 || room < piece as u64 {
                 return Ok(());
             }
             let position = self.start + self.sent;
@@ -139,10 +138,10 @@ impl Client {
                 Err(error) => return Err(format!("send: {error}")),
             };
             self.sent += taken as u64;
-            if self.talk.is_timed() {
+            if self.talk.is_timed {
                 self.writes.push_back((self.sent, began));
             }
-            if taken < piece || !self.talk.is_timed() {
+            if taken < piece || !self.talk.is_timed {
                 self.is_full = true;
                 return Ok(());
             }

@@ -42,6 +42,9 @@ pub struct Work {
     /// Messages under way, when pipelined
     #[arg(long, default_value_t = 16)]
     pub depth: usize,
+    /// Bytes under way of each client in bulk; all that there is room for otherwise
+    #[arg(long)]
+    pub window: Option<u64>,
     /// What is measured, in seconds
     #[arg(long, default_value_t = 1.0)]
     pub seconds: f64,
@@ -71,6 +74,7 @@ impl Work {
             idle: 0,
             size,
             depth: 16,
+            window: None,
             seconds: 1.0,
             warm_up: 0.15,
             cpu: None,
@@ -106,6 +110,9 @@ impl Work {
         option("depth", self.depth.to_string());
         option("seconds", self.seconds.to_string());
         option("warm-up", self.warm_up.to_string());
+        if let Some(window) = self.window {
+            option("window", window.to_string());
+        }
         if let Some(cpu) = self.cpu {
             option("cpu", cpu.to_string());
         }

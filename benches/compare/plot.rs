@@ -13,8 +13,6 @@ const COLOURS: [&str; 2] = ["#1f6feb", "#e16f24"];
 pub fn ratios(all: &[Compared]) -> String {
     const LEFT: f64 = 190.0;
     const WIDE: f64 = 430.0;
-    /// Ratios beyond are cut off.
-    const MOST: f64 = 4.0;
     let against_bare: Vec<_> = all.iter().filter(|one| one.sides[1].0 == "bare").collect();
     let height = 74.0 + 34.0 * against_bare.len() as f64;
     let mut svg = open(LEFT + WIDE + 70.0, height);
@@ -33,7 +31,12 @@ pub fn ratios(all: &[Compared]) -> String {
         bar(&mut svg, x, 36.0, 10.0, 10.0, COLOURS[index]);
         text(&mut svg, x + 15.0, 45.0, "start", name);
     }
-    let x = |ratio: f64| LEFT + ratio.min(MOST) / MOST * WIDE;
+    let both = against_bare
+        .iter()
+        .flat_map(|one| [one.ratios.processor, one.ratios.rate]);
+    let most = both.fold(1.5, f64::max);
+    let x = |ratio: f64| LEFT + ratio / most * WIDE;
+    line(&mut svg, &[(x(1.0), 54.0), (x(1.0), height - 12.0)], INK);
     for (row, one) in against_bare.iter().enumerate() {
         let y = 58.0 + 34.0 * row as f64;
         text(&mut svg, LEFT - 8.0, y + 17.0, "end", one.scenario);
@@ -43,16 +46,20 @@ pub fn ratios(all: &[Compared]) -> String {
         {
             let y = y + 13.0 * index as f64;
             bar(&mut svg, LEFT, y, x(ratio) - LEFT, 11.0, COLOURS[index]);
+            // The number keeps clear of the line.
+            let end = match x(1.0) - x(ratio) {
+                0.0..35.0 => x(1.0),
+                _ => x(ratio),
+            };
             text(
                 &mut svg,
-                x(ratio) + 5.0,
+                end + 5.0,
                 y + 9.5,
                 "start",
                 &format!("{ratio:.2}"),
             );
         }
     }
-    line(&mut svg, &[(x(1.0), 54.0), (x(1.0), height - 12.0)], INK);
     svg + "</svg>\n"
 }
 

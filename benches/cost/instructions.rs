@@ -36,7 +36,12 @@ pub fn instructions(report: &mut Report) {
 fn tell(report: &mut Report, name: &str, cost: Cost, bound: f64) {
     report.bound(
         name,
-        &format!("{:.0} (other threads {:.0})", cost.own, cost.others),
+        // Without the sign of a zero.
+        &format!(
+            "{:.0} (other threads {:.0})",
+            cost.own,
+            cost.others.round() + 0.0
+        ),
         &format!("{bound:.0}"),
         cost.own <= bound,
     );

@@ -1,12 +1,15 @@
 //! What the daemon costs, counted: the same on every machine, so the bounds fail the run.
 //!
-//! `cargo bench --bench cost` takes about half a minute; words behind `--` select: `calls`,
+//! `cargo bench --bench cost` takes a quarter of a minute; words behind `--` select: `calls`,
 //! `instructions`.  Times differ from machine to machine and from minute to minute, and so their
 //! bench ([`figures`], [`compare`]) only tells them.  A system call and an instruction are counted
 //! one by one, and a change of the code that costs one more for each message is seen at once.
 //!
 //! - `calls`: the system calls of the loop for each message and each connection, by strace(1).
 //! - `instructions`: the instructions of the loop in user space, by valgrind's callgrind.
+//!
+//! A connection that is accepted and has spoken in the same round costs a poll less, so its figures
+//! differ by a tenth from run to run; those of a message do not.
 //!
 //! Both look at the loop's thread alone, with limits, time-outs and counters in use.  What depends
 //! on time instead of messages is kept small or switched off, or a slow machine would seem to

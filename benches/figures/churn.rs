@@ -36,7 +36,7 @@ fn visit(
 ) {
     const BATCH: u64 = 5_000;
     let address = daemon.address();
-    let (began, before) = (Instant::now(), processor_time(daemon));
+    let (began, before) = (Instant::now(), processor_time(daemon.pid()));
     let mut failed = 0;
     let mut rates = Vec::new();
     for batch in 0..count / BATCH {
@@ -50,7 +50,7 @@ fn visit(
         rates.push(BATCH as f64 / began.elapsed().as_secs_f64());
     }
     let rate = count as f64 / began.elapsed().as_secs_f64();
-    let cost = (processor_time(daemon) - before) as f64 / count as f64;
+    let cost = (processor_time(daemon.pid()) - before) as f64 / count as f64;
     let best = rates.into_iter().fold(0.0, f64::max);
     report.figure(
         &format!("{count} {name}"),

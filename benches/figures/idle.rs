@@ -51,7 +51,11 @@ pub fn idle(report: &mut Report) {
     // and less often: the last of both is on its way.
     std::thread::sleep(Duration::from_millis(2500));
     let read = |(_, daemon, _): &(&str, Daemon, Option<Load>)| {
-        (daemon.ticks(), processor_time(daemon), daemon.wakeups())
+        (
+            daemon.ticks(),
+            processor_time(daemon.pid()),
+            daemon.wakeups(),
+        )
     };
     let mut seconds = vec![cases.iter().map(read).collect::<Vec<_>>()];
     for _ in 0..SPAN {

@@ -8,7 +8,9 @@
 //! The measuring client stands apart from the figures: `load` drives any number of verified
 //! conversations in one thread, `client` has the clients that are rude on purpose and the
 //! ping-pong that times the polite ones, `process` reads what the kernel knows of the daemon.
-//! The daemon comes from the fixture of the integration tests.
+//! The daemon comes from the fixture of the integration tests.  What can be counted instead of
+//! timed is the business of the bench `cost`; how much another server would have needed, of
+//! `compare`.
 //!
 //! The targets are those of a quiet machine with two processors; the first line tells its load
 //! average.  Client and daemon share the processors.  Where that colours a figure, the same client is
@@ -19,11 +21,15 @@ mod client;
 #[allow(dead_code)]
 #[path = "../../tests/it/daemon.rs"]
 mod daemon;
+#[path = "../common/load.rs"]
 mod load;
+#[allow(dead_code)]
+#[path = "../common/process.rs"]
 mod process;
+#[allow(dead_code)]
+#[path = "../common/report.rs"]
 mod report;
 
-mod calls;
 mod churn;
 mod crowd;
 mod end;
@@ -37,7 +43,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use report::Report;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 
 type Measure = fn(&mut Report);
 
@@ -54,7 +60,6 @@ const FIGURES: &[(&str, Measure)] = &[
     ("stop", end::stop),
     ("reload", transfer::reload),
     ("kill", end::kill),
-    ("calls", calls::calls),
 ];
 
 fn main() -> ExitCode {
@@ -76,12 +81,8 @@ fn main() -> ExitCode {
         eprintln!("no such figure; there are: {}", names.join(" "));
         return ExitCode::from(2);
     }
-    let limit = getrlimit(Resource::Nofile).maximum;
-    let raised = Rlimit {
-        current: limit,
-        maximum: limit,
-    };
-    setrlimit(Resource::Nofile, raised).unwrap();
+    daemon::plenty_of_descriptors();
+    let limit = getrlimit(Resource::Nofile).current;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let began = Instant::now();
     let mut report = Report::default();

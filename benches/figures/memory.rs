@@ -31,7 +31,7 @@ fn crowd(report: &mut Report, daemon: &Daemon, name: &str) {
     let (before, descriptors) = warm(daemon);
     let mut load = Load::connect(daemon.address(), COUNT, Talk::messages(64, 1));
     report.check(name, load.finish(SOON));
-    let grown = process::memory(daemon) - before;
+    let grown = process::memory(daemon.pid()) - before;
     let each = grown / i64::try_from(COUNT).unwrap();
     report.figure(
         &format!("{COUNT} {name}"),
@@ -48,7 +48,7 @@ fn stalling(report: &mut Report) {
     let daemon = Daemon::start();
     let (before, descriptors) = warm(&daemon);
     let load = stalled(daemon.address(), COUNT);
-    let grown = process::memory(&daemon) - before;
+    let grown = process::memory(daemon.pid()) - before;
     let each = grown / i64::try_from(COUNT).unwrap();
     report.figure(
         &format!("{COUNT} stalled connections"),
@@ -57,7 +57,7 @@ fn stalling(report: &mut Report) {
         each <= 128 * 1024,
     );
     std::thread::sleep(Duration::from_secs(2));
-    let more = process::memory(&daemon) - before - grown;
+    let more = process::memory(daemon.pid()) - before - grown;
     report.figure(
         "growth in 2 s of stalling",
         &format!("{} KiB", more / 1024),
@@ -72,7 +72,7 @@ fn stalling(report: &mut Report) {
         all_back(report, load);
     }
     gone(&daemon, descriptors);
-    let rest = process::memory(&daemon) - before;
+    let rest = process::memory(daemon.pid()) - before;
     report.figure(
         "  after three more such waves",
         &format!("{} KiB more than before", rest / 1024),
@@ -93,12 +93,12 @@ fn warm(daemon: &Daemon) -> (i64, usize) {
     load.finish(SOON).unwrap();
     drop(load);
     gone(daemon, descriptors);
-    (process::memory(daemon), descriptors)
+    (process::memory(daemon.pid()), descriptors)
 }
 
 fn closed(report: &mut Report, daemon: &Daemon, before: i64, descriptors: usize) {
     gone(daemon, descriptors);
-    let rest = process::memory(daemon) - before;
+    let rest = process::memory(daemon.pid()) - before;
     report.fact(
         "  after all are closed",
         &format!("{} KiB more than before", rest / 1024),

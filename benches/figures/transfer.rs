@@ -22,12 +22,12 @@ pub fn throughput(report: &mut Report) {
         for _ in 0..RUNS {
             let mut load =
                 Load::connect(daemon.address(), count, Talk::bytes(TOTAL / count as u64));
-            let (began, before) = (Instant::now(), processor_time(&daemon));
+            let (began, before) = (Instant::now(), processor_time(daemon.pid()));
             if let Err(text) = load.finish(SOON) {
                 return report.broken(&text);
             }
             rates.push(mebibytes(TOTAL) / began.elapsed().as_secs_f64());
-            costs.push((processor_time(&daemon) - before) as f64 / mebibytes(TOTAL));
+            costs.push((processor_time(daemon.pid()) - before) as f64 / mebibytes(TOTAL));
         }
         let best = rates.iter().copied().fold(0.0, f64::max);
         let (middle, cost) = (median(rates), median(costs));
@@ -47,11 +47,11 @@ pub fn writes_first(report: &mut Report) {
     Load::connect(daemon.address(), 1, Talk::bytes(1 << 20))
         .finish(SOON)
         .unwrap();
-    let before = memory(&daemon);
+    let before = memory(daemon.pid());
     let mut load = Load::connect(daemon.address(), 1, Talk::stall(64 << 20));
     load.settle(Duration::from_millis(300));
     let stuck = load.clients[0].sent;
-    let grown = memory(&daemon) - before;
+    let grown = memory(daemon.pid()) - before;
     load.wind_up();
     load.tell(Talk::bytes(64 << 20));
     let outcome = load.finish(SOON);

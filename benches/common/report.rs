@@ -24,7 +24,19 @@ impl Report {
         if met {
             self.met += 1;
         } else {
-            self.missed.push(format!("{}: {name}", self.section));
+            self.missed
+                .push(format!("{}: {}", self.section, name.trim()));
+        }
+    }
+
+    /// A figure with a bound: beyond it the run fails.
+    pub fn bound(&mut self, name: &str, measured: &str, bound: &str, met: bool) {
+        let verdict = if met { "met" } else { "EXCEEDED" };
+        self.line(name, measured, &format!("(bound {bound}: {verdict})"));
+        if met {
+            self.met += 1;
+        } else {
+            self.broken += 1;
         }
     }
 
@@ -66,7 +78,7 @@ impl Report {
     }
 
     fn line(&self, name: &str, measured: &str, verdict: &str) {
-        println!("{:<12} {name:<38} {measured}  {verdict}", self.section);
+        println!("{:<20} {name:<38} {measured}  {verdict}", self.section);
     }
 }
 

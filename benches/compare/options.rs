@@ -1,0 +1,38 @@
+//! The arguments.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Compares the daemon with a bare loop.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "compare", bin_name = "cargo bench --bench compare --")]
+pub struct Options {
+    /// Scenarios whose names contain one of these; "list" lists them
+    pub words: Vec<String>,
+    /// Rounds of each scenario
+    #[arg(long, default_value_t = 7)]
+    pub rounds: usize,
+    /// What is measured of each side in a round, in seconds
+    #[arg(long, default_value_t = 0.7)]
+    pub seconds: f64,
+    /// Further keys for every daemon, such as 'survival = true'
+    #[arg(long, default_value = "")]
+    pub config: String,
+    /// Leave out the other servers that are installed
+    #[arg(long)]
+    pub alone: bool,
+    /// Draw the ratios into this file; what is measured over the number of connections goes into
+    /// FILE-scale.svg
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+    /// Print a table for the README
+    #[arg(long)]
+    pub markdown: bool,
+    /// Write all figures into this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Cargo says so
+    #[arg(long, hide = true)]
+    pub bench: bool,
+}

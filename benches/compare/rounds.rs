@@ -1,0 +1,298 @@
+//! Round after round: A B, B A, A B.
+//!
+//! A machine is never twice the same, so figures are compared only with their neighbours: in each
+//! round both sides run, one right after the other, and the order is swapped from round to round.
+//! The ratio that counts is the median of the rounds' ratios; what is printed behind it is the
+//! middle half of them.  Processor time of the server for each message comes first: it hardly
+//! depends on what else the machine does.  The rate does.
+
+use std::process::Command;
+
+use serde::Serialize;
+
+use crate::load::{Outcome, Work};
+use crate::options::Options;
+use crate::process::processors;
+use crate::report::{Report, median};
+use crate::scenarios::{Place, Scenario, Side};
+use crate::servers::{Kind, PEERS, Server, config, is_known};
+
+/// One side in one round; or the medians of many; or the ratios of two.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Figures {
+    /// Processor time of the server for each unit, in microseconds.
+    pub processor: f64,
+    /// Units each second.
+    pub rate: f64,
+    /// Of the latencies, in microseconds.
+    pub p50: f64,
+    pub p99: f64,
+    /// Fairness.
+    pub jain: f64,
+    /// Processor time of the load for each unit, in microseconds.
+    pub load: f64,
+}
+
+/// What is asked of a figure.
+type Of = fn(&Figures) -> f64;
+
+/// A goal and what became of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    pub figure: &'static str,
+    pub ratio: f64,
+    pub goal: String,
+    pub is_met: bool,
+}
+
+/// A scenario and what came out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Compared {
+    pub scenario: &'static str,
+    /// What is counted.
+    pub unit: &'static str,
+    /// The medians of each side; from the third on they are peers.
+    pub sides: Vec<(&'static str, Figures)>,
+    /// The medians of the rounds' ratios of the first side to the second.
+    pub ratios: Figures,
+    pub verdicts: Vec<Verdict>,
+}
+
+/// Runs a scenario; `None`: not here, or not to the end.
+pub fn compare(scenario: &Scenario, options: &Options, report: &mut Report) -> Option<Compared> {
+    let (server_cpus, load_cpu) = match placed(scenario.place) {
+        Ok(cpus) => cpus,
+        Err(why) => {
+            report.note(&format!("{}: skipped: {why}", scenario.name));
+            return None;
+        }
+    };
+    let mut sides = scenario.sides.to_vec();
+    for side in &sides {
+        let Kind::Daemon(root, socket) = side.server else {
+            continue;
+        };
+        if !is_known(&config(root, socket, &options.config)) {
+            let keys = [root, socket, &options.config];
+            let keys = keys.iter().filter(|key| !key.is_empty());
+            let key: Vec<_> = keys.map(|key| key.replace(" = ", "=")).collect();
+            report.note(&format!(
+                "{}: skipped: this daemon has no such key: {}",
+                scenario.name,
+                key.join(", ")
+            ));
+            return None;
+        }
+    }
+    if scenario.has_peers && !options.alone {
+        let work = scenario.sides[1].work.clone();
+        let installed = PEERS.iter().filter(|(name, _)| is_installed(name));
+        sides.extend(installed.map(|(name, server)| Side {
+            name,
+            server: server.clone(),
+            work: work.clone(),
+        }));
+    }
+    let servers: Vec<Server> = sides
+        .iter()
+        .map(|side| Server::start(&side.server, &options.config, &server_cpus))
+        .collect();
+    let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); sides.len()];
+    let mut failed = vec![false; sides.len()];
+    for round in 0..options.rounds {
+        let mut order: Vec<usize> = (0..sides.len()).collect();
+        if round % 2 == 1 {
+            order.swap(0, 1);
+        }
+        for index in order {
+            if failed[index] {
+                continue;
+            }
+            let mut work = sides[index].work.clone();
+            work.seconds = options.seconds;
+            work.cpu = load_cpu;
+            match measure(&servers[index], work) {
+                Ok(figures) => rounds[index].push(figures),
+                // Of others we only tell.
+                Err(error) if index > 1 => {
+                    report.note(&format!(
+                        "{}: {}: {error}",
+                        scenario.name, sides[index].name
+                    ));
+                    failed[index] = true;
+                }
+                Err(error) => {
+                    report.broken(&format!("{}: {error}", sides[index].name));
+                    return None;
+                }
+            }
+        }
+    }
+    let ratios: Vec<Figures> = rounds[0]
+        .iter()
+        .zip(&rounds[1])
+        .map(|(one, other)| one.to(other))
+        .collect();
+    let ratio = Figures::medians(&ratios);
+    let named = sides.iter().map(|side| side.name);
+    let compared = Compared {
+        scenario: scenario.name,
+        unit: scenario.sides[0].work.unit(),
+        sides: named
+            .zip(&rounds)
+            .filter(|(_, rounds)| !rounds.is_empty())
+            .map(|(name, rounds)| (name, Figures::medians(rounds)))
+            .collect(),
+        ratios: ratio,
+        verdicts: scenario
+            .goals
+            .iter()
+            .map(|goal| Verdict {
+                figure: goal.name,
+                ratio: (goal.of)(&ratio),
+                goal: goal.text(),
+                is_met: goal.is_met((goal.of)(&ratio)),
+            })
+            .collect(),
+    };
+    tell(&compared, scenario, &ratios, report);
+    Some(compared)
+}
+
+/// One load on one server.
+pub fn measure(server: &Server, work: Work) -> Result<Figures, String> {
+    let outcome = run(server, work)?;
+    let units = outcome.units.max(1.0);
+    server.settle();
+    Ok(Figures {
+        processor: outcome.server / units,
+        rate: outcome.units / outcome.seconds,
+        p50: outcome.p50,
+        p99: outcome.p99,
+        jain: outcome.jain,
+        load: outcome.load / units,
+    })
+}
+
+/// Runs the load in its process.
+pub fn run(server: &Server, mut work: Work) -> Result<Outcome, String> {
+    work.address = server.address;
+    work.server = Some(server.pid.as_raw_nonzero().get());
+    let output = Command::new(std::env::current_exe().unwrap())
+        .arg(crate::LOAD)
+        .args(work.words())
+        .output()
+        .map_err(|error| format!("the load: {error}"))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(text.trim().to_owned());
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| format!("the load: {error}"))
+}
+
+/// The processors of the server (none: any) and that of the load.
+pub fn placed(place: Place) -> Result<(Vec<usize>, Option<usize>), &'static str> {
+    let all = processors();
+    let (first, last) = (all[0], all[all.len() - 1]);
+    match place {
+        Place::Together => Ok((vec![last], Some(last))),
+        Place::Apart if first == last => Err("there is one processor only"),
+        Place::Apart => Ok((vec![last], Some(first))),
+        Place::Anywhere => Ok((Vec::new(), None)),
+    }
+}
+
+fn is_installed(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(tool).is_file())
+}
+
+impl Figures {
+    const ALL: [Of; 6] = [
+        |figures| figures.processor,
+        |figures| figures.rate,
+        |figures| figures.p50,
+        |figures| figures.p99,
+        |figures| figures.jain,
+        |figures| figures.load,
+    ];
+
+    fn of(mut value: impl FnMut(Of) -> f64) -> Self {
+        let [processor, rate, p50, p99, jain, load] = Self::ALL.map(&mut value);
+        Self {
+            processor,
+            rate,
+            p50,
+            p99,
+            jain,
+            load,
+        }
+    }
+
+    fn medians(all: &[Self]) -> Self {
+        Self::of(|of| median(all.iter().map(of).collect()))
+    }
+
+    fn to(self, other: &Self) -> Self {
+        Self::of(|of| {
+            let (one, other) = (of(&self), of(other));
+            if other == 0.0 { 1.0 } else { one / other }
+        })
+    }
+}
+
+fn tell(compared: &Compared, scenario: &Scenario, ratios: &[Figures], report: &mut Report) {
+    let unit = compared.unit;
+    for (name, figures) in &compared.sides {
+        let mut text = format!(
+            "{:.3} us of server CPU for each {unit}, {:.0} each second (load {:.3} us)",
+            figures.processor, figures.rate, figures.load
+        );
+        if figures.p50 > 0.0 {
+            text += &format!(", p50 {:.0} us, p99 {:.0} us", figures.p50, figures.p99);
+        }
+        if unit == "KiB" {
+            text += &format!(", Jain {:.3}", figures.jain);
+        }
+        report.fact(name, &text);
+    }
+    for (goal, verdict) in scenario.goals.iter().zip(&compared.verdicts) {
+        report.figure(
+            &format!("  ratio of {}", goal.name),
+            &format!("{:.2} {}", verdict.ratio, spread(ratios, goal.of)),
+            &verdict.goal,
+            verdict.is_met,
+        );
+    }
+    if scenario.goals.is_empty() {
+        let ratio = compared.ratios;
+        report.fact(
+            "  ratios",
+            &format!(
+                "server CPU {:.2}, rate {:.2}, p50 {:.2}",
+                ratio.processor, ratio.rate, ratio.p50
+            ),
+        );
+    }
+    if unit == "KiB" && scenario.sides[0].work.connections > 1 {
+        let jain = compared.sides[0].1.jain;
+        report.figure(
+            "  fairness",
+            &format!("{jain:.3}"),
+            "Jain >= 0.98",
+            jain >= 0.98,
+        );
+    }
+}
+
+/// The middle half.
+fn spread(ratios: &[Figures], of: Of) -> String {
+    let mut values: Vec<f64> = ratios.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    let last = values.len() - 1;
+    format!(
+        "({:.2} to {:.2})",
+        values[last / 4],
+        values[last - last / 4]
+    )
+}

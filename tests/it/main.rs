@@ -36,7 +36,7 @@ mod crowd;
 mod daemon;
 // The clients of the bench, of which the tests do not use everything.
 #[allow(dead_code)]
-#[path = "../../benches/figures/load.rs"]
+#[path = "../../benches/common/load.rs"]
 mod load;
 mod manager;
 

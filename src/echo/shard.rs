@@ -9,6 +9,7 @@
 //! server gives it further turns, because an edge-triggered kernel announces nothing twice.
 
 use std::collections::VecDeque;
+use std::mem::discriminant;
 use std::time::Instant;
 
 use slab::Slab;
@@ -53,6 +54,8 @@ pub struct Shard<S, M> {
     ready: VecDeque<usize>,
     limits: Limits,
     counters: Counters,
+    /// Bytes received and sent in the last turn.
+    moved: (u64, u64),
 }
 
 impl<S: Duplex, M: Store> Shard<S, M> {
@@ -66,6 +69,7 @@ impl<S: Duplex, M: Store> Shard<S, M> {
             ready: VecDeque::new(),
             limits,
             counters: Counters::default(),
+            moved: (0, 0),
         }
     }
 
@@ -154,29 +158,33 @@ impl<S: Duplex, M: Store> Shard<S, M> {
     ///
     /// An event is a hint: for an empty seat, or one that is over, nothing happens.
     pub fn turn(&mut self, key: usize, hint: Hint, now: Instant) -> Turn {
+        self.moved = (0, 0);
         let Some(seat) = self.seats.get_mut(key).filter(|seat| !seat.over) else {
             return Turn::Same;
         };
-        let before = (seat.connection.received(), seat.connection.sent());
-        let step =
-            seat.connection
-                .advance(&mut seat.stream, &mut self.store, hint, &self.limits, now);
-        self.counters.received += seat.connection.received() - before.0;
-        self.counters.sent += seat.connection.sent() - before.1;
+        let connection = &mut seat.connection;
+        let before = (connection.received(), connection.sent());
+        let state = (connection.want(), discriminant(&connection.phase()));
+        let step = connection.advance(&mut seat.stream, &mut self.store, hint, &self.limits, now);
+        self.moved = (
+            connection.received() - before.0,
+            connection.sent() - before.1,
+        );
+        self.counters.received += self.moved.0;
+        self.counters.sent += self.moved.1;
         if let Step::Done(reason) = step {
             return self.end(key, reason, now);
         }
-        seat.connection.check();
+        connection.check();
+        let want = connection.want();
         // Activity only makes a deadline later, and its entry is put back when it fires early.
-        let due = seat.connection.due(&self.limits).map(|(at, _)| at);
-        if due.is_none()
-            || seat
-                .armed
-                .is_none_or(|armed| due.is_some_and(|due| due < armed))
-        {
-            self.timers.set(key, &mut seat.armed, due);
+        if state != (want, discriminant(&connection.phase())) {
+            let due = connection.due(&self.limits).map(|(at, _)| at);
+            let earlier = |armed| due.is_some_and(|due| due < armed);
+            if due.is_none() || seat.armed.is_none_or(earlier) {
+                self.timers.set(key, &mut seat.armed, due);
+            }
         }
-        let want = seat.connection.want();
         if step == Step::Yield {
             self.queue(key, Hint::Plain);
             Turn::Same
@@ -186,6 +194,12 @@ impl<S: Duplex, M: Store> Shard<S, M> {
             seat.registered = want;
             Turn::Rearm(want)
         }
+    }
+
+    /// Bytes received and sent in the last turn.
+    #[must_use]
+    pub fn moved(&self) -> (u64, u64) {
+        self.moved
     }
 
     /// Whether a connection stands in the ready list already.

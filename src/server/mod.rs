@@ -37,7 +37,6 @@ use mio::{Events, Interest, Poll, Token};
 use crate::cli::Level;
 use crate::config::{Config, Origin};
 use crate::echo::connection::{Connection, Hint, Want};
-use crate::echo::counters::Counters;
 use crate::echo::duplex::Duplex;
 use crate::echo::reason::{Reason, Summary};
 use crate::echo::shard::{Shard, Turn};
@@ -140,6 +139,13 @@ pub struct Server {
     now: Instant,
     /// Bytes that may still move in this round.
     allowance: u64,
+    /// Something happened besides traffic: callers and everything that is done by the clock are
+    /// looked after in this round.
+    stirred: bool,
+    /// When they have to be otherwise.
+    wake: Option<Instant>,
+    /// Traffic has made the status a matter of time.
+    busy: bool,
 }
 
 /// A descriptor in reserve.
@@ -199,6 +205,9 @@ impl Server {
             spare: spare(),
             now,
             allowance: 0,
+            stirred: true,
+            wake: None,
+            busy: false,
         };
         server.size_up();
         server.log.tell(Event::Started {
@@ -236,26 +245,34 @@ impl Server {
             }
             self.now = Instant::now();
             self.allowance = ROUND;
+            self.stirred |= self.wake.is_some_and(|wake| wake <= self.now);
             for event in &events {
                 match Source::from(event.token()) {
-                    Source::Signals => self.obey(),
-                    // Housekeeping looks at it.
-                    Source::Answer => {}
-                    Source::Listener(index) => self.listeners[index].announce(),
                     Source::Connection(key) => self.announced(key, event),
+                    Source::Listener(index) => {
+                        self.stirred = true;
+                        self.listeners[index].announce();
+                    }
+                    // Housekeeping looks at it.
+                    Source::Answer => self.stirred = true,
+                    Source::Signals => {
+                        self.stirred = true;
+                        self.obey();
+                    }
                 }
             }
-            self.accept();
+            if self.stirred {
+                self.accept();
+            }
             // Before the list, which may use up the round for as long as there is a flood.
             for _ in 0..DEADLINES {
                 if self.allowance == 0 {
                     break;
                 }
-                let before = self.shard.counters();
                 let Some((key, turn)) = self.shard.expire(self.now) else {
                     break;
                 };
-                self.turned(key, turn, before);
+                self.turned(key, turn);
             }
             // Each of them once: a lone flooder, too, lets the poll speak between its turns.
             for _ in 0..self.shard.ready() {
@@ -266,7 +283,9 @@ impl Server {
                     self.turn(key);
                 }
             }
-            self.housekeep();
+            if self.stirred {
+                self.housekeep();
+            }
         }
         self.end();
         Ok(())
@@ -274,14 +293,22 @@ impl Server {
 
     /// How long the poll may wait: until the first thing that is due, or for ever.
     fn sleep(&self) -> Option<Duration> {
-        if self.shard.ready() > 0
-            || self
-                .listeners
-                .iter()
-                .any(|listener| listener.state == State::Ready)
-        {
+        if self.stirred || self.shard.ready() > 0 {
             return Some(Duration::ZERO);
         }
+        let due = match (self.wake, self.shard.next_due()) {
+            (Some(one), Some(other)) => one.min(other),
+            (one, other) => match one.or(other) {
+                Some(due) => due,
+                None => return self.config.poll_timeout,
+            },
+        };
+        let wait = due.saturating_duration_since(self.now);
+        Some(self.config.poll_timeout.map_or(wait, |most| wait.min(most)))
+    }
+
+    /// When housekeeping and callers have to be looked after, if nothing happens before.
+    fn next_wake(&self) -> Option<Instant> {
         let listeners = self
             .listeners
             .iter()
@@ -289,24 +316,17 @@ impl Server {
                 State::Short(until) => Some(until),
                 _ => None,
             });
-        let due = [
-            self.shard.next_due(),
+        [
             self.life.next_due(),
             self.manager.next_due(),
             self.fold.next_due(),
             self.keeper.next_due(),
             self.shard.store().next_due(),
-        ];
-        let wait = due
-            .into_iter()
-            .flatten()
-            .chain(listeners)
-            .min()
-            .map(|due| due.saturating_duration_since(self.now));
-        match (wait, self.config.poll_timeout) {
-            (Some(wait), Some(most)) => Some(wait.min(most)),
-            (wait, most) => wait.or(most),
-        }
+        ]
+        .into_iter()
+        .flatten()
+        .chain(listeners)
+        .min()
     }
 
     /// An event is a hint; the turn comes from the list, in the order of arrival.  A turn at once
@@ -322,17 +342,23 @@ impl Server {
     }
 
     fn turn(&mut self, key: usize) {
-        let before = self.shard.counters();
-        let owner = || self.shard.connection(key).map_or(0, Connection::owner);
-        self.keeper.in_hand(owner);
+        if self.keeper.is_unsettled() {
+            self.stirred = true;
+            let owner = self.shard.connection(key).map_or(0, Connection::owner);
+            self.keeper.in_hand(owner);
+        }
         let turn = self.shard.turn(key, Hint::Plain, self.now);
-        self.turned(key, turn, before);
+        self.turned(key, turn);
     }
 
     /// Accounts for a turn, tells of it and acts on it.
-    fn turned(&mut self, key: usize, turn: Turn, before: Counters) {
-        let after = self.shard.counters();
-        let (received, sent) = (after.received - before.received, after.sent - before.sent);
+    fn turned(&mut self, key: usize, turn: Turn) {
+        let (received, sent) = self.shard.moved();
+        if !self.busy && received + sent > 0 {
+            self.busy = true;
+            let due = self.manager.next_status(self.now);
+            self.wake = [self.wake, due].into_iter().flatten().min();
+        }
         self.allowance = self.allowance.saturating_sub((received + sent).max(LEAST));
         if self.log.wants(Level::Trace) {
             self.trace(key, received, sent);
@@ -344,6 +370,8 @@ impl Server {
         match turn {
             Turn::Same => {}
             Turn::Rearm(want) => {
+                // Memory was taken or given back.
+                self.stirred = true;
                 let interest = match want {
                     Want::Read => INPUT,
                     Want::Write => Interest::WRITABLE,
@@ -372,6 +400,7 @@ impl Server {
     }
 
     fn close(&mut self, key: usize, summary: &Summary) {
+        self.stirred = true;
         let mut stream = self.shard.remove(key);
         if self.fold.admit(summary, self.now) && self.log.wants(Level::Info) {
             let who = self.who(&stream);
@@ -459,6 +488,11 @@ impl Server {
         if let Some(error) = self.manager.trouble() {
             self.log.tell(Event::Manager(error));
         }
+        self.busy = false;
+        // A listener whose burst was not enough goes on in the next round.
+        let calling = |listener: &Listener| listener.state == State::Ready;
+        self.stirred = self.listeners.iter().any(calling);
+        self.wake = self.next_wake();
     }
 
     /// The end: whatever is left is abandoned, told and counted.

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::SockRef;
 
 use crate::echo::duplex::Duplex;
@@ -109,26 +110,20 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &mut self.socket {
-            Socket::Tcp(socket, _) => {
-                let count = socket.read(buffer)?;
-                if self.quickack {
-                    // Refused by a peer that is gone: the next read says so.
-                    let _ = SockRef::from(&*socket).set_tcp_quickack(true);
-                }
-                Ok(count)
-            }
-            Socket::Unix(socket) => socket.read(buffer),
+        // Not through the C library: with a second thread in the process its calls are points where a
+        // thread may be cancelled, which costs more than the rest of the turn.
+        let (count, _) = recv(&*self, buffer, RecvFlags::empty())?;
+        if self.quickack {
+            // Refused by a peer that is gone: the next read says so.
+            let _ = SockRef::from(&*self).set_tcp_quickack(true);
         }
+        Ok(count)
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.socket {
-            Socket::Tcp(socket, _) => socket.write(bytes),
-            Socket::Unix(socket) => socket.write(bytes),
-        }
+        Ok(send(&*self, bytes, SendFlags::NOSIGNAL)?)
     }
 
     fn flush(&mut self) -> io::Result<()> {

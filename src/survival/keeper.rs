@@ -259,11 +259,17 @@ impl Keeper {
     }
 
     /// Whose turn it is, as long as nobody knows whether a connection kills us.
-    pub fn in_hand(&mut self, cookie: impl FnOnce() -> u64) {
+    pub fn in_hand(&mut self, cookie: u64) {
         if let Some(left) = &mut self.unsettled {
             *left = left.saturating_sub(1);
-            self.arena.set(header::IN_HAND, cookie());
         }
+        self.arena.set(header::IN_HAND, cookie);
+    }
+
+    /// Whether the first full round is not over yet.
+    #[must_use]
+    pub fn is_unsettled(&self) -> bool {
+        self.unsettled.is_some()
     }
 
     /// A round is over; `idle`: nobody waits for a turn.  With the first full one the crashes of the
@@ -366,9 +372,11 @@ impl Keeper {
         }
         let (answer, question) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         self.latest = generation;
-        // The queue first: a store with room for one more is of use still.
-        let ends = [queue.as_fd(), parcel.as_fd()];
-        manager.store(&parcel_name(generation), &ends, now);
+        // One after the other, as a message has no order: if there is room for one only, it is not
+        // the queue, and that shows.
+        for end in [parcel.as_fd(), queue.as_fd()] {
+            manager.store(&parcel_name(generation), &[end], now);
+        }
         manager.barrier(question, now);
         self.renewal = Some(Renewal {
             parcel,

@@ -207,6 +207,13 @@ impl Manager {
         self.send_status(status.to_owned(), now);
     }
 
+    /// When a change of the status may be told, if there is anybody to hear it.
+    #[must_use]
+    pub fn next_status(&self, now: Instant) -> Option<Instant> {
+        self.link.as_ref()?;
+        Some(self.status.sent.map_or(now, |sent| sent + STATUS_INTERVAL))
+    }
+
     /// Whether the status has changed and may be told again: at most once a second.  `mark` is
     /// what the text is made from; as long as it stays the same, nothing is done and nothing
     /// wakes us.
@@ -273,6 +280,7 @@ impl Manager {
     }
 
     fn send_status(&mut self, text: String, now: Instant) {
+        self.status.sent = Some(now);
         if text == self.status.text {
             return;
         }
@@ -281,7 +289,6 @@ impl Manager {
         if self.waiting.is_empty() && self.send(&message, &[]) == Sent::Yes {
             self.status.text = text;
         }
-        self.status.sent = Some(now);
     }
 
     fn state(&mut self, states: &[NotifyState<'_>], now: Instant) {

@@ -12,6 +12,8 @@ use std::time::Instant;
 #[derive(Debug, Default)]
 pub struct Timers {
     entries: BTreeSet<(Instant, usize)>,
+    /// The earliest of them, as every round asks for it.
+    first: Option<Instant>,
 }
 
 impl Timers {
@@ -27,21 +29,20 @@ impl Timers {
             self.entries.insert((new, key));
         }
         *armed = due;
+        self.first = self.entries.first().map(|(at, _)| *at);
     }
 
     /// The earliest entry.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
-        self.entries.first().map(|(at, _)| *at)
+        self.first
     }
 
     /// The key of an entry that is due at `now`.  The entry stays until it is moved.
     #[must_use]
     pub fn fired(&self, now: Instant) -> Option<usize> {
-        self.entries
-            .first()
-            .filter(|(at, _)| *at <= now)
-            .map(|(_, key)| *key)
+        self.first.filter(|at| *at <= now)?;
+        self.entries.first().map(|(_, key)| *key)
     }
 
     /// How many entries there are.

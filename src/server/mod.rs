@@ -13,9 +13,10 @@
 //! accept (every listener is non-blocking).  The one exception is reading the configuration on
 //! HUP.
 //!
-//! In reading order: [`source`], [`lifecycle`], [`stream`], [`listener`], then the parts of
+//! In reading order: [`source`], [`alarm`], [`lifecycle`], [`stream`], [`listener`], then the parts of
 //! [`Server`] in this file, `intake` (accepting), `keeping` (survival), `reload` and `telling`.
 
+pub mod alarm;
 mod intake;
 mod keeping;
 pub mod lifecycle;
@@ -48,6 +49,7 @@ use crate::system::logging::Log;
 use crate::system::notify::Manager;
 use crate::system::rate::{Fold, Gate};
 use crate::system::signals::Signals;
+use alarm::Alarm;
 use lifecycle::{Action, Life};
 use listener::{Listener, State};
 use source::Source;
@@ -97,6 +99,7 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Server {
     poll: Poll,
+    alarm: Alarm,
     signals: Signals,
     listeners: Vec<Listener>,
     /// The names of the listeners, and of passed connections behind them.
@@ -174,6 +177,7 @@ impl Server {
         poll.registry()
             .register(signals.source(), Source::Signals.into(), Interest::READABLE)?;
         let mut server = Self {
+            alarm: Alarm::new(poll.registry(), Source::Alarm.into()),
             poll,
             signals,
             listeners: Vec::new(),
@@ -238,7 +242,8 @@ impl Server {
         // A conversation that was passed may be over already, and nothing would wake us.
         self.housekeep();
         while self.life != Life::Over {
-            match self.poll.poll(&mut events, self.sleep()) {
+            let wait = self.sleep();
+            match self.poll.poll(&mut events, wait) {
                 // A signal: its pipe is readable in the next round.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => result?,
@@ -253,6 +258,8 @@ impl Server {
                         self.stirred = true;
                         self.listeners[index].announce();
                     }
+                    // What is due is known without it.
+                    Source::Alarm => {}
                     // Housekeeping looks at it.
                     Source::Answer => self.stirred = true,
                     Source::Signals => {
@@ -292,19 +299,18 @@ impl Server {
     }
 
     /// How long the poll may wait: until the first thing that is due, or for ever.
-    fn sleep(&self) -> Option<Duration> {
+    fn sleep(&mut self) -> Option<Duration> {
         if self.stirred || self.shard.ready() > 0 {
             return Some(Duration::ZERO);
         }
         let due = match (self.wake, self.shard.next_due()) {
-            (Some(one), Some(other)) => one.min(other),
-            (one, other) => match one.or(other) {
-                Some(due) => due,
-                None => return self.config.poll_timeout,
-            },
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
         };
-        let wait = due.saturating_duration_since(self.now);
-        Some(self.config.poll_timeout.map_or(wait, |most| wait.min(most)))
+        match (self.alarm.wait(due, self.now), self.config.poll_timeout) {
+            (Some(wait), Some(most)) => Some(wait.min(most)),
+            (wait, most) => wait.or(most),
+        }
     }
 
     /// When housekeeping and callers have to be looked after, if nothing happens before.
@@ -363,7 +369,9 @@ impl Server {
         if self.log.wants(Level::Trace) {
             self.trace(key, received, sent);
         }
-        self.settle(key, turn);
+        if turn != Turn::Same {
+            self.settle(key, turn);
+        }
     }
 
     fn settle(&mut self, key: usize, turn: Turn) {

@@ -12,6 +12,8 @@ pub enum Source {
     Signals,
     /// The pipe by which the service manager answers.
     Answer,
+    /// The alarm.
+    Alarm,
     /// A listener, by its index.
     Listener(usize),
     /// A connection, by its seat.
@@ -25,6 +27,7 @@ impl From<Source> for Token {
             Source::Listener(index) => Self(index << 2 | 1),
             Source::Signals => Self(2),
             Source::Answer => Self(6),
+            Source::Alarm => Self(10),
         }
     }
 }
@@ -35,6 +38,7 @@ impl From<Token> for Source {
             0 => Self::Connection(token >> 2),
             1 => Self::Listener(token >> 2),
             _ if token == 6 => Self::Answer,
+            _ if token == 10 => Self::Alarm,
             _ => Self::Signals,
         }
     }
@@ -49,6 +53,7 @@ mod tests {
         for source in [
             Source::Signals,
             Source::Answer,
+            Source::Alarm,
             Source::Listener(0),
             Source::Listener(77),
             Source::Connection(0),

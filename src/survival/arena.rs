@@ -24,7 +24,7 @@ use super::layout::{
 use crate::echo::SCRATCH;
 use crate::echo::counters::Counters;
 use crate::echo::reason::Reason;
-use crate::system::memory::{Memory, Region, Words, cannot_shrink, memory_file};
+use crate::system::memory::{Memory, Pair, Region, Words, cannot_shrink, memory_file};
 
 /// Seats below which no smaller file is tried.
 const FEWEST: usize = 64;
@@ -317,6 +317,11 @@ impl Arena {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let name = bytes.get(1..=usize::from(bytes[0]))?;
         String::from_utf8(name.to_vec()).ok()
+    }
+
+    /// The words that say whose the scratch of a lane is, and from which position on.
+    pub(super) fn claim(&self, lane: usize) -> Pair {
+        self.words.pair(self.geometry.lane(lane) + lane::OWNER)
     }
 
     /// How many seats and slots of a lane were ever used.

@@ -16,7 +16,7 @@ use super::arena::{Arena, Record};
 use super::layout::{WORD, lane, marked, slot_at};
 use crate::echo::SCRATCH;
 use crate::echo::backlog::{Slot, Store};
-use crate::system::memory::Region;
+use crate::system::memory::{Pair, Region};
 
 /// How long memory that is not needed is kept.
 const WARM: Duration = Duration::from_secs(1);
@@ -60,6 +60,8 @@ pub struct Lane {
     arena: Arc<Arena>,
     index: usize,
     payload: Region,
+    /// Whose the scratch is, and from which position on.
+    claim: Pair,
     filled: usize,
     seats: Numbers,
     /// Slots without memory.
@@ -75,10 +77,12 @@ impl Lane {
     /// The part of a loop, of an arena that nobody has used yet.
     #[must_use]
     pub fn new(arena: Arc<Arena>, index: usize, payload: Region) -> Self {
+        let claim = arena.claim(index);
         Self {
             arena,
             index,
             payload,
+            claim,
             filled: 0,
             seats: Numbers::default(),
             slots: Numbers::default(),
@@ -235,9 +239,7 @@ impl Store for Lane {
     }
 
     fn claim(&mut self, owner: u64, at: u64) {
-        let place = self.arena.geometry().lane(self.index);
-        self.arena.set(place + lane::OWNER, owner);
-        self.arena.set(place + lane::AT, marked(owner, at));
+        self.claim.set(owner, marked(owner, at));
     }
 
     fn filled(&mut self, count: usize) {

@@ -52,7 +52,7 @@ pub mod header {
 pub(super) mod lane {
     /// Whose the scratch is.
     pub(in crate::survival) const OWNER: usize = 0;
-    /// The marked position at which its content begins.
+    /// The marked position at which its content begins; right behind the owner.
     pub(in crate::survival) const AT: usize = 8;
     /// Seats below this number were used at some time.
     pub(in crate::survival) const SEATS: usize = 64;

@@ -9,7 +9,7 @@ use std::io;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
@@ -26,6 +26,13 @@ pub struct Memory(Map);
 pub struct Words {
     map: Arc<Map>,
     size: usize,
+}
+
+/// Two words side by side, found once and set often.
+#[derive(Debug)]
+pub struct Pair {
+    map: Arc<Map>,
+    at: usize,
 }
 
 /// A part of a mapping that has one owner.
@@ -116,6 +123,35 @@ impl Words {
         assert!(at + WORD <= self.size, "not a word");
         self.map.word(at)
     }
+
+    /// Two words, by the offset of the first in bytes.
+    ///
+    /// # Panics
+    /// If there are none.
+    #[must_use]
+    pub fn pair(&self, at: usize) -> Pair {
+        // Both are looked at now, so that nothing has to be later.
+        let _ = (self.word(at), self.word(at + WORD));
+        let map = self.map.clone();
+        Pair { map, at }
+    }
+}
+
+impl Pair {
+    /// Sets the first word, then the second.
+    #[expect(unsafe_code, reason = "mapped memory is reached by its address")]
+    pub fn set(&self, first: u64, second: u64) {
+        // SAFETY: `Words::pair` has found both within the words of the mapping, and aligned.
+        let (one, other) = unsafe {
+            let place = self.map.base.as_ptr().add(self.at);
+            (
+                AtomicU64::from_ptr(place.cast()),
+                AtomicU64::from_ptr(place.add(WORD).cast()),
+            )
+        };
+        one.store(first, Ordering::Release);
+        other.store(second, Ordering::Release);
+    }
 }
 
 impl Region {
@@ -187,8 +223,6 @@ impl Drop for Map {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::atomic::Ordering;
-
     use super::*;
 
     #[test]

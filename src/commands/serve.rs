@@ -159,7 +159,13 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
         log,
         hint: None,
     };
-    let hint = opening.open(passed)?;
+    let hint = match opening.open(passed) {
+        Ok(hint) => hint,
+        Err(trouble) => {
+            server.leave_as_found(&findings);
+            return Err(trouble);
+        }
+    };
     server.inherit(&findings, heritage.adopted);
     server.ready(hint);
     server

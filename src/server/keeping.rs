@@ -12,26 +12,24 @@ use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, SockRef};
 
 use super::lifecycle::Life;
-use super::listener::State;
 use super::source::Source;
 use super::stream::{Socket, Stream};
 use super::{INPUT, Server};
 use crate::echo::connection::{Connection, Start, Want};
 use crate::echo::shard::Shard;
-use crate::survival::arena::{Record, Totals};
+use crate::survival::arena::Record;
 use crate::survival::heritage::Adopted;
+use crate::survival::keeper::MESSAGES;
 use crate::survival::lane::Lane;
 use crate::survival::recovery::Findings;
-use crate::survival::standing::{DECLINED, News, Standing};
+use crate::survival::standing::{DECLINED, News};
+use crate::survival::totals::Totals;
 use crate::survival::unpacked::Young;
 use crate::system::events::Event;
 
 /// Connections that wait to be packed, beyond twice those that are open, before the list is made
 /// anew without the dead.
 const YOUNG: usize = 65_536;
-
-/// How long the end may wait for the manager.
-const LAST: Duration = Duration::from_secs(1);
 
 impl Server {
     /// Takes in what a predecessor has left, when every listener is there.
@@ -84,6 +82,13 @@ impl Server {
         }
     }
 
+    /// The start has failed, and nothing was touched: the next one may find it as this one did.
+    pub fn leave_as_found(&self, findings: &Findings) {
+        if findings.planned {
+            self.keeper.hand_over();
+        }
+    }
+
     /// Begins to keep connections for a successor.
     pub(super) fn begin_to_keep(&mut self) {
         if !self.config.survival || !self.manager.is_there() {
@@ -103,7 +108,7 @@ impl Server {
     }
 
     /// Asks the manager to keep what we give it.
-    fn ask(&mut self) {
+    pub(super) fn ask(&mut self) {
         let news = self
             .keeper
             .begin(kept(&self.shard), &mut self.manager, self.now);
@@ -190,13 +195,13 @@ impl Server {
         if self.keeper.is_to_ask(self.now) {
             self.ask();
         }
-        if !self.keeper.is_due(self.now) {
+        if self.keeper.is_to_renew(self.now) {
+            self.renew();
+        }
+        if !self.keeper.is_to_pack(self.now) {
             return;
         }
-        if self.keeper.is_worn() {
-            return self.renew();
-        }
-        for _ in 0..self.keeper.messages() {
+        for _ in 0..MESSAGES {
             let batch = self
                 .keeper
                 .unpacked
@@ -213,7 +218,7 @@ impl Server {
     }
 
     /// Packs one message; false if that failed, and they are to be tried again.
-    fn pack(&mut self, mut batch: Vec<Young>) -> bool {
+    pub(super) fn pack(&mut self, mut batch: Vec<Young>) -> bool {
         let (alive, now) = (batch.len(), (self.now, monotonic()));
         batch.retain(|young| {
             let listener = self.shard.stream(young.key).and_then(|stream| {
@@ -274,7 +279,7 @@ impl Server {
         );
     }
 
-    fn hear(&mut self, news: Option<News>) {
+    pub(super) fn hear(&mut self, news: Option<News>) {
         match news {
             None => {}
             Some(News::Kept) => {
@@ -303,97 +308,9 @@ impl Server {
         });
     }
 
-    /// Leaves every connection to the successor, at once if all can be packed.
-    pub(super) fn hand_over(&mut self) {
-        if *self.keeper.standing() == Standing::Waiting {
-            self.ask();
-        }
-        if *self.keeper.standing() == Standing::Asking {
-            self.manager.flush(self.now);
-            self.keeper.wait(LAST);
-            let news = self.keeper.expire(&mut self.manager, self.now);
-            self.hear(news);
-        }
-        if *self.keeper.standing() != Standing::Kept {
-            self.life = Life::Leaving {
-                until: self.now + self.config.limits.leave,
-            };
-            return self.leave();
-        }
-        self.handing_over = true;
-        self.take_the_last();
-        let span = self.config.limits.leave;
-        self.pack_all();
-        let unkept: Vec<usize> = self.unkept().collect();
-        for key in unkept {
-            self.shard.leave(key, self.now);
-        }
-        let status = self.status();
-        self.manager.stopping(span, &status, self.now);
-    }
-
-    /// Takes in who waits at listeners of our own, which nobody will hold; those that were passed
-    /// keep their callers for the successor.
-    fn take_the_last(&mut self) {
-        for listener in &mut self.listeners {
-            listener.drain(self.poll.registry());
-        }
-        while self
-            .listeners
-            .iter()
-            .any(|listener| listener.is_due(self.now))
-        {
-            self.accept();
-        }
-        for listener in &mut self.listeners {
-            if listener.state != State::Closed {
-                listener.close(self.poll.registry());
-            }
-        }
-    }
-
-    /// Packs everybody, however young.
-    fn pack_all(&mut self) {
-        let young = self.unkept_young();
-        self.keeper.unpacked.replace(young);
-        loop {
-            let batch = self
-                .keeper
-                .unpacked
-                .batch(self.now, true, |young| is_over(&self.shard, young));
-            if batch.is_empty() || self.pack(batch) {
-                if !self.keeper.unpacked.is_empty() {
-                    continue;
-                }
-                return;
-            }
-            // The queue was full: on into the new parcel, as soon as the manager has it.
-            if self.keeper.answer().is_none() {
-                return;
-            }
-            self.manager.flush(self.now);
-            self.keeper.wait(LAST);
-            self.now = Instant::now();
-            let news = self.keeper.expire(&mut self.manager, self.now);
-            let failed = news.is_some() || self.keeper.answer().is_some();
-            self.hear(news);
-            if failed {
-                return;
-            }
-        }
-    }
-
-    /// Who cannot be handed over.
-    pub(super) fn unkept(&self) -> impl Iterator<Item = usize> + '_ {
-        self.shard
-            .connections()
-            .filter(|(_, stream, _)| stream.seat.is_none())
-            .map(|(key, _, _)| key)
-    }
-
     /// Those that can be packed and are not.  What was passed to us as a
     /// conversation counts its bytes from another beginning than the kernel.
-    fn unkept_young(&self) -> Vec<Young> {
+    pub(super) fn unkept_young(&self) -> Vec<Young> {
         self.shard
             .connections()
             .filter(|(_, stream, _)| !stream.shared)
@@ -403,26 +320,6 @@ impl Server {
                 number: stream.number,
             })
             .collect()
-    }
-
-    /// Says how far everybody has come, and that the successor may go on from there.
-    pub(super) fn leave_to_successor(&mut self) {
-        let noted: Vec<_> = self
-            .shard
-            .connections()
-            .filter_map(|(_, stream, connection)| {
-                Some((stream.seat?, record(connection, stream, 0, 0)))
-            })
-            .collect();
-        for (seat, record) in noted {
-            self.shard.store_mut().note(seat, &record);
-        }
-        self.note_totals();
-        self.keeper.hand_over();
-        self.log.tell(Event::HandedOver {
-            kept: self.keeper.kept(),
-            open: self.shard.counters().open(),
-        });
     }
 }
 
@@ -479,7 +376,12 @@ fn unseat(shard: &mut Shard<Stream, Lane>, key: usize) {
     }
 }
 
-fn record(connection: &Connection, stream: &Stream, listener: u32, began: u64) -> Record {
+pub(super) fn record(
+    connection: &Connection,
+    stream: &Stream,
+    listener: u32,
+    began: u64,
+) -> Record {
     Record {
         cookie: connection.owner(),
         began,

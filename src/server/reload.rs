@@ -88,6 +88,9 @@ impl Server {
             }
         }
         self.config = new;
+        // Whose time came later than that of those behind, and now does not.
+        let unkept = self.unkept_young();
+        self.keeper.unpacked.replace(unkept);
         self.size_up();
         for listener in &mut self.listeners {
             listener.vacancy();

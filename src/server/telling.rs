@@ -2,10 +2,10 @@
 
 use super::Server;
 use super::lifecycle::Life;
-use super::listener::State;
+use super::listener::{Listener, State};
 use super::stream::Stream;
 use crate::system::events::{Endpoint, Event, Who};
-use crate::system::socket::{accept_queue, size};
+use crate::system::socket::size;
 
 /// Listeners of which the status tells the places.
 const FEW: usize = 4;
@@ -19,13 +19,7 @@ impl Server {
             .map(|(_, _, connection)| connection.owed())
             .sum();
         let counters = self.shard.counters();
-        let queues = self
-            .listeners
-            .iter()
-            .filter_map(|listener| {
-                Some((listener.local.clone(), accept_queue(&listener.socket()?)?))
-            })
-            .collect();
+        let queues = self.listeners.iter().filter_map(Listener::queue).collect();
         let refused = self.refused;
         let status = format!(
             "{}; accepted {}, refused {refused}, received {}, sent {}, owed {}",

@@ -22,8 +22,6 @@ use super::layout::{
     FIXED, Geometry, MAGIC, NAME, NAMES, SEAT, VERSION, WORD, check, distance, header, lane,
 };
 use crate::echo::SCRATCH;
-use crate::echo::counters::Counters;
-use crate::echo::reason::Reason;
 use crate::system::memory::{Memory, Pair, Region, Words, cannot_shrink, memory_file};
 
 /// Seats below which no smaller file is tried.
@@ -31,9 +29,6 @@ const FEWEST: usize = 64;
 
 /// The state of an arena whose process has handed everything over.
 const HANDED_OVER: u64 = 1;
-
-/// Words of the totals: turn, number, refused, accepted, received, sent, then the ended ones.
-const TOTALS: usize = 6 + Reason::KINDS.len();
 
 /// Why an arena cannot be used.
 #[derive(Debug)]
@@ -59,17 +54,6 @@ impl fmt::Display for Damage {
             }
         }
     }
-}
-
-/// What the service has done so far, over all its processes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Connections so far, for their numbers.
-    pub number: u64,
-    /// Connections closed for their source's sake.
-    pub refused: u64,
-    /// The rest.
-    pub counters: Counters,
 }
 
 /// What the kernel does not remember of a connection.
@@ -217,61 +201,6 @@ impl Arena {
         self.set(header::STATE, HANDED_OVER);
     }
 
-    /// The totals that were noted last; of two, one is always whole.
-    #[must_use]
-    pub fn totals(&self) -> Totals {
-        let latest = header::TOTALS
-            .into_iter()
-            .filter_map(|at| self.totals_at(at))
-            .max_by_key(|words| words[0]);
-        let Some([_, number, refused, accepted, received, sent, closed @ ..]) = latest else {
-            return Totals::default();
-        };
-        Totals {
-            number,
-            refused,
-            counters: Counters {
-                accepted,
-                received,
-                sent,
-                closed,
-            },
-        }
-    }
-
-    fn totals_at(&self, at: usize) -> Option<[u64; TOTALS]> {
-        let words: [u64; TOTALS] = std::array::from_fn(|index| self.get(at + index * WORD));
-        (self.get(at + TOTALS * WORD) == check(&words)).then_some(words)
-    }
-
-    /// Notes the totals.
-    pub fn note(&self, totals: &Totals) {
-        let turns = header::TOTALS.map(|at| self.totals_at(at).map_or(0, |words| words[0]));
-        let oldest = usize::from(turns[1] < turns[0]);
-        let Counters {
-            accepted,
-            received,
-            sent,
-            closed,
-        } = totals.counters;
-        let mut words = [0; TOTALS];
-        let turn = turns[1 - oldest].wrapping_add(1);
-        words[..6].copy_from_slice(&[
-            turn,
-            totals.number,
-            totals.refused,
-            accepted,
-            received,
-            sent,
-        ]);
-        words[6..].copy_from_slice(&closed);
-        let at = header::TOTALS[oldest];
-        for (index, word) in words.into_iter().enumerate() {
-            self.set(at + index * WORD, word);
-        }
-        self.set(at + TOTALS * WORD, check(&words));
-    }
-
     /// The index of a listener's name, which is put down if it is new; names in `used` stay.
     /// `None`: it is too long, or there are too many.
     pub fn put_name(&self, name: &str, used: &BTreeSet<u32>) -> Option<u32> {
@@ -324,6 +253,16 @@ impl Arena {
         self.words.pair(self.geometry.lane(lane) + lane::OWNER)
     }
 
+    /// Makes all payload nobody's.
+    pub(super) fn disown(&self) {
+        for lane in 0..self.geometry.lanes {
+            self.set(self.geometry.lane(lane) + lane::OWNER, 0);
+            for slot in 0..self.used(lane).1 {
+                self.set(self.geometry.mark(lane, slot), 0);
+            }
+        }
+    }
+
     /// How many seats and slots of a lane were ever used.
     #[must_use]
     pub(super) fn used(&self, lane: usize) -> (usize, usize) {
@@ -350,9 +289,13 @@ impl Arena {
             sent,
             noted,
         ] = words;
-        let whole = cookie != 0
-            && fixed == check(&[cookie, began, number, listener])
-            && noted == check(&[cookie, received, sent]);
+        let whole = cookie != 0 && fixed == check(&[cookie, began, number, listener]);
+        // A crash may come while they are noted: nothing is a lower bound as well.
+        let (received, sent) = if noted == check(&[cookie, received, sent]) {
+            (received, sent)
+        } else {
+            (0, 0)
+        };
         whole.then_some(Record {
             cookie,
             began,

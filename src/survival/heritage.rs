@@ -75,6 +75,8 @@ impl Heritage {
                     None => (lane, Vec::new(), 0),
                 };
                 if let Some((old, _)) = found {
+                    // Should a process find it again, nothing in it is what anybody is owed.
+                    old.disown();
                     arena.note(&old.totals());
                     if findings.ruin.is_none() {
                         for word in [header::STARTS, header::SUSPECT, header::SUSPECTED] {
@@ -91,8 +93,8 @@ impl Heritage {
                 .entry("there is no memory for it")
                 .or_default() += homeless;
         }
-        if findings.ruin.is_some() {
-            // All that is in it has ended.
+        if fresh {
+            // A new parcel is asked for behind the new arena: when it is held, so is the arena.
             findings.parcel = None;
         }
         let parcel = findings.parcel.take().filter(Parcel::is_held);

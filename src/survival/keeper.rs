@@ -8,8 +8,8 @@
 //! comes through the poll, like everything else.
 //!
 //! A new parcel replaces the old one in the same way: all that live go into it, it is stored,
-//! the barrier is awaited, and only then is the old one removed from the store.  Meanwhile nothing
-//! is packed.  So there are two copies in flight for a moment, and never none.
+//! the barrier is awaited, and only then is the old one removed from the store.  Until then nobody
+//! is packed, or the new one would not have them.  So there are two copies in flight for a moment, and never none.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -20,12 +20,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::arena::{Arena, Totals};
+use super::arena::Arena;
 use super::heritage::Heritage;
 use super::layout::header;
 use super::parcel::{BATCH, Parcel};
 use super::recovery::{arena_name, parcel_name};
 use super::standing::{News, Standing};
+use super::totals::Totals;
 use super::unpacked::{Unpacked, Young};
 use crate::system::notify::Manager;
 
@@ -33,7 +34,7 @@ use crate::system::notify::Manager;
 const PACKING: Duration = Duration::from_millis(200);
 
 /// Messages packed in one such round.
-const MESSAGES: usize = 8;
+pub const MESSAGES: usize = 8;
 
 /// How long the manager may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -83,6 +84,8 @@ pub struct Keeper {
     delay: Duration,
     /// The next round of packing does not come before that.
     next: Option<Instant>,
+    /// Nor the next attempt to renew the parcel before that.
+    renew_after: Option<Instant>,
     /// Names of listeners in use.
     listeners: BTreeSet<u32>,
     /// Turns until everybody who was adopted has had one; `None`: that is past.
@@ -108,6 +111,7 @@ impl Keeper {
             unpacked: Unpacked::default(),
             delay: Duration::ZERO,
             next: None,
+            renew_after: None,
             listeners: heritage
                 .adopted
                 .iter()
@@ -128,16 +132,6 @@ impl Keeper {
     #[must_use]
     pub fn has_inherited(&self) -> bool {
         !self.fresh || !self.obsolete.is_empty()
-    }
-
-    /// Whether the manager is to be asked now.
-    #[must_use]
-    pub fn is_to_ask(&self, now: Instant) -> bool {
-        match self.standing {
-            Standing::Waiting => self.unpacked.next_due().is_some_and(|due| due <= now),
-            Standing::Refused(_) => self.ask_again.is_some_and(|at| at <= now),
-            _ => false,
-        }
     }
 
     /// Begins to keep; `living`: those that were adopted.
@@ -283,33 +277,56 @@ impl Keeper {
         }
     }
 
-    /// When [`Keeper::batch`] or [`Keeper::expire`] has to be called next.
+    /// When one of the `is_to_` questions has another answer, as long as we serve.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
         match (&self.standing, &self.renewal) {
-            (Standing::Refused(_), _) => return self.ask_again,
-            // Nothing waits for the answer, and it wakes us.
-            (Standing::Off | Standing::Declined | Standing::Asking, _) => return None,
-            (_, Some(renewal)) => return Some(renewal.until),
-            (Standing::Waiting | Standing::Kept, None) => {}
+            // An answer that never comes is told at the next occasion; nothing waits for it.
+            (Standing::Off | Standing::Declined | Standing::Asking, _) => None,
+            (Standing::Waiting, _) => self.unpacked.next_due(),
+            (Standing::Refused(_), _) => self.ask_again,
+            (Standing::Kept, Some(renewal)) => Some(renewal.until),
+            (Standing::Kept, None) => {
+                let young = self.unpacked.next_due();
+                let pack = young.map(|due| self.next.map_or(due, |next| due.max(next)));
+                let renew = self.renew_after.filter(|_| self.is_worn());
+                [pack, renew].into_iter().flatten().min()
+            }
         }
-        let young = self.unpacked.next_due();
-        let due = if self.is_worn() { self.next } else { None }.or(young);
-        due.map(|due| self.next.map_or(due, |next| due.max(next)))
     }
 
-    /// Whether something is to be packed, or a parcel to be renewed, now.
+    /// Whether the manager is to be asked.
     #[must_use]
-    pub fn is_due(&self, now: Instant) -> bool {
-        self.standing == Standing::Kept
-            && self.renewal.is_none()
+    pub fn is_to_ask(&self, now: Instant) -> bool {
+        let due = match self.standing {
+            Standing::Waiting => self.unpacked.next_due(),
+            Standing::Refused(_) => self.ask_again,
+            _ => None,
+        };
+        due.is_some_and(|due| due <= now)
+    }
+
+    /// Whether the parcel is to be renewed.
+    #[must_use]
+    pub fn is_to_renew(&self, now: Instant) -> bool {
+        self.is_resting() && self.is_worn() && self.renew_after.is_none_or(|after| after <= now)
+    }
+
+    /// Whether somebody is to be packed.
+    #[must_use]
+    pub fn is_to_pack(&self, now: Instant) -> bool {
+        let young = self.unpacked.next_due();
+        self.is_resting()
             && self.next.is_none_or(|next| next <= now)
-            && (self.is_worn() || self.unpacked.next_due().is_some_and(|due| due <= now))
+            && young.is_some_and(|due| due <= now)
+    }
+
+    fn is_resting(&self) -> bool {
+        self.standing == Standing::Kept && self.renewal.is_none()
     }
 
     /// Whether a good part of the parcel is dead.
-    #[must_use]
-    pub fn is_worn(&self) -> bool {
+    fn is_worn(&self) -> bool {
         let entries = self.current.as_ref().map_or(0, |parcel| parcel.entries);
         entries.saturating_sub(self.kept) >= FEW.max(entries / 4)
     }
@@ -319,11 +336,8 @@ impl Keeper {
     /// # Errors
     /// Those of [`Parcel::append`].
     pub fn pack(&mut self, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let parcel = match (&mut self.current, &mut self.renewal) {
-            (Some(parcel), _) => parcel,
-            (None, Some(renewal)) => &mut renewal.parcel,
-            (None, None) => return Err(io::ErrorKind::NotConnected.into()),
-        };
+        let parcel = self.current.as_mut();
+        let parcel = parcel.ok_or(io::ErrorKind::NotConnected)?;
         parcel.append(descriptors)?;
         self.kept += descriptors.len();
         Ok(())
@@ -340,12 +354,6 @@ impl Keeper {
         self.next = Some(now + PACKING);
     }
 
-    /// How many messages a round of packing may send.
-    #[must_use]
-    pub fn messages(&self) -> usize {
-        MESSAGES
-    }
-
     /// Begins to replace the parcel by one that has the living only.
     ///
     /// # Errors
@@ -356,7 +364,8 @@ impl Keeper {
         manager: &mut Manager,
         now: Instant,
     ) -> io::Result<()> {
-        self.next = Some(now + AGAIN);
+        assert!(self.renewal.is_none(), "a parcel is being renewed");
+        self.renew_after = Some(now + AGAIN);
         let generation = self.latest + 1;
         let (mut parcel, queue) = Parcel::new(generation)?;
         let mut batch = Vec::with_capacity(BATCH);
@@ -401,6 +410,25 @@ impl Keeper {
         }
     }
 
+    /// Gives a parcel up that the manager has not answered for.
+    pub fn abandon_renewal(&mut self, manager: &mut Manager, now: Instant) {
+        if let Some(renewal) = self.renewal.take() {
+            manager.unstore(&parcel_name(renewal.parcel.generation), now);
+        }
+    }
+
+    /// The number of the parcel in use.
+    #[must_use]
+    pub fn generation(&self) -> Option<u64> {
+        self.current.as_ref().map(|parcel| parcel.generation)
+    }
+
+    /// Whether the manager holds what is kept, as far as can be seen.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.standing == Standing::Kept && self.current.as_ref().is_some_and(Parcel::is_held)
+    }
+
     /// Looks whether the manager has answered, or has not in time.
     pub fn expire(&mut self, manager: &mut Manager, now: Instant) -> Option<News> {
         let renewal = self.renewal.as_ref()?;
@@ -412,7 +440,6 @@ impl Keeper {
         }
         let renewal = self.renewal.take()?;
         if answered && renewal.parcel.is_held() {
-            self.next = None;
             let old = self.current.replace(renewal.parcel);
             self.obsolete
                 .extend(old.map(|old| parcel_name(old.generation)));
@@ -434,7 +461,7 @@ impl Keeper {
             let grave = !answered || self.kept > 0;
             return self.refuse(why.into(), grave);
         }
-        self.next = Some(now + ANSWER);
+        self.renew_after = Some(now + ANSWER);
         Some(News::NotRenewed(io::Error::other(why)))
     }
 

@@ -46,7 +46,7 @@
 //! connections end with the process.  With an arena that it cannot read, it ends the old
 //! connections.  It never hangs, and never guesses a byte.
 //!
-//! In reading order: [`controls`] (for tests), [`layout`] (what stands where), [`arena`] (the memory), [`lane`] (one loop's part
+//! In reading order: [`controls`] (for tests), [`layout`] (what stands where), [`arena`] (the memory), [`totals`], [`lane`] (one loop's part
 //! of it), [`parcel`], [`recovery`] (what a successor finds), [`heritage`] (where that goes), [`standing`],
 //! [`unpacked`] and [`keeper`] (what is kept, and when).
 
@@ -59,4 +59,5 @@ pub mod layout;
 pub mod parcel;
 pub mod recovery;
 pub mod standing;
+pub mod totals;
 pub mod unpacked;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown};
-use socket2::{Domain, SockRef};
+use socket2::{Protocol, SockRef};
 
 use super::arena::{Arena, Damage, Record};
 use super::controls;
@@ -106,8 +106,6 @@ pub struct Heir {
     pub socket: OwnedFd,
     /// What the arena knows of it.
     pub record: Record,
-    /// The lane of its seat.
-    pub lane: usize,
     /// Its seat.
     pub seat: u32,
     /// How far it has come.
@@ -203,11 +201,13 @@ impl Estate {
             .keys()
             .filter(|cookie| !seen.contains(*cookie))
             .count();
-        findings.before = index.seats.len();
+        if findings.ruin.is_none() {
+            findings.before = index.seats.len();
+        }
         findings.unseen = short;
         findings.heirs = heirs;
         findings.lost = lost;
-        if missing > 0 {
+        if missing > 0 && findings.ruin.is_none() {
             let why = if short {
                 FEW
             } else {
@@ -353,9 +353,9 @@ impl<'a> Reader<'a> {
             return;
         }
         let known = self.index.seats.get(&cookie).copied();
-        let (Some(arena), Some((lane, seat, record)), false) = (self.arena, known, self.ruined)
-        else {
-            if self.ruined {
+        let (Some(arena), Some((_, seat, record)), false) = (self.arena, known, self.ruined) else {
+            // Without an arena nobody knows who was over already.
+            if self.ruined && (self.arena.is_none() || known.is_some()) {
                 *self.lost.entry("all are given up").or_default() += 1;
             }
             return end(&socket);
@@ -372,7 +372,6 @@ impl<'a> Reader<'a> {
             Ok((positions, owed)) => self.heirs.push(Heir {
                 socket,
                 record,
-                lane,
                 seat: u32::try_from(seat).unwrap_or(u32::MAX),
                 positions,
                 owed,
@@ -392,15 +391,16 @@ impl<'a> Reader<'a> {
         socket: &OwnedFd,
         record: &Record,
     ) -> Result<(Positions, Option<(usize, usize, Place)>), &'static str> {
-        let unix = SockRef::from(socket).domain().ok() == Some(Domain::UNIX);
-        let found = match (unix, self.planned) {
-            (true, false) => return Err("a Unix stream does not survive a crash"),
+        // Of a Unix stream the kernel does not count, of Multipath TCP not the whole.
+        let uncounted = SockRef::from(socket).protocol().ok().flatten() != Some(Protocol::TCP);
+        let found = match (uncounted, self.planned) {
+            (true, false) => return Err("a stream other than TCP does not survive a crash"),
             (true, true) => noted(record),
             (false, _) if controls::is_on(controls::NO_COUNTERS) => noted(record),
             (false, _) => positions(socket).map_err(|_| "the kernel does not say how far it is")?,
         };
         if found.over {
-            return Err("the peer has reset it");
+            return Err("it was over already");
         }
         let before = (record.received, record.sent);
         let right = if self.planned {

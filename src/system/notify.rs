@@ -63,10 +63,13 @@ struct Watchdog {
     due: Instant,
 }
 
+/// What the text of the status is made from: while it stays the same, so does the text.
+pub type Mark = [u64; 4];
+
 #[derive(Debug, Default)]
 struct Status {
     /// What the text was made from.
-    mark: (u64, u64),
+    mark: Mark,
     text: String,
     sent: Option<Instant>,
     due: Option<Instant>,
@@ -217,8 +220,9 @@ impl Manager {
     /// Whether the status has changed and may be told again: at most once a second.  `mark` is
     /// what the text is made from; as long as it stays the same, nothing is done and nothing
     /// wakes us.
-    pub fn is_status_due(&mut self, mark: (u64, u64), now: Instant) -> bool {
+    pub fn is_status_due(&mut self, mark: Mark, now: Instant) -> bool {
         if self.link.is_none() || mark == self.status.mark {
+            self.status.due = None;
             return false;
         }
         let due = self.status.sent.map_or(now, |sent| sent + STATUS_INTERVAL);
@@ -227,7 +231,7 @@ impl Manager {
     }
 
     /// Tells the status, unless its text is the same.
-    pub fn status(&mut self, mark: (u64, u64), text: String, now: Instant) {
+    pub fn status(&mut self, mark: Mark, text: String, now: Instant) {
         self.status.mark = mark;
         self.send_status(text, now);
     }
@@ -463,12 +467,12 @@ mod tests {
             (4, 6000, true, "three"),
         ] {
             assert_eq!(
-                manager.is_status_due((mark, 0), at(millis)),
+                manager.is_status_due([mark, 0, 0, 0], at(millis)),
                 due,
                 "at {millis}"
             );
             if due {
-                manager.status((mark, 0), text.into(), at(millis));
+                manager.status([mark, 0, 0, 0], text.into(), at(millis));
             } else if mark == 2 {
                 assert_eq!(manager.next_due(), Some(at(1000)));
             }

@@ -22,6 +22,7 @@ import hashlib
 import itertools
 import os
 import pathlib
+import queue
 import shlex
 import shutil
 import signal
@@ -29,6 +30,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 # What the promises need beyond a minimal Debian.
@@ -184,6 +186,8 @@ class Box:
     def __enter__(self):
         self.notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notified.bind(str(self.path / "notify"))
+        self.heard = queue.SimpleQueue()
+        threading.Thread(target=self.listen, daemon=True).start()
         root = self.path / "root"
         root.mkdir()
         join = ""
@@ -217,16 +221,24 @@ class Box:
             raise
         return self
 
+    def listen(self):
+        """Hears what process 1 says, as long as the box lives.
+
+        It says more than that it is ready, such as how long a job runs, and waits until it is heard:
+        with a full queue on this side everything in the box would stand still."""
+        while said := self.notified.recv(4096):
+            self.heard.put(said.decode().splitlines())
+        self.notified.close()
+
     def wait_for_boot(self):
         """Waits until process 1 says that it is ready."""
         end = time.monotonic() + PATIENCE
-        self.notified.settimeout(0.5)
         self.leader = None
         ready = False
         while not ready:
             try:
-                lines = self.notified.recv(4096).decode().splitlines()
-            except TimeoutError:
+                lines = self.heard.get(timeout=0.5)
+            except queue.Empty:
                 if self.process.poll() is not None or time.monotonic() > end:
                     raise Trouble(f"{self.suite}: a box did not boot:\n" + self.console()) from None
                 continue
@@ -246,7 +258,8 @@ class Box:
         except subprocess.TimeoutExpired:
             self.process.terminate()
             self.process.wait()
-        self.notified.close()
+        # The end of the listener.
+        self.notified.shutdown(socket.SHUT_RD)
 
     def console(self):
         """What the box said on its console, its end."""

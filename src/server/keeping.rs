@@ -39,6 +39,11 @@ impl Server {
         self.refused = totals.refused;
         self.shard.resume(totals.counters);
         let (mut owing, mut owed) = (0, 0);
+        // In a row of crashes the same ones would always be the last to get a turn.
+        let mut adopted = adopted;
+        let first = usize::try_from(monotonic()).unwrap_or(0);
+        let middle = first.checked_rem(adopted.len()).unwrap_or(0);
+        adopted.rotate_left(middle);
         for adopted in adopted {
             if let Some(backlog) = &adopted.backlog {
                 owing += 1;

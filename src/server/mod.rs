@@ -33,7 +33,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mio::event::Event as Announced;
 use mio::{Events, Interest, Poll, Token};
@@ -54,7 +54,7 @@ use crate::system::rate::{Fold, Gate};
 use crate::system::signals::Signals;
 use alarm::Alarm;
 use lifecycle::{Action, Life};
-use listener::{Listener, State};
+use listener::Listener;
 use source::Source;
 use stream::Stream;
 

@@ -187,7 +187,6 @@ fn the_three_services_differ_where_they_must() {
             "PrivateNetwork=yes",
             "RestrictAddressFamilies=AF_UNIX",
             "IPAddressDeny=any",
-            "SocketBindDeny=any",
             "ProcSubset=pid",
         ]
     );

@@ -21,7 +21,7 @@ use std::time::Instant;
 use super::backlog::{Backlog, Store};
 use super::duplex::Duplex;
 use super::reason::{Reason, Summary};
-use super::{BUDGET, GRACE, LINGER, Limits};
+use super::{BUDGET, FIRST, GRACE, LINGER, Limits, SCRATCH};
 
 /// errno(3) of a backlog that there is no memory for.
 const ENOMEM: i32 = 12;
@@ -114,6 +114,8 @@ pub struct Connection {
     hint: Hint,
     /// Under which name the store knows it; 0: none.
     owner: u64,
+    /// How often the first read's length may be doubled, as long as the send queue is empty.
+    doubled: u8,
     /// Positions in the two streams, from their beginnings.
     received: u64,
     sent: u64,
@@ -131,6 +133,7 @@ impl Connection {
             phase: Phase::Echoing,
             hint: Hint::Plain,
             owner: 0,
+            doubled: 0,
             received: 0,
             sent: 0,
             backlog: None,
@@ -167,6 +170,7 @@ impl Connection {
             // What was announced to the other process is not announced to us.
             hint: Hint::ReadOn,
             owner: start.owner,
+            doubled: 0,
             received: start.received,
             sent: start.sent,
             backlog: start.backlog,
@@ -216,9 +220,8 @@ impl Connection {
             }
             let at = self.received;
             store.claim(self.owner, at);
-            let scratch = store.scratch();
-            let room = scratch.len().min(budget);
-            let count = match io.read(&mut scratch[..room]) {
+            let room = self.room(io).min(budget);
+            let count = match io.read(&mut store.scratch()[..room]) {
                 Ok(0) => return Step::Done(self.ended()),
                 Ok(count) => count,
                 Err(error) => match (error.kind(), self.phase) {
@@ -257,6 +260,7 @@ impl Connection {
             if limits.bytes.is_some_and(|most| self.received >= most) {
                 self.leave(Reason::Spent, now);
             }
+            self.learn(room, count, written);
             if written < count {
                 let Some(slot) = store.keep(self.owner, written..count, at + written as u64) else {
                     return Step::Done(Reason::Error(ENOMEM));
@@ -271,6 +275,24 @@ impl Connection {
             if drained && self.phase == Phase::Echoing {
                 return Step::Blocked;
             }
+        }
+    }
+
+    /// How much to read.  Much only if the peer takes it: nothing waits to be sent, and the last read
+    /// of half as much was written at once.
+    fn room(&self, io: &impl Duplex) -> usize {
+        if self.doubled > 0 && io.unsent() > 0 {
+            return FIRST;
+        }
+        FIRST << self.doubled
+    }
+
+    /// Learns from what became of a read of up to `room` bytes.
+    fn learn(&mut self, room: usize, count: usize, written: usize) {
+        if written < count {
+            self.doubled = 0;
+        } else if count == room && room == FIRST << self.doubled && room < SCRATCH {
+            self.doubled += 1;
         }
     }
 
@@ -492,7 +514,6 @@ pub(super) mod tests {
     use std::io::{self, Read, Write};
 
     use super::*;
-    use crate::echo::SCRATCH;
     use crate::echo::backlog::Heap;
     use proptest::prelude::*;
     use std::collections::VecDeque;
@@ -539,6 +560,7 @@ pub(super) mod tests {
         /// What the stream says of its queues; the script itself goes on regardless.
         pub(in crate::echo) unread: Option<u64>,
         pub(in crate::echo) unacknowledged: u64,
+        pub(in crate::echo) unsent: u64,
         /// Bytes handed out, and the order in which they were taken back is checked.
         pub(in crate::echo) given: u64,
         pub(in crate::echo) taken: u64,
@@ -564,6 +586,7 @@ pub(super) mod tests {
                 finish_fails: false,
                 unread: None,
                 unacknowledged: 0,
+                unsent: 0,
                 given: 0,
                 taken: 0,
                 finished: false,
@@ -702,6 +725,10 @@ pub(super) mod tests {
 
         fn unacknowledged(&self) -> u64 {
             self.unacknowledged
+        }
+
+        fn unsent(&self) -> u64 {
+            self.unsent
         }
 
         fn stops_short(&self) -> bool {
@@ -872,11 +899,34 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_read_is_as_long_as_the_peer_has_earned() {
+        let mut talk = Talk::new([In::Data(4 * MIB)], []);
+        // Twice as much each time, within the budget, and then all of it at once.
+        assert_eq!(talk.turn(), Step::Yield);
+        assert_eq!(talk.script.calls, (3, 3));
+        assert_eq!(talk.turn(), Step::Yield);
+        assert_eq!(talk.script.calls, (4, 4));
+        // What waits to be sent makes it careful, and what was not taken at once forgetful.
+        talk.script.unsent = 1;
+        assert_eq!(talk.turn(), Step::Yield);
+        assert_eq!(talk.script.calls, (8, 8));
+        talk.script.unsent = 0;
+        talk.script.writes.push_back(Out::Take(SCRATCH - 1));
+        talk.script.writes.push_back(Out::Block);
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!(talk.connection.owed(), 1);
+        assert_eq!(talk.script.calls, (9, 9));
+        talk.script.writes.clear();
+        assert_eq!(talk.turn(), Step::Yield);
+        assert_eq!(talk.script.calls, (12, 13));
+    }
+
+    #[test]
     fn a_read_that_fills_the_buffer_is_followed_by_another() {
-        let mut talk = Talk::new([In::Data(SCRATCH), In::Data(1)], []);
+        let mut talk = Talk::new([In::Data(FIRST), In::Data(1)], []);
         assert_eq!(talk.turn(), Step::Blocked);
         assert_eq!(talk.script.calls, (2, 2));
-        assert_eq!(talk.script.taken, SCRATCH as u64 + 1);
+        assert_eq!(talk.script.taken, FIRST as u64 + 1);
     }
 
     #[test]

@@ -21,6 +21,12 @@ pub trait Duplex: Read + Write {
         0
     }
 
+    /// How many bytes were written and not sent yet (`SIOCOUTQNSD`, tcp(7)), or something above zero
+    /// where that cannot be told: the send queue may be full.
+    fn unsent(&self) -> u64 {
+        0
+    }
+
     /// Whether a read may always return less than there is, without a further event: on a Unix
     /// stream it stops behind passed descriptors (unix(7)).
     fn stops_short(&self) -> bool {

@@ -19,9 +19,14 @@ pub mod timers;
 
 use std::time::Duration;
 
-/// Bytes of the one buffer through which everything passes, and the most that a connection can
-/// owe: we read only when nothing is owed.  64 KiB keeps a stalled connection well under 128 KiB.
-pub const SCRATCH: usize = 64 * 1024;
+/// Bytes of the one buffer through which everything passes.  Bulk costs half as much with 256 KiB as
+/// with 64 KiB, and more gives nothing.
+pub const SCRATCH: usize = 256 * 1024;
+
+/// Bytes of the first read of a connection, and of each that may find the send queue filled.  A read
+/// may be twice as long as what the last one gave away at once, so what is owed when a peer stops
+/// reading is half of the scratch at most.
+pub const FIRST: usize = 64 * 1024;
 
 /// Bytes that one connection may receive in one turn before the others get theirs.
 pub const BUDGET: usize = 256 * 1024;

@@ -14,7 +14,7 @@ use socket2::SockRef;
 use crate::echo::duplex::Duplex;
 use crate::survival::lane::Seat;
 use crate::system::events::Endpoint;
-use crate::system::socket::unacknowledged;
+use crate::system::socket::{unacknowledged, unsent};
 
 /// A connected socket and what the server remembers of it.
 #[derive(Debug)]
@@ -149,6 +149,13 @@ impl Duplex for Stream {
             Socket::Tcp(socket, _) => unacknowledged(socket).saturating_sub(1),
             // What was written is with the peer already.
             Socket::Unix(_) => 0,
+        }
+    }
+
+    fn unsent(&self) -> u64 {
+        match &self.socket {
+            Socket::Tcp(socket, _) => unsent(socket).unwrap_or(1),
+            Socket::Unix(_) => 1,
         }
     }
 

@@ -209,15 +209,26 @@ fn drops(socket: &impl AsFd) -> Option<u32> {
 
 /// Bytes in the send queue of a TCP socket that the peer has not acknowledged (`SIOCOUTQ`,
 /// tcp(7)), an unacknowledged FIN counted as one; zero if that cannot be told.
-#[expect(unsafe_code, reason = "no crate in the tree gives SIOCOUTQ")]
 pub fn unacknowledged(socket: &impl AsFd) -> u64 {
+    queued(socket, libc::TIOCOUTQ).unwrap_or(0)
+}
+
+/// Bytes in the send queue of a TCP socket that were not sent for the first time yet (`SIOCOUTQNSD`
+/// of linux/sockios.h); `None` if that cannot be told.
+pub fn unsent(socket: &impl AsFd) -> Option<u64> {
+    const SIOCOUTQNSD: libc::Ioctl = 0x894b;
+    queued(socket, SIOCOUTQNSD)
+}
+
+#[expect(unsafe_code, reason = "no crate in the tree gives these requests")]
+fn queued(socket: &impl AsFd, request: libc::Ioctl) -> Option<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the kernel writes one int to the place that the last argument points to.
-    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request, &raw mut bytes) };
     if result == 0 {
-        u64::try_from(bytes).unwrap_or(0)
+        u64::try_from(bytes).ok()
     } else {
-        0
+        None
     }
 }
 

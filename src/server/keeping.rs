@@ -187,6 +187,11 @@ impl Server {
     pub(super) fn keep(&mut self) {
         let news = self.keeper.expire(&mut self.manager, self.now);
         self.hear(news);
+        if std::mem::take(&mut self.answered) {
+            let news = self.keeper.look();
+            self.hear(news);
+        }
+        self.watch_parcel();
         self.keeper.round(self.shard.ready() == 0);
         self.shard.store_mut().trim(self.now);
         if self.life != Life::Serving {
@@ -254,6 +259,11 @@ impl Server {
         }
         let count = batch.len();
         self.keeper.put_back(batch, self.now);
+        let news = self.keeper.look();
+        if news.is_some() {
+            self.hear(news);
+            return false;
+        }
         // A full queue has too many messages in it, and a new one will have fewer.
         if error.kind() == std::io::ErrorKind::WouldBlock {
             self.renew();
@@ -279,6 +289,24 @@ impl Server {
         // Failing, it is looked at when the time for an answer is over.
         let _ = self.poll.registry().register(
             &mut SourceFd(&answer),
+            Source::Answer.into(),
+            Interest::READABLE,
+        );
+    }
+
+    /// The sending end hangs up when the manager has dropped the other.
+    fn watch_parcel(&mut self) {
+        let Some((generation, sender)) = self.keeper.sender() else {
+            return;
+        };
+        if self.watched == Some(generation) {
+            return;
+        }
+        let sender = sender.as_raw_fd();
+        self.watched = Some(generation);
+        // Failing, it is noticed when something is packed, or handed over.
+        let _ = self.poll.registry().register(
+            &mut SourceFd(&sender),
             Source::Answer.into(),
             Interest::READABLE,
         );

@@ -150,6 +150,10 @@ pub struct Server {
     stirred: bool,
     /// When they have to be otherwise.
     wake: Option<Instant>,
+    /// The service manager has answered, or dropped something.
+    answered: bool,
+    /// The parcel that the poll has.
+    watched: Option<u64>,
     /// Traffic has made the status a matter of time.
     busy: bool,
 }
@@ -214,6 +218,8 @@ impl Server {
             allowance: 0,
             stirred: true,
             wake: None,
+            answered: false,
+            watched: None,
             busy: false,
         };
         server.size_up();
@@ -264,7 +270,10 @@ impl Server {
                     // What is due is known without it.
                     Source::Alarm => {}
                     // Housekeeping looks at it.
-                    Source::Answer => self.stirred = true,
+                    Source::Answer => {
+                        self.answered = true;
+                        self.stirred = true;
+                    }
                     Source::Signals => {
                         self.stirred = true;
                         self.obey();

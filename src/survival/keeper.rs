@@ -45,6 +45,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// Before the next attempt after one has failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// Why nothing is kept where there is nobody who would.
+const NO_ROOM: &str =
+    "there is no descriptor store, or no room in it (FileDescriptorStoreMax= of the unit)";
+
 /// Dead descriptors that are not worth a new parcel.
 const FEW: usize = 64;
 
@@ -417,6 +421,25 @@ impl Keeper {
         }
     }
 
+    /// Notices that the manager has dropped what it kept: at once where there was no room, as it
+    /// closes what it cannot keep some time after it has answered.
+    pub fn look(&mut self) -> Option<News> {
+        let lost = self.standing == Standing::Kept && !self.is_held();
+        lost.then(|| {
+            self.current = None;
+            self.refuse(NO_ROOM.into(), true)
+        })
+        .flatten()
+    }
+
+    /// What to poll for that, with the number of the parcel.
+    #[must_use]
+    pub fn sender(&self) -> Option<(u64, BorrowedFd<'_>)> {
+        self.current
+            .as_ref()
+            .map(|parcel| (parcel.generation, parcel.as_fd()))
+    }
+
     /// The number of the parcel in use.
     #[must_use]
     pub fn generation(&self) -> Option<u64> {
@@ -452,7 +475,7 @@ impl Keeper {
         // It may have got there after all, and would hold connections that are long over.
         manager.unstore(&parcel_name(renewal.parcel.generation), now);
         let why = if answered {
-            "there is no descriptor store, or no room in it (FileDescriptorStoreMax= of the unit)"
+            NO_ROOM
         } else {
             "the service manager does not answer (BARRIER=1)"
         };

@@ -22,6 +22,9 @@ use super::reason::{Reason, Summary};
 use super::timers::Timers;
 use super::{GRACE, Limits};
 
+/// Seats that are kept for those to come when all are empty.
+const FEW: usize = 256;
+
 /// What the server has to do after a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -366,6 +369,11 @@ impl<S: Duplex, M: Store> Shard<S, M> {
     pub fn remove(&mut self, key: usize) -> S {
         let seat = self.seats.remove(key);
         assert!(seat.over, "a connection was removed before it was over");
+        if self.seats.is_empty() && self.seats.capacity() > FEW {
+            // A crowd has left, and its seats would stay.
+            self.seats = Slab::new();
+            self.ready = VecDeque::new();
+        }
         seat.stream
     }
 

@@ -68,6 +68,10 @@ impl Unpacked {
                 _ => break,
             }
         }
+        if self.0.is_empty() {
+            // A crowd was packed, and its list would stay as long as it was.
+            self.0 = VecDeque::new();
+        }
         batch
     }
 

@@ -15,7 +15,7 @@ use serde::de::{Deserializer, Error as _};
 
 use super::Error;
 use super::address::Address;
-use super::units::{Count, OrAuto, OrOff, Seconds, Size, Span};
+use super::units::{Count, Moment, OrAuto, OrOff, Seconds, Size, Span};
 
 /// No configuration file is larger, in bytes.
 const LARGEST: u64 = 1024 * 1024;
@@ -127,6 +127,8 @@ section! {
     MainFile {
         /// The longest sleep of the loop.
         poll_timeout: OrOff<Span>,
+        /// How long the loop looks for more before it sleeps.
+        busy_poll: OrOff<Moment>,
         /// Listening beyond loopback is intended.
         open: bool,
         /// Connections outlive the process, if the service manager keeps them.
@@ -191,6 +193,7 @@ pub struct FileConfig {
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 struct Tables {
     poll_timeout: Option<OrOff<Span>>,
+    busy_poll: Option<OrOff<Moment>>,
     open: Option<bool>,
     survival: Option<bool>,
     survival_delay: Option<Span>,
@@ -239,6 +242,7 @@ impl FileConfig {
         Ok(Self {
             main: MainFile {
                 poll_timeout: tables.poll_timeout,
+                busy_poll: tables.busy_poll,
                 open: tables.open,
                 survival: tables.survival,
                 survival_delay: tables.survival_delay,

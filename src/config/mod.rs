@@ -23,7 +23,7 @@ use crate::echo;
 use address::Address;
 use file::FileConfig;
 pub use file::Options;
-use units::{Count, OrAuto, OrOff, Seconds, Size, Span};
+use units::{Count, Moment, OrAuto, OrOff, Seconds, Size, Span};
 
 /// Where the configuration is looked for when nothing is said.
 pub const DEFAULT_FILE: &str = "/etc/tcp-echo/config.toml";
@@ -95,6 +95,8 @@ pub struct Config {
     pub log: Log,
     /// The longest sleep of the loop.
     pub poll_timeout: Option<Duration>,
+    /// How long the loop looks for more before it sleeps.
+    pub busy_poll: Duration,
     /// Listening beyond loopback is intended.
     pub open: bool,
     /// Connections outlive the process, if the service manager keeps them.
@@ -261,6 +263,10 @@ impl Origin {
                 connection_rate: log.connection_rate.map_or(50, |rate| rate.0),
             },
             poll_timeout: span(main.poll_timeout, None),
+            busy_poll: main
+                .busy_poll
+                .and_then(|OrOff(span)| span)
+                .map_or(Duration::ZERO, |Moment(span)| span),
             open: main.open.unwrap_or(false),
             survival: main.survival.unwrap_or(true),
             survival_delay: main

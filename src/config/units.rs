@@ -59,7 +59,7 @@ macro_rules! deserialize_unit {
         }
     )+};
 }
-deserialize_unit!([] Span, [] Size, [const LEAST: u32, const MOST: u32] Count<LEAST, MOST>,
+deserialize_unit!([] Span, [] Moment, [] Size, [const LEAST: u32, const MOST: u32] Count<LEAST, MOST>,
     [const MOST: u64] Seconds<MOST>, [T: Unit + Zero] OrOff<T>, [T: Unit] OrAuto<T>);
 
 /// A span of time, as in "90s", "5min" or "1h 30min".
@@ -76,6 +76,26 @@ impl Unit for Span {
         let span = humantime::parse_duration(text).map_err(|error| format!("{text:?}: {error}"))?;
         if span > LONGEST {
             return Err(format!("{text:?} is longer than 100 years"));
+        }
+        Ok(Self(span))
+    }
+
+    fn from_number(number: i64) -> Result<Self, String> {
+        Err(format!("{number} has no unit"))
+    }
+}
+
+/// A span of at most ten milliseconds: what may be waited for without sleeping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment(pub Duration);
+
+impl Unit for Moment {
+    const EXPECTED: &'static str = "a span of time such as \"50us\", of at most \"10ms\"";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let Span(span) = Span::from_text(text)?;
+        if span > Duration::from_millis(10) {
+            return Err(format!("{text:?} is too long"));
         }
         Ok(Self(span))
     }
@@ -155,6 +175,12 @@ pub trait Zero {
 }
 
 impl Zero for Span {
+    fn is_zero(&self) -> bool {
+        self.0.is_zero()
+    }
+}
+
+impl Zero for Moment {
     fn is_zero(&self) -> bool {
         self.0.is_zero()
     }

@@ -33,7 +33,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::event::Event as Announced;
 use mio::{Events, Interest, Poll, Token};
@@ -150,6 +150,8 @@ pub struct Server {
     stirred: bool,
     /// When they have to be otherwise.
     wake: Option<Instant>,
+    /// Until then the poll does not wait (`busy-poll`).
+    awake_until: Instant,
     /// The service manager has answered, or dropped something.
     answered: bool,
     /// The parcel that the poll has.
@@ -218,6 +220,7 @@ impl Server {
             allowance: 0,
             stirred: true,
             wake: None,
+            awake_until: now,
             answered: false,
             watched: None,
             busy: false,
@@ -251,7 +254,12 @@ impl Server {
         // A conversation that was passed may be over already, and nothing would wake us.
         self.housekeep();
         while self.life != Life::Over {
-            let wait = self.sleep();
+            // Whoever has just spoken may have more to say soon, and waking up takes longer.
+            let wait = if self.now < self.awake_until {
+                Some(Duration::ZERO)
+            } else {
+                self.sleep()
+            };
             match self.poll.poll(&mut events, wait) {
                 // A signal: its pipe is readable in the next round.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -260,6 +268,9 @@ impl Server {
             self.now = Instant::now();
             self.allowance = ROUND;
             self.stirred |= self.wake.is_some_and(|wake| wake <= self.now);
+            if !events.is_empty() {
+                self.awake_until = self.now + self.config.busy_poll;
+            }
             for event in &events {
                 match Source::from(event.token()) {
                     Source::Connection(key) => self.announced(key, event),

@@ -15,6 +15,7 @@ use crate::daemon::{
     Daemon, Plan, SOON, Tape, connect_with_buffers, end_of, has, pattern, ping,
     plenty_of_descriptors, seconds_since,
 };
+use crate::load::{Load, Talk};
 
 fn limited(limits: &str) -> Daemon {
     // Without the descriptors that asking the manager takes.
@@ -232,6 +233,31 @@ fn who_says_nothing_for_the_idle_timeout_is_told_the_end() {
     assert!(daemon.logged("ended (idle)").contains("received 5, sent 5"));
     // One that never said anything at all.
     assert_eq!(end_of(&daemon.connect()).unwrap(), b"");
+}
+
+#[test]
+fn a_flood_does_not_put_off_the_deadlines_of_others() {
+    let daemon = limited("idle-timeout = '1s'");
+    let mut flood = Load::connect(daemon.address(), 40, Talk::bytes(1 << 40));
+    let silent = daemon.connect();
+    ping(&silent, b"then silence");
+    let began = Instant::now();
+    let watcher = thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            assert_eq!(end_of(&silent).unwrap(), b"");
+            began.elapsed()
+        });
+        assert!(flood.run(SOON, |_| watcher.is_finished()));
+        watcher.join().unwrap()
+    });
+    // The rest is for noise; it was four seconds, and no end in sight.
+    assert!((1.0..3.0).contains(&watcher.as_secs_f64()), "{watcher:?}");
+    assert!(
+        daemon
+            .logged("ended (idle)")
+            .contains("received 12, sent 12")
+    );
+    flood.honest().unwrap();
 }
 
 #[test]

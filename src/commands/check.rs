@@ -14,7 +14,7 @@ use super::{Exit, complain};
 use crate::config::address::Address;
 use crate::config::units::{OrOff, Span};
 use crate::config::{Config, DEFAULT_FILE, Options, Origin};
-use crate::survival::keeper::kept;
+use crate::survival::standing::kept;
 use crate::system::activation::ListenSocket;
 use crate::system::bind::{self, Bound, Failure, is_local};
 use crate::system::kernel::Kernel;

@@ -5,7 +5,7 @@
 //! test drives thousands of conversations through every kind of short write and reset without a
 //! socket, and with a clock of its own.
 //!
-//! In reading order: [`reason`] (how a conversation ends), [`backlog`] (where bytes wait),
+//! In reading order: [`reason`] (how a conversation ends), [`phase`], [`backlog`] (where bytes wait),
 //! [`duplex`] (what a stream can do), [`timers`] (an ordered set of deadlines), [`counters`], [`connection`] (one conversation),
 //! [`shard`] (many of them).
 
@@ -13,6 +13,7 @@ pub mod backlog;
 pub mod connection;
 pub mod counters;
 pub mod duplex;
+pub mod phase;
 pub mod reason;
 pub mod shard;
 pub mod timers;

@@ -15,9 +15,10 @@ use std::time::Instant;
 use slab::Slab;
 
 use super::backlog::Store;
-use super::connection::{Connection, Hint, Phase, Start, Step, Want};
+use super::connection::{Connection, Hint, Start, Step, Want};
 use super::counters::Counters;
 use super::duplex::Duplex;
+use super::phase::Phase;
 use super::reason::{Reason, Summary};
 use super::timers::Timers;
 use super::{GRACE, Limits};

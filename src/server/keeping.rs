@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mio::net::{TcpStream, UnixStream};
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
-use rustix::time::{ClockId, clock_gettime};
+use sd_notify::NotifyState;
 use socket2::{Domain, SockRef};
 
 use super::lifecycle::Life;
@@ -164,7 +164,7 @@ impl Server {
             received: heir.positions.received,
             sent: heir.positions.sent,
             backlog,
-            began: ago(Duration::from_nanos(
+            began: ago(Duration::from_micros(
                 monotonic().saturating_sub(record.began),
             )),
             moved,
@@ -386,7 +386,7 @@ fn seat(
         return false;
     };
     let age = now.saturating_duration_since(connection.began());
-    let began = clock.saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+    let began = clock.saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
     let mut record = record(connection, stream, listener, began);
     record.cookie = cookie;
     let Some(seat) = shard.store_mut().sit(&record) else {
@@ -425,9 +425,11 @@ pub(super) fn record(
     }
 }
 
-/// `CLOCK_MONOTONIC`, in nanoseconds: the same in every process.
+/// `CLOCK_MONOTONIC`, in microseconds: the same in every process.
 fn monotonic() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+    match NotifyState::monotonic_usec_now() {
+        Ok(NotifyState::MonotonicUsec(now)) => u64::try_from(now).unwrap_or(0),
+        // It cannot fail on Linux.
+        _ => 0,
+    }
 }

@@ -3,8 +3,7 @@
 use super::Server;
 use super::listener::State;
 use crate::config::{Config, Options};
-use crate::survival::keeper::kept;
-use crate::survival::standing::Standing;
+use crate::survival::standing::{Standing, kept};
 use crate::system::events::Event;
 use crate::system::socket;
 

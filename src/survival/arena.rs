@@ -61,7 +61,7 @@ impl fmt::Display for Damage {
 pub struct Record {
     /// Its name: `SO_COOKIE` of socket(7), the same in every process.
     pub cookie: u64,
-    /// When it began, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// When it began, in microseconds of `CLOCK_MONOTONIC`.
     pub began: u64,
     /// Its number.
     pub number: u64,

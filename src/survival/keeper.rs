@@ -25,7 +25,7 @@ use super::heritage::Heritage;
 use super::layout::header;
 use super::parcel::{BATCH, Parcel};
 use super::recovery::{arena_name, parcel_name};
-use super::standing::{News, Standing};
+use super::standing::{NO_ROOM, News, Standing};
 use super::totals::Totals;
 use super::unpacked::{Unpacked, Young};
 use crate::system::notify::Manager;
@@ -45,20 +45,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// Before the next attempt after one has failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Why nothing is kept where there is nobody who would.
-const NO_ROOM: &str =
-    "there is no descriptor store, or no room in it (FileDescriptorStoreMax= of the unit)";
-
 /// Dead descriptors that are not worth a new parcel.
 const FEW: usize = 64;
-
-/// How many connections can be kept with so many `descriptors`.  A renewal has two copies in flight
-/// beside what is dead, which is a third of the living at most, and an unprivileged user may have
-/// only as many in flight as open (unix(7)).
-#[must_use]
-pub fn kept(descriptors: usize) -> usize {
-    (descriptors / 7 * 3).max(1)
-}
 
 #[derive(Debug)]
 struct Renewal {

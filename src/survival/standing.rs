@@ -5,6 +5,10 @@ use std::io;
 /// Why connections are not kept where nobody wants it.
 pub const DECLINED: &str = "it is switched off in the configuration (survival = false)";
 
+/// Why nothing is kept where there is nobody who would.
+pub(super) const NO_ROOM: &str =
+    "there is no descriptor store, or no room in it (FileDescriptorStoreMax= of the unit)";
+
 /// Whether connections are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -36,6 +40,14 @@ pub enum News {
     },
     /// The old parcel stays, as a new one could not be made or stored.
     NotRenewed(io::Error),
+}
+
+/// How many connections can be kept with so many `descriptors`.  A renewal has two copies in flight
+/// beside what is dead, which is a third of the living at most, and an unprivileged user may have
+/// only as many in flight as open (unix(7)).
+#[must_use]
+pub fn kept(descriptors: usize) -> usize {
+    (descriptors / 7 * 3).max(1)
 }
 
 impl Standing {

@@ -22,8 +22,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tcp_echo::echo::backlog::Heap;
-use tcp_echo::echo::connection::{Hint, Phase, Want};
+use tcp_echo::echo::connection::{Hint, Want};
 use tcp_echo::echo::duplex::Duplex;
+use tcp_echo::echo::phase::Phase;
 use tcp_echo::echo::reason::{Reason, Summary};
 use tcp_echo::echo::shard::{Shard, Turn};
 use tcp_echo::echo::{BUDGET, GRACE, LINGER, Limits, SCRATCH};

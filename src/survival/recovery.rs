@@ -462,7 +462,7 @@ mod tests {
     use std::os::fd::BorrowedFd;
 
     use super::super::lane::Lane;
-    use super::super::layout::Geometry;
+    use super::super::layout::{Geometry, WORD};
     use super::*;
     use crate::echo::backlog::Store;
 
@@ -561,6 +561,33 @@ mod tests {
             assert_eq!(slot, Some((9, 0, Place::Slot(0, 0))));
             let scratch = owed(&findings, past.cookies[1]);
             assert_eq!(scratch, Some((14, 0, Place::Scratch(0))));
+        }
+    }
+
+    #[test]
+    fn a_crash_while_positions_are_noted_loses_nobody() {
+        // After each of the words, and before the first.
+        for stores in 0..=3 {
+            let mut past = Past::new();
+            past.read(0, b"in a slot", true);
+            let place = SMALL.seat(0, 0);
+            let words = [5, 6, 7].map(|word| place + word * WORD);
+            let before = words.map(|at| past.arena.get(at));
+            let mut record = past.arena.seat(0, 0).unwrap();
+            record.received = 9;
+            past.lane.note(super::super::lane::Seat(0), &record);
+            for (at, word) in words.into_iter().zip(before).skip(stores) {
+                past.arena.set(at, word);
+            }
+            let findings = past.read_by_successor(9);
+            assert_eq!(
+                (findings.before, findings.heirs.len()),
+                (2, 2),
+                "after {stores}"
+            );
+            assert!(findings.lost.is_empty(), "after {stores}");
+            let slot = owed(&findings, past.cookies[0]);
+            assert_eq!(slot, Some((9, 0, Place::Slot(0, 0))), "after {stores}");
         }
     }
 

@@ -18,6 +18,7 @@
 //! - `instants`: a crash between any two system calls
 //! - `degrade`: what stands in the way of survival is told, and everybody is served
 //! - `damage`: the memory of kept connections is not believed
+//! - `regressions`: what once went wrong with all that
 //! - `store`: the fixture's manager keeps descriptors as systemd does
 //! - `simulation`: thousands of scripted conversations, seeded
 //! - `kernel`: the facts of the kernel that the design rests on
@@ -58,6 +59,7 @@ mod logging;
 mod manuals;
 mod notify;
 mod recipe;
+mod regressions;
 mod reload;
 mod shipped;
 mod simulation;

@@ -31,7 +31,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
-use crate::daemon::{Daemon, Dice, Folder, Plan, SOON, connect};
+use crate::daemon::{Daemon, Dice, Folder, Plan, SOON, connect, eventually};
 
 /// `FileDescriptorStoreMax=` of the shipped unit.
 const CAPACITY: usize = 16;
@@ -68,6 +68,10 @@ struct State {
     /// Barriers are not answered.
     deaf: bool,
     unanswered: Vec<OwnedFd>,
+    /// No message is taken out of the queue.
+    asleep: bool,
+    /// And none is being taken out.
+    sleeps: bool,
     dice: Option<Dice>,
 }
 
@@ -131,6 +135,17 @@ impl Desk {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Waits, in the pump, as long as messages stay in their queue.
+    fn awake(&self) {
+        let mut state = self.state();
+        while state.asleep {
+            state.sleeps = true;
+            self.changed.notify_all();
+            state = self.changed.wait(state).unwrap();
+        }
+        state.sleeps = false;
+    }
+
     /// The next message that fits, which counts as seen with all before it.
     fn next(&self, within: Duration, fits: impl Fn(&str) -> bool) -> Option<String> {
         let deadline = Instant::now() + within;
@@ -159,6 +174,7 @@ pub fn value<'a>(message: &'a str, key: &str) -> Option<&'a str> {
 /// Takes in messages until it is told to end.
 fn pump(socket: &UnixDatagram, desk: &Desk) {
     loop {
+        desk.awake();
         let mut bytes = [0; 8192];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -292,6 +308,42 @@ impl Manager {
         if yes {
             state.unanswered.clear();
         }
+    }
+
+    /// Nobody finds the manager any more, or everybody does again.
+    pub fn hides(&self, yes: bool) {
+        let (here, away) = (self.folder.path("notify"), self.folder.path("away"));
+        let (from, to) = if yes { (here, away) } else { (away, here) };
+        std::fs::rename(from, to).unwrap();
+    }
+
+    /// Takes no message any more, and its queue is full; or takes them all again.
+    #[track_caller]
+    pub fn sleeps(&self, yes: bool) {
+        self.desk.state().asleep = yes;
+        self.desk.changed.notify_all();
+        if !yes {
+            return;
+        }
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        let fill = || sender.send_to(b"X_FILL=1", self.folder.path("notify"));
+        // The pump waits for a message, which it may have still.
+        fill().unwrap();
+        eventually(SOON, "the manager does not fall asleep", || {
+            self.desk.state().sleeps.then_some(())
+        });
+        while fill().is_ok() {}
+    }
+
+    /// Gives the daemon, and those to come, another configuration.
+    #[track_caller]
+    pub fn reload(&mut self, text: &str) {
+        self.config(text);
+        self.daemon().folder.write("config.toml", text);
+        self.daemon().signal(Signal::HUP);
+        self.notified("RELOADING=1");
+        self.notified("READY=1");
     }
 
     /// The configuration of the daemons to come.
@@ -508,10 +560,11 @@ impl Manager {
         self.says("; survival off: ")
     }
 
-    /// Waits until the daemon has told whether it keeps anything.
+    /// Waits until the daemon has told whether it keeps anything; says whether it does.
     #[track_caller]
-    pub fn decides(&self) {
-        self.says_one_of(&[" kept for the successor", "; survival off: "]);
+    pub fn decides(&self) -> bool {
+        let kept = " kept for the successor";
+        self.says_one_of(&[kept, "; survival off: "]).contains(kept)
     }
 
     /// Waits for an event of the daemon's.
@@ -622,6 +675,8 @@ impl Drop for Manager {
             }
         }
         self.daemon = None;
+        self.desk.state().asleep = false;
+        self.desk.changed.notify_all();
         let sender = UnixDatagram::unbound().unwrap();
         let told = sender.send_to(END.as_bytes(), self.folder.path("notify"));
         if told.is_ok() {

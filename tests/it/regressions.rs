@@ -1,0 +1,589 @@
+//! What once went wrong with connections that live on, in the order in which it was found.
+//!
+//! Each of these needs several things at once: a manager that is slow, full or away, at the very
+//! moment at which a parcel is renewed, the limits change, or the end comes.  The promises
+//! themselves are tested in `survival`, `degrade` and `instants`.
+
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::crowd::{Crowd, Kind, Kind::*};
+use crate::daemon::{
+    SOON, Tape, connect_with_buffers, end_of, eventually, has, ping, unacknowledged,
+};
+use crate::manager::Manager;
+
+/// Message ids that the tests look for; what they stand for is the catalog's business.
+const KEEPING_NOTHING: &str = "8c59b44899504210948a1bc498609de0";
+const ADOPTED: &str = "b7a544a1d4944ad69841e636ced82de4";
+const NOT_PACKED: &str = "c84db1bd54944134846d22a958183113";
+const CLOSED_ALL: &str = "b68dfb7b65ab42b69b2248362535a20b";
+const START_FAILED: &str = "5d7e87ea61024e1cb87e5535c77e00be";
+
+/// Runs a daemon with other limits than its predecessor, so that its arena has another size.
+const FEWER: [&str; 2] = ["prlimit", "--nofile=4000:4000"];
+
+/// Nothing is packed before its time, which is never.
+const NEVER: &str = "survival-delay = '1h'\n";
+
+/// Those who wait for an answer before they go on, and those who do not talk.
+const CALM: [(Kind, usize); 4] = [(Idle, 4), (HalfClosed, 1), (Finished, 1), (Stalled, 2)];
+
+/// How many these are.
+const CALM_ONES: usize = 8;
+
+/// Dead connections that make a parcel be renewed.
+const DEAD: usize = 64;
+
+/// Makes connections that are kept, beside so many others; a renewal begins when they are dropped.
+#[track_caller]
+fn mayflies(manager: &Manager, others: usize) -> Vec<TcpStream> {
+    let flies: Vec<TcpStream> = (0..DEAD).map(|_| manager.connect()).collect();
+    flies
+        .iter()
+        .for_each(|client| ping(client, b"not for long"));
+    manager.keeps(others + DEAD);
+    flies
+}
+
+/// Waits until the manager was asked to answer more often than before.
+#[track_caller]
+fn renews(manager: &Manager, before: usize) {
+    eventually(SOON, "nothing was renewed", || {
+        (manager.barriers() > before).then_some(())
+    });
+}
+
+/// New clients, served once.
+#[track_caller]
+fn clients(manager: &Manager, count: usize) -> Vec<TcpStream> {
+    let clients: Vec<TcpStream> = (0..count).map(|_| manager.connect()).collect();
+    clients.iter().for_each(|client| ping(client, b"hello"));
+    clients
+}
+
+#[track_caller]
+fn live(clients: &[TcpStream]) {
+    clients
+        .iter()
+        .for_each(|client| ping(client, b"still here"));
+}
+
+/// Waits for a status that says a text, without asking for it.
+#[track_caller]
+fn told(manager: &Manager, text: &str, within: Duration) {
+    let deadline = Instant::now() + within;
+    while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+        let status = manager.notified_within("STATUS=", left);
+        if status.is_some_and(|status| status.contains(text)) {
+            return;
+        }
+    }
+    panic!("the status does not say {text:?} within {within:?}");
+}
+
+/// A client that is owed something most of the time, as it reads only when it is told to.
+struct Slow {
+    stream: TcpStream,
+    said: Tape,
+    heard: Tape,
+}
+
+impl Slow {
+    fn new(manager: &Manager, seed: u64) -> Self {
+        Self {
+            stream: connect_with_buffers(manager.address(), 4096, 64 * 1024),
+            said: Tape::new(seed),
+            heard: Tape::new(seed),
+        }
+    }
+
+    /// Says so much, of which all arrives.
+    #[track_caller]
+    fn says(&mut self, count: usize) {
+        self.said.send(&self.stream, count).unwrap();
+        eventually(SOON, "data stayed unacknowledged", || {
+            (unacknowledged(&self.stream) == 0).then_some(())
+        });
+    }
+
+    #[track_caller]
+    fn hears(&mut self, count: usize) {
+        self.heard.expect(&self.stream, count);
+    }
+
+    /// Everything comes back, or there is an end; whatever comes is right.  Says whether it goes
+    /// on.
+    #[track_caller]
+    fn is_dealt_honestly(&mut self) -> bool {
+        while self.heard.position() < self.said.position() {
+            let left = self.said.position() - self.heard.position();
+            match self.heard.read(&self.stream, left) {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(error) => {
+                    let waits = error.kind() == std::io::ErrorKind::WouldBlock;
+                    assert!(!waits, "it waits in vain");
+                    return false;
+                }
+            }
+        }
+        self.said.send(&self.stream, 1000).is_ok()
+    }
+}
+
+/// strace(1) beside a daemon that runs already.
+struct Tracer(Child);
+
+impl Tracer {
+    /// Does something to each sendmsg(2) from now on, by which connections are packed and the
+    /// manager is told; `None`, and said, where that is not possible.
+    fn of(manager: &Manager, fault: &str) -> Option<Self> {
+        if !has("strace") {
+            return None;
+        }
+        let pid = manager.daemon().pid().as_raw_nonzero().to_string();
+        let child = Command::new("strace")
+            .args(["-qq", "-o", "/dev/null", "-e", "trace=sendmsg"])
+            .args(["-e", &format!("inject=sendmsg:{fault}"), "-p", &pid])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut tracer = Self(child);
+        let attached = eventually(SOON, "strace does not begin", || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            if !status.contains("TracerPid:\t0\n") {
+                return Some(true);
+            }
+            tracer.0.try_wait().unwrap().map(|_| false)
+        });
+        if !attached {
+            eprintln!("skipped: strace cannot be attached here");
+        }
+        attached.then_some(tracer)
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// How the manager gets no message.
+#[derive(Clone, Copy, Debug)]
+enum Silence {
+    Away,
+    Full,
+}
+
+#[test]
+fn an_arena_that_never_reached_the_manager_makes_no_wrong_byte() {
+    if !has("prlimit") {
+        return;
+    }
+    for (silence, back) in [
+        (Silence::Away, false),
+        (Silence::Away, true),
+        (Silence::Full, false),
+        (Silence::Full, true),
+    ] {
+        eprintln!("{silence:?}, back to the old limits: {back}");
+        let mut manager = Manager::new();
+        manager.start();
+        let idle = clients(&manager, 2);
+        // One is owed something in a slot; of the other the scratch has something old.
+        let (mut owed, mut other) = (Slow::new(&manager, 1), Slow::new(&manager, 2));
+        for slow in [&mut owed, &mut other] {
+            slow.says(200);
+            slow.hears(200);
+        }
+        manager.keeps(4);
+        owed.says(40_000);
+        live(&idle);
+        other.says(100);
+        other.hears(100);
+        manager.hand_over();
+        match silence {
+            Silence::Away => manager.hides(true),
+            Silence::Full => manager.sleeps(true),
+        }
+        manager.under(&FEWER);
+        manager.launch();
+        live(&idle);
+        other.says(3000);
+        other.hears(3000);
+        owed.hears(15_000);
+        owed.says(10_000);
+        other.says(56_000);
+        // What has arrived is taken before who calls later is served.
+        live(&idle);
+        live(&idle);
+        manager.kill();
+        match silence {
+            Silence::Away => manager.hides(false),
+            Silence::Full => manager.sleeps(false),
+        }
+        if back {
+            manager.under(&[]);
+        }
+        manager.start();
+        let on = [&mut owed, &mut other].map(Slow::is_dealt_honestly);
+        eprintln!("who was owed something goes on: {on:?}");
+        live(&idle);
+        manager.one_of_each();
+        manager.says(" kept for the successor");
+        manager.kill();
+        manager.start();
+        live(&idle);
+    }
+}
+
+#[test]
+fn a_full_store_and_other_limits_are_told_before_anybody_relies_on_it() {
+    if !has("prlimit") {
+        return;
+    }
+    for planned in [true, false] {
+        let mut manager = Manager::new();
+        manager.capacity(3);
+        manager.start();
+        let mut crowd = Crowd::new(manager.address(), &CALM);
+        manager.keeps(CALM_ONES);
+        if planned {
+            manager.hand_over();
+        } else {
+            manager.kill();
+        }
+        manager.under(&FEWER);
+        manager.start();
+        crowd.goes_on();
+        let kept = manager.decides();
+        if kept {
+            manager.hand_over();
+            manager.start();
+            assert!(!manager.daemon().log().contains(CLOSED_ALL));
+            crowd.goes_on();
+            crowd.comes_back_exact();
+        } else {
+            manager.event(KEEPING_NOTHING);
+            crowd.load.wind_up();
+            crowd.meanwhile(|_| manager.hand_over());
+            manager.start();
+            crowd.is_dealt_honestly();
+            // What was in the way is gone.
+            let client = clients(&manager, 1);
+            manager.keeps(1);
+            manager.kill();
+            manager.start();
+            live(&client);
+        }
+    }
+}
+
+/// When the manager answers in the middle of a renewal.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    BeforeTheEnd,
+    AtTheEnd,
+    Never,
+}
+
+#[test]
+fn the_young_survive_a_restart_in_the_middle_of_a_renewal() {
+    for answer in [Answer::BeforeTheEnd, Answer::AtTheEnd, Answer::Never] {
+        eprintln!("{answer:?}");
+        let mut manager = Manager::new();
+        manager.start();
+        let mut crowd = Crowd::new(manager.address(), &CALM);
+        manager.keeps(CALM_ONES);
+        let flies = mayflies(&manager, CALM_ONES);
+        manager.answers(false);
+        drop(flies);
+        eventually(SOON, "nothing was renewed", || {
+            (manager.stored("survival-parcel-") == 4).then_some(())
+        });
+        // Nobody is packed as long as it waits.
+        let young = clients(&manager, 5);
+        match answer {
+            Answer::BeforeTheEnd => {
+                manager.daemon().freeze();
+                manager.daemon().signal(Signal::USR2);
+                manager.answers(true);
+                manager.daemon().thaw();
+            }
+            Answer::AtTheEnd => {
+                // Whatever it sends takes its time.
+                let tracer = Tracer::of(&manager, "delay_exit=300000:when=1..2");
+                manager.daemon().signal(Signal::USR2);
+                // It is at it; nothing else tells that it is.
+                thread::sleep(Duration::from_millis(150));
+                manager.answers(true);
+                manager.daemon_mut().exited(SOON);
+                drop(tracer);
+            }
+            Answer::Never => manager.daemon().signal(Signal::USR2),
+        }
+        assert!(manager.ended().success());
+        manager.answers(true);
+        manager.start();
+        live(&young);
+        crowd.goes_on();
+        let adopted = manager.event(ADOPTED);
+        assert_eq!(adopted["echo.adopted"], CALM_ONES + 5, "{adopted}");
+        assert_eq!(adopted["echo.of"], CALM_ONES + 5, "{adopted}");
+        manager.one_of_each();
+        crowd.comes_back_exact();
+    }
+}
+
+#[test]
+fn newcomers_are_kept_while_no_renewal_succeeds() {
+    let mut manager = Manager::new();
+    manager.capacity(3);
+    manager.start();
+    let mut crowd = Crowd::new(manager.address(), &CALM);
+    manager.keeps(CALM_ONES);
+    let flies = mayflies(&manager, CALM_ONES);
+    let before = manager.barriers();
+    drop(flies);
+    renews(&manager, before);
+    let first = clients(&manager, 5);
+    manager.keeps(CALM_ONES + 5);
+    // The next attempt, which is as vain.
+    renews(&manager, before + 1);
+    let second = clients(&manager, 5);
+    manager.keeps(CALM_ONES + 10);
+    manager.kill();
+    manager.start();
+    live(&first);
+    live(&second);
+    crowd.goes_on();
+    crowd.comes_back_exact();
+}
+
+#[test]
+fn a_shorter_delay_is_for_those_who_are_there_and_for_those_who_come() {
+    // Asked at the start, or when there is somebody to keep.
+    for certain in [true, false] {
+        let mut manager = Manager::new();
+        if certain {
+            manager.environment("FDSTORE", "16");
+        }
+        manager.config(NEVER);
+        manager.start();
+        let there = clients(&manager, 3);
+        if certain {
+            manager.keeps(0);
+        }
+        manager.reload("survival-delay = '0s'\n");
+        manager.keeps(3);
+        let new = clients(&manager, 2);
+        manager.keeps(5);
+        manager.kill();
+        manager.start();
+        live(&there);
+        live(&new);
+    }
+}
+
+#[test]
+fn a_shorter_delay_lets_newcomers_overtake_nobody() {
+    let mut manager = Manager::new();
+    manager.config(NEVER);
+    manager.start();
+    let there = clients(&manager, 1);
+    manager.reload("survival-delay = '500ms'\n");
+    let new = clients(&manager, 1);
+    manager.keeps(2);
+    manager.kill();
+    manager.start();
+    live(&there);
+    live(&new);
+}
+
+#[test]
+fn a_stop_rests_while_one_is_slow_and_many_are_dead() {
+    let mut manager = Manager::new();
+    manager.config("survival-delay = '0s'\n[limits]\nstop-timeout = '1m'\n");
+    manager.start();
+    let flies = mayflies(&manager, 0);
+    let more = clients(&manager, 10);
+    let mut slow = Slow::new(&manager, 1);
+    slow.says(60_000);
+    manager.keeps(DEAD + 11);
+    manager.daemon().signal(Signal::TERM);
+    manager.notified("STOPPING=1");
+    for client in flies.iter().chain(&more) {
+        assert_eq!(end_of(client).unwrap(), b"");
+    }
+    drop((flies, more));
+    manager.daemon().rests();
+    slow.heard.expect_to_the_end(&slow.stream);
+    assert_eq!(slow.heard.position(), slow.said.position());
+    assert!(manager.ended().success());
+}
+
+#[test]
+fn a_stop_rests_while_one_is_slow_that_would_have_been_kept() {
+    let mut manager = Manager::new();
+    manager.config("survival-delay = '500ms'\n[limits]\nstop-timeout = '1m'\n");
+    manager.start();
+    let mut slow = Slow::new(&manager, 1);
+    slow.says(60_000);
+    ping(manager.connect(), b"hello");
+    manager.daemon().signal(Signal::TERM);
+    manager.notified("STOPPING=1");
+    manager.daemon().rests();
+    slow.heard.expect_to_the_end(&slow.stream);
+    assert_eq!(slow.heard.position(), slow.said.position());
+    assert!(manager.ended().success());
+    assert_eq!(manager.barriers(), 0);
+}
+
+#[test]
+fn a_hand_over_rests_while_one_is_slow_that_cannot_be_packed() {
+    let mut manager = Manager::new();
+    manager.config("survival-delay = '0s'\n[limits]\nstop-timeout = '1m'\n");
+    manager.start();
+    let kept = clients(&manager, 1);
+    manager.keeps(1);
+    let Some(tracer) = Tracer::of(&manager, "error=ETOOMANYREFS") else {
+        return;
+    };
+    let mut slow = Slow::new(&manager, 1);
+    slow.says(60_000);
+    manager.event(NOT_PACKED);
+    live(&kept);
+    manager.daemon().signal(Signal::USR2);
+    // Whoever is packed is served on; and when it is, the signal has been heard.
+    live(&kept);
+    live(&kept);
+    manager.daemon().rests();
+    live(&kept);
+    drop(tracer);
+    slow.heard.expect_to_the_end(&slow.stream);
+    assert_eq!(slow.heard.position(), slow.said.position());
+    assert!(manager.ended().success());
+    manager.start();
+    live(&kept);
+}
+
+#[test]
+fn the_status_follows_when_somebody_who_is_kept_goes() {
+    let mut manager = Manager::new();
+    manager.start();
+    let mut kept = clients(&manager, 5);
+    manager.keeps(5);
+    // Nothing is left to be told.
+    manager.daemon().rests();
+    kept.truncate(2);
+    told(
+        &manager,
+        "; 2 connections kept for the successor",
+        Duration::from_secs(5),
+    );
+}
+
+#[test]
+fn a_manager_that_does_not_answer_is_told_at_the_next_occasion() {
+    let managers: Vec<(Manager, TcpStream)> = (0..2)
+        .map(|_| {
+            let mut manager = Manager::new();
+            manager.environment("FDSTORE", "16");
+            manager.answers(false);
+            manager.start();
+            let client = manager.connect();
+            ping(&client, b"hello");
+            (manager, client)
+        })
+        .collect();
+    // Its time for an answer.
+    thread::sleep(Duration::from_millis(5100));
+    for (number, (manager, client)) in managers.iter().enumerate() {
+        match number {
+            // Traffic, or a caller.
+            0 => ping(client, b"hello"),
+            _ => ping(manager.connect(), b"hello"),
+        }
+    }
+    for (manager, _) in &managers {
+        told(manager, "does not answer", Duration::from_secs(3));
+        manager.event(KEEPING_NOTHING);
+    }
+}
+
+/// Ends a daemon that has TCP connections and a Unix one, lets its successor fail again and again,
+/// as an address that it wants is taken, and then one succeed.  The failing ones may have other
+/// limits.
+#[track_caller]
+fn fails_and_succeeds(planned: bool, limits: bool) {
+    eprintln!("planned: {planned}, other limits: {limits}");
+    let mut manager = Manager::new().unix_listener("local");
+    let usual = "survival-delay = '0s'\n";
+    manager.start();
+    let local = UnixStream::connect(manager.path("local")).unwrap();
+    local.set_read_timeout(Some(SOON)).unwrap();
+    ping(&local, b"hello");
+    let tcp = clients(&manager, 2);
+    let mut slow = Slow::new(&manager, 1);
+    slow.says(60_000);
+    manager.keeps(4);
+    let survivors = if planned {
+        manager.hand_over();
+        4
+    } else {
+        manager.kill();
+        3
+    };
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    manager.config(&format!("{usual}[listener.more]\naddress = '{address}'\n"));
+    if limits {
+        manager.under(&FEWER);
+    }
+    for _ in 0..5 {
+        manager.launch();
+        assert!(!manager.ended().success(), "it started");
+        manager.past_event(START_FAILED);
+    }
+    manager.config(usual);
+    manager.under(&[]);
+    manager.start();
+    let adopted = manager.event(ADOPTED);
+    assert_eq!(adopted["echo.adopted"], survivors, "{adopted}");
+    assert_eq!(adopted["echo.planned"], planned, "{adopted}");
+    // They did not crash, but end.
+    assert_eq!(adopted["echo.crashes"], 0, "{adopted}");
+    if planned {
+        ping(&local, b"still here");
+    }
+    live(&tcp);
+    assert!(slow.is_dealt_honestly(), "one who was owed something");
+}
+
+#[test]
+fn a_start_that_fails_spoils_no_hand_over() {
+    fails_and_succeeds(true, false);
+}
+
+#[test]
+fn a_start_that_fails_under_other_limits_spoils_no_hand_over() {
+    if has("prlimit") {
+        fails_and_succeeds(true, true);
+    }
+}
+
+#[test]
+fn starts_that_fail_after_a_crash_lose_nobody() {
+    fails_and_succeeds(false, false);
+    if has("prlimit") {
+        fails_and_succeeds(false, true);
+    }
+}

@@ -162,10 +162,11 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
     let hint = match opening.open(passed) {
         Ok(hint) => hint,
         Err(trouble) => {
-            server.leave_as_found(&findings);
+            heritage.leave_as_found(&findings);
             return Err(trouble);
         }
     };
+    heritage.take_over();
     server.inherit(&findings, heritage.adopted);
     server.ready(hint);
     server

@@ -87,13 +87,6 @@ impl Server {
         }
     }
 
-    /// The start has failed, and nothing was touched: the next one may find it as this one did.
-    pub fn leave_as_found(&self, findings: &Findings) {
-        if findings.planned {
-            self.keeper.hand_over();
-        }
-    }
-
     /// Begins to keep connections for a successor.
     pub(super) fn begin_to_keep(&mut self) {
         if !self.config.survival || !self.manager.is_there() {

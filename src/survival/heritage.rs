@@ -35,6 +35,8 @@ pub struct Heritage {
     pub(super) arena: Arc<Arena>,
     /// Whether the manager has not got it yet.
     pub(super) fresh: bool,
+    /// The one that it has, in that case.
+    old: Option<Arc<Arena>>,
     /// The parcel, if one can be used on.
     pub(super) parcel: Option<Parcel>,
     /// Names in the store that are of no more use.
@@ -56,6 +58,7 @@ impl Heritage {
         let heirs = std::mem::take(&mut findings.heirs);
         let mut latest = findings.generation;
         let mut fresh = false;
+        let mut left = None;
         let (arena, lane, adopted, homeless) = match findings.arena.take() {
             Some((arena, mut payloads))
                 if findings.ruin.is_none() && arena.geometry() == geometry =>
@@ -75,14 +78,13 @@ impl Heritage {
                     None => (lane, Vec::new(), 0),
                 };
                 if let Some((old, _)) = found {
-                    // Should a process find it again, nothing in it is what anybody is owed.
-                    old.disown();
                     arena.note(&old.totals());
                     if findings.ruin.is_none() {
                         for word in [header::STARTS, header::SUSPECT, header::SUSPECTED] {
                             arena.set(word, old.get(word));
                         }
                     }
+                    left = Some(old);
                 }
                 (arena, lane, adopted, homeless)
             }
@@ -106,6 +108,7 @@ impl Heritage {
         let heritage = Self {
             arena,
             fresh,
+            old: left,
             parcel,
             obsolete,
             unseen: findings.unseen,
@@ -113,6 +116,24 @@ impl Heritage {
             adopted,
         };
         Ok((heritage, lane))
+    }
+
+    /// Everything may change from now on.
+    pub fn take_over(&mut self) {
+        if let Some(old) = self.old.take() {
+            // Should a process find it again, nothing in it is what anybody is owed.
+            old.disown();
+        }
+    }
+
+    /// The start has failed, and nothing was touched: the next one may find it as this one did.
+    /// That was no crash.
+    pub fn leave_as_found(&self, findings: &Findings) {
+        let arena = self.old.as_ref().unwrap_or(&self.arena);
+        arena.set(header::STARTS, findings.crashes);
+        if findings.planned {
+            arena.hand_over();
+        }
     }
 }
 

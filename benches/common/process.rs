@@ -12,16 +12,22 @@ pub fn load_average() -> String {
     text.split(' ').next().unwrap_or_default().into()
 }
 
-/// Private anonymous memory in use, in bytes.  `RssAnon` of the status is a sum of counters that
-/// may lag by some pages per processor; this is counted page by page.
+/// Memory of its own in use, in bytes: private and anonymous, and the arena.  `RssAnon` of the status
+/// is a sum of counters that may lag by some pages per processor; this is counted page by page.
 pub fn memory(pid: Pid) -> i64 {
     let kibibytes = |file: &str, key: &str| {
         let text = read_to_string(format!("/proc/{pid}/{file}")).ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix(key))?;
         line.trim().trim_end_matches(" kB").parse::<i64>().ok()
     };
-    let sum = kibibytes("smaps_rollup", "Anonymous:").or_else(|| kibibytes("status", "RssAnon:"));
-    sum.unwrap() * 1024
+    let anonymous =
+        kibibytes("smaps_rollup", "Anonymous:").or_else(|| kibibytes("status", "RssAnon:"));
+    let shared = kibibytes("smaps_rollup", "Pss_Shmem:");
+    (anonymous.unwrap()
+        + shared
+            .or_else(|| kibibytes("status", "RssShmem:"))
+            .unwrap_or(0))
+        * 1024
 }
 
 /// The kernel's slabs, in bytes.

@@ -65,7 +65,7 @@
 //! - A connection that is kept is shut down before it is closed, as the parcel holds it too.
 //! - Nothing is ever taken out of a parcel.  The old one is removed from the store only when the
 //!   manager has the new one.
-//! - Every queue has a bound: backlog (64 KiB), ready list (seats), burst (64), events (1024),
+//! - Every queue has a bound: backlog (256 KiB), ready list (seats), burst (64), events (1024),
 //!   deadlines in a round (256), log queue (1024), messages that wait for the manager (64), young
 //!   connections (twice those that are open, and 65 536), a message of the
 //!   parcel (253 descriptors), a round of packing (8 messages).
@@ -113,6 +113,13 @@
 //!   a guess.  After a hand-over they are exact.
 //! - Both ends of the parcel are stored under one name.  The reading direction of the sending end is
 //!   shut down, which tells them apart.
+//! - The scratch has 256 KiB, not 64: bulk costs half as much.  A read may be twice as long as what
+//!   the last one gave away at once, and only while nothing waits to be sent, so what a stalled peer
+//!   is owed stays at half of it.
+//! - Deadlines do not become time-outs of the poll, which make the kernel set and cancel a timer for
+//!   each message: one timer stays set to the earliest ([`server::alarm`]).
+//! - Traffic alone does not make the round look after anything else: what is done by the clock is
+//!   done when something has stirred, or its time has come.
 //! - Storing is not answered.  That there is no store, or no room in it, shows when the sending end
 //!   hangs up after the barrier.
 

@@ -58,6 +58,8 @@ pub struct Shard<S, M> {
     ready: VecDeque<usize>,
     limits: Limits,
     counters: Counters,
+    /// Bytes received and sent by those that are over.
+    past: (u64, u64),
     /// Bytes received and sent in the last turn.
     moved: (u64, u64),
 }
@@ -73,6 +75,7 @@ impl<S: Duplex, M: Store> Shard<S, M> {
             ready: VecDeque::new(),
             limits,
             counters: Counters::default(),
+            past: (0, 0),
             moved: (0, 0),
         }
     }
@@ -88,15 +91,35 @@ impl<S: Duplex, M: Store> Shard<S, M> {
     pub fn adopt(&mut self, stream: S, start: Start, now: Instant) -> (usize, Want) {
         let connection = Connection::resumed(start, &self.limits, now);
         let want = connection.want();
+        self.counters.received += connection.received();
+        self.counters.sent += connection.sent();
         let key = self.seat(stream, connection);
         self.seats[key].registered = want;
         self.queue(key, Hint::ReadOn);
         (key, want)
     }
 
-    /// Goes on from the totals of another process.
+    /// Goes on from the totals of another process, as [`Shard::noted`] gives them.
     pub fn resume(&mut self, counters: Counters) {
         self.counters = counters;
+        self.past = (counters.received, counters.sent);
+    }
+
+    /// Of the connections that the totals of another process speak of, all that are here go on.
+    pub fn take_over(&mut self) {
+        self.counters.take_over(self.seats.len() as u64);
+    }
+
+    /// The totals for another process.  The bytes are those of connections that are over: how far
+    /// the others have come it will find out itself, wherever this one ends.
+    #[must_use]
+    pub fn noted(&self) -> Counters {
+        let (received, sent) = self.past;
+        Counters {
+            received,
+            sent,
+            ..self.counters
+        }
     }
 
     fn seat(&mut self, stream: S, connection: Connection) -> usize {
@@ -359,6 +382,8 @@ impl<S: Duplex, M: Store> Shard<S, M> {
         };
         let summary = seat.connection.summary(reason, now);
         seat.connection.forget(&mut self.store);
+        self.past.0 += summary.received;
+        self.past.1 += summary.sent;
         self.counters.close(&summary);
         Turn::Over(summary)
     }

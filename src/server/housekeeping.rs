@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::Server;
 use super::lifecycle::Life;
 use super::listener::{Listener, State};
+use crate::survival::standing::Standing;
 use crate::system::events::Event;
 
 impl Server {
@@ -81,6 +82,8 @@ impl Server {
         if self.manager.is_status_due(mark, self.now) {
             let status = self.status();
             self.manager.status(mark, status, self.now);
+        }
+        if *self.keeper.standing() == Standing::Kept {
             self.note_totals();
         }
         self.manager.tick(self.now);

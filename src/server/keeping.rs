@@ -52,9 +52,7 @@ impl Server {
             self.go_on(adopted);
         }
         let open = self.shard.len();
-        let mut counters = self.shard.counters();
-        counters.take_over(open as u64);
-        self.shard.resume(counters);
+        self.shard.take_over();
         if let Some(ruin) = &findings.ruin {
             let (why, count) = (ruin.to_string(), findings.lost.values().sum());
             self.log.tell(Event::GivenUp { why, count });
@@ -330,7 +328,7 @@ impl Server {
         self.keeper.note(&Totals {
             number: self.number,
             refused: self.refused,
-            counters: self.shard.counters(),
+            counters: self.shard.noted(),
         });
     }
 

@@ -486,7 +486,8 @@ impl Event {
                 message_id = id::HANDED_OVER,
                 "echo.kept" = kept,
                 "echo.open" = open,
-                "{kept} connections kept for the successor"
+                "{} kept for the successor",
+                connections(*kept)
             ),
             Self::PackFailed { count, error } => warn!(
                 message_id = id::PACK_FAILED,
@@ -494,7 +495,7 @@ impl Event {
                 errno = error.raw_os_error(),
                 "{}: {error}{}",
                 if *count > 0 {
-                    format!("{count} connections cannot be kept for a successor")
+                    format!("{} cannot be kept for a successor", connections(*count))
                 } else {
                     "what is kept for a successor cannot be put in order".into()
                 },
@@ -508,7 +509,8 @@ impl Event {
                 message_id = id::GIVEN_UP,
                 "echo.reason" = why,
                 "echo.count" = count,
-                "{count} connections that a predecessor had left were ended: {why}"
+                "{} that a predecessor had left ended: {why}",
+                connections(*count)
             ),
             Self::Lost(count) => warn!(
                 message_id = id::LOST,
@@ -517,6 +519,10 @@ impl Event {
             ),
         }
     }
+}
+
+fn connections(count: usize) -> String {
+    format!("{count} connection{}", if count == 1 { "" } else { "s" })
 }
 
 fn tell_unkept(why: &str, grave: bool) {
@@ -550,7 +556,7 @@ impl Event {
         else {
             return;
         };
-        let mut text = format!("adopted {adopted} of {before} connections");
+        let mut text = format!("adopted {adopted} of {}", connections(*before));
         if *owing > 0 {
             let _ = write!(text, ", {owing} owed {}", size(*owed));
         }

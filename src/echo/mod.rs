@@ -26,7 +26,7 @@ pub const SCRATCH: usize = 256 * 1024;
 
 /// Bytes of the first read of a connection, and of each that may find the send queue filled.  A read
 /// may be twice as long as what the last one gave away at once, so what is owed when a peer stops
-/// reading is half of the scratch at most.
+/// reading is half of the scratch at most, as a rule: the kernel may have less room than it had.
 pub const FIRST: usize = 64 * 1024;
 
 /// Bytes that one connection may receive in one turn before the others get theirs.

@@ -19,6 +19,9 @@ use rustix::time::{
     timerfd_settime,
 };
 
+/// The longest that a poll waits.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The alarm.
 #[derive(Debug)]
 pub struct Alarm {
@@ -53,7 +56,8 @@ impl Alarm {
         }
         let wait = due.saturating_duration_since(now);
         if wait.is_zero() || self.set_to(wait).is_err() {
-            return Some(wait);
+            // The poll counts milliseconds in an int.
+            return Some(wait.min(DAY));
         }
         self.set = Some(due);
         None

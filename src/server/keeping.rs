@@ -314,7 +314,19 @@ impl Server {
                     max_connections: self.max_connections,
                 });
             }
-            Some(News::Refused { why, grave }) => self.log.tell(Event::Unkept { why, grave }),
+            Some(News::Refused { why, grave }) => {
+                self.log.tell(Event::Unkept { why, grave });
+                self.size_up();
+                for listener in &mut self.listeners {
+                    listener.vacancy();
+                }
+                // There is nobody to hand over to: it is a stop.
+                if let (true, Life::HandingOver { until }) = (self.handing_over, self.life) {
+                    self.handing_over = false;
+                    self.life = Life::Leaving { until };
+                    self.shard.leave_all(self.now);
+                }
+            }
             Some(News::NotRenewed(error)) if self.pack_failures.pass(self.now).is_some() => {
                 let count = self.unkept().count();
                 self.log.tell(Event::PackFailed { count, error });

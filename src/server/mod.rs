@@ -450,7 +450,7 @@ impl Server {
 
     /// The end: whatever is left is abandoned, told and counted.
     fn end(mut self) {
-        let handing_over = self.handing_over;
+        let handing_over = self.handing_over && self.keeper.is_held();
         let abandoned = |stream: &Stream| !handing_over || stream.seat.is_none();
         for (key, turn) in self.shard.abandon(abandoned, self.now) {
             self.settle(key, turn);

@@ -102,6 +102,7 @@ impl Server {
             Standing::Kept => kept(self.descriptors),
             _ => self.descriptors,
         };
+        let room = room.min(self.keeper.seats());
         let most = self.config.connections(room);
         if most > self.descriptors {
             self.log.tell(Event::Clamped {
@@ -109,7 +110,7 @@ impl Server {
                 effective: self.descriptors,
             });
         }
-        self.max_connections = most.min(self.descriptors);
+        self.max_connections = most.min(self.descriptors).min(self.keeper.seats());
         self.per_source = self.config.per_source.most(self.max_connections);
     }
 }

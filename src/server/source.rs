@@ -10,7 +10,7 @@ use mio::Token;
 pub enum Source {
     /// The pipe behind the signal handlers.
     Signals,
-    /// The pipe by which the service manager answers.
+    /// The pipe by which the service manager answers, or what hangs up when it drops something.
     Answer,
     /// The alarm.
     Alarm,

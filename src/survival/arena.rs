@@ -24,9 +24,6 @@ use super::layout::{
 use crate::echo::SCRATCH;
 use crate::system::memory::{Memory, Pair, Region, Words, cannot_shrink, memory_file};
 
-/// Seats below which no smaller file is tried.
-const FEWEST: usize = 64;
-
 /// The state of an arena whose process has handed everything over.
 const HANDED_OVER: u64 = 1;
 
@@ -100,13 +97,8 @@ impl Arena {
     }
 
     fn try_create(geometry: Geometry, generation: u64) -> io::Result<(Self, Vec<Region>)> {
-        let file = match memory_file("tcp-echo", geometry.size()) {
-            // RLIMIT_FSIZE: a smaller one may do.
-            Err(error) if error.raw_os_error() == Some(libc::EFBIG) && geometry.seats > FEWEST => {
-                return Err(error);
-            }
-            file => file.map_err(|error| error.to_string()),
-        };
+        // Without one, as under RLIMIT_FSIZE, there is room for everybody still.
+        let file = memory_file("tcp-echo", geometry.size()).map_err(|error| error.to_string());
         let memory = Memory::new(file.as_ref().ok(), geometry.size())?;
         let (arena, payloads) = Self::new(memory, geometry, generation, file);
         let fixed = arena.meant();

@@ -13,7 +13,7 @@ use super::arena::Arena;
 use super::lane::{Lane, Seat};
 use super::layout::{Geometry, header, slot_at};
 use super::parcel::Parcel;
-use super::recovery::{Findings, Heir, Place, arena_name, end, parcel_name};
+use super::recovery::{Findings, Heir, Place, SUSPICION, arena_name, end, parcel_name};
 use crate::echo::backlog::{Backlog, Slot};
 use crate::system::memory::Region;
 
@@ -126,11 +126,14 @@ impl Heritage {
         }
     }
 
-    /// The start has failed, and nothing was touched: the next one may find it as this one did.
-    /// That was no crash.
+    /// The start has failed before anybody was served: the next one may find it as this one did, but
+    /// for those who had no place.  That was no crash.
     pub fn leave_as_found(&self, findings: &Findings) {
         let arena = self.old.as_ref().unwrap_or(&self.arena);
         arena.set(header::STARTS, findings.crashes);
+        for (word, value) in SUSPICION.into_iter().zip(findings.suspicion) {
+            arena.set(word, value);
+        }
         if findings.planned {
             arena.hand_over();
         }

@@ -13,11 +13,10 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::arena::Arena;
@@ -25,6 +24,7 @@ use super::heritage::Heritage;
 use super::layout::header;
 use super::parcel::{BATCH, Parcel};
 use super::recovery::{arena_name, parcel_name};
+use super::renewal::Renewal;
 use super::standing::{NO_ROOM, News, Standing};
 use super::totals::Totals;
 use super::unpacked::{Unpacked, Young};
@@ -47,13 +47,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Dead descriptors that are not worth a new parcel.
 const FEW: usize = 64;
-
-#[derive(Debug)]
-struct Renewal {
-    parcel: Parcel,
-    answer: OwnedFd,
-    until: Instant,
-}
 
 /// Keeps connections for a successor.
 #[derive(Debug)]
@@ -146,7 +139,12 @@ impl Keeper {
             return self.refuse(why, true);
         };
         if self.fresh {
-            manager.store(&arena_name(self.arena.generation()), &[file], now);
+            if !manager.store(&arena_name(self.arena.generation()), &[file], now) {
+                return self.refuse(
+                    "there are not enough descriptors (LimitNOFILE=)".into(),
+                    true,
+                );
+            }
             self.fresh = false;
         }
         if self.kept == 0 {
@@ -194,6 +192,12 @@ impl Keeper {
     #[must_use]
     pub fn standing(&self) -> &Standing {
         &self.standing
+    }
+
+    /// How many connections have a place, for what they are owed too.
+    #[must_use]
+    pub fn seats(&self) -> usize {
+        self.arena.geometry().seats
     }
 
     /// How many are.
@@ -276,8 +280,8 @@ impl Keeper {
             // An answer that never comes is told at the next occasion; nothing waits for it.
             (Standing::Off | Standing::Declined | Standing::Asking, _) => None,
             (Standing::Waiting, _) => self.unpacked.next_due(),
-            (Standing::Refused(_), _) => self.ask_again,
-            (Standing::Kept, Some(renewal)) => Some(renewal.until),
+            (Standing::Refused(_), None) => self.ask_again,
+            (Standing::Refused(_) | Standing::Kept, Some(renewal)) => Some(renewal.until),
             (Standing::Kept, None) => {
                 let young = self.unpacked.next_due();
                 let pack = young.map(|due| self.next.map_or(due, |next| due.max(next)));
@@ -396,9 +400,8 @@ impl Keeper {
     /// Waits for the manager's answer, for at most `span`: only at the end, when nothing else is
     /// left to do.
     pub fn wait(&mut self, span: Duration) {
-        if let (Some(answer), Ok(span)) = (self.answer(), Timespec::try_from(span)) {
-            let mut polled = [PollFd::new(&answer, PollFlags::IN)];
-            let _ = poll(&mut polled, Some(&span));
+        if let Some(renewal) = &self.renewal {
+            renewal.is_answered(span);
         }
     }
 
@@ -443,9 +446,7 @@ impl Keeper {
     /// Looks whether the manager has answered, or has not in time.
     pub fn expire(&mut self, manager: &mut Manager, now: Instant) -> Option<News> {
         let renewal = self.renewal.as_ref()?;
-        let mut polled = [PollFd::new(&renewal.answer, PollFlags::IN)];
-        let _ = poll(&mut polled, Some(&Timespec::default()));
-        let answered = polled[0].revents().contains(PollFlags::HUP);
+        let answered = renewal.is_answered(Duration::ZERO);
         if !answered && now < renewal.until {
             return None;
         }
@@ -455,10 +456,8 @@ impl Keeper {
             self.obsolete
                 .extend(old.map(|old| parcel_name(old.generation)));
             self.forget_obsolete(manager, now);
-            return match std::mem::replace(&mut self.standing, Standing::Kept) {
-                Standing::Asking => Some(News::Kept),
-                _ => None,
-            };
+            let before = std::mem::replace(&mut self.standing, Standing::Kept);
+            return (before != Standing::Kept).then_some(News::Kept);
         }
         // It may have got there after all, and would hold connections that are long over.
         manager.unstore(&parcel_name(renewal.parcel.generation), now);

@@ -32,8 +32,6 @@ pub mod header {
     /// The first of the words that never change: magic, version, size, lanes, seats, scratch,
     /// generation; their check follows.
     pub const FIXED: usize = 0;
-    /// The version among them.
-    pub const VERSION: usize = 8;
     /// Whether the process handed its connections over before it ended.
     pub const STATE: usize = 128;
     /// Starts in a row that did not get through a full round.

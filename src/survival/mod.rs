@@ -48,7 +48,7 @@
 //!
 //! In reading order: [`controls`] (for tests), [`layout`] (what stands where), [`arena`] (the memory), [`totals`], [`lane`] (one loop's part
 //! of it), [`parcel`], [`recovery`] (what a successor finds), [`heritage`] (where that goes), [`standing`],
-//! [`unpacked`] and [`keeper`] (what is kept, and when).
+//! [`unpacked`], `renewal` and [`keeper`] (what is kept, and when).
 
 pub mod arena;
 pub mod controls;
@@ -58,6 +58,7 @@ pub mod lane;
 pub mod layout;
 pub mod parcel;
 pub mod recovery;
+mod renewal;
 pub mod standing;
 pub mod totals;
 pub mod unpacked;

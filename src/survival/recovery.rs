@@ -43,6 +43,9 @@ pub const SUSPICIONS: u64 = 3;
 /// Why there is no place for a connection.
 const FEW: &str = "there are not enough descriptors (LimitNOFILE=)";
 
+/// The words that tell whom a crash is blamed on.
+pub(super) const SUSPICION: [usize; 3] = [header::IN_HAND, header::SUSPECT, header::SUSPECTED];
+
 /// The beginnings of the names under which the manager keeps our descriptors.
 const ARENA: &str = "survival-arena-";
 const PARCEL: &str = "survival-parcel-";
@@ -135,6 +138,8 @@ pub struct Findings {
     pub planned: bool,
     /// Crashes in a row before this start.
     pub crashes: u64,
+    /// Who was in hand, who was suspected, and at how many crashes, as it was found.
+    pub suspicion: [u64; 3],
     /// Why all were given up.
     pub ruin: Option<Ruin>,
     /// Why some were given up, with how many.
@@ -147,7 +152,11 @@ impl Estate {
     pub fn sort(passed: Vec<(String, OwnedFd)>) -> Self {
         let mut estate = Self::default();
         for (name, descriptor) in passed {
-            let number = |start| name.strip_prefix(start)?.parse::<u64>().ok();
+            // One more must be possible, for ever.
+            let number = |start| {
+                let number = name.strip_prefix(start)?.parse::<u64>().ok()?;
+                (number < u64::MAX / 2).then_some(number)
+            };
             if let Some(generation) = number(ARENA) {
                 estate.arenas.push((generation, descriptor));
                 continue;
@@ -252,6 +261,7 @@ impl Findings {
     /// Takes an arena over, unless too many have crashed over it.
     fn open(&mut self, arena: Arc<Arena>, payloads: Vec<Region>) {
         self.planned = arena.take_over();
+        self.suspicion = SUSPICION.map(|word| arena.get(word));
         let starts = if self.planned {
             0
         } else {

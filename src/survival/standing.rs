@@ -70,7 +70,8 @@ impl Standing {
     pub fn mark(&self, kept: usize) -> u64 {
         match self {
             Self::Off | Self::Declined | Self::Waiting | Self::Asking => 0,
-            Self::Kept | Self::Refused(_) => kept as u64 + 1,
+            Self::Kept => 2 * kept as u64 + 1,
+            Self::Refused(_) => 2 * kept as u64 + 2,
         }
     }
 }

@@ -177,17 +177,19 @@ impl Manager {
     }
 
     /// Asks it to keep duplicates of descriptors under a name (`FDSTORE=1`).  It does not look at
-    /// them (`FDPOLL=0`): whatever hangs up is ours to remove.
-    pub fn store(&mut self, name: &str, descriptors: &[BorrowedFd<'_>], now: Instant) {
+    /// them (`FDPOLL=0`): whatever hangs up is ours to remove.  False:
+    /// there is no descriptor for a duplicate.
+    pub fn store(&mut self, name: &str, descriptors: &[BorrowedFd<'_>], now: Instant) -> bool {
         let descriptors: io::Result<_> = descriptors
             .iter()
             .map(BorrowedFd::try_clone_to_owned)
             .collect();
-        // Without a duplicate nothing is stored, as without a store.
-        if let Ok(descriptors) = descriptors {
-            let text = format!("FDSTORE=1\nFDNAME={}\nFDPOLL=0", clean(name));
-            self.queue(Message { text, descriptors }, now);
-        }
+        let Ok(descriptors) = descriptors else {
+            return false;
+        };
+        let text = format!("FDSTORE=1\nFDNAME={}\nFDPOLL=0", clean(name));
+        self.queue(Message { text, descriptors }, now);
+        true
     }
 
     /// Asks it to close what it keeps under a name (`FDSTOREREMOVE=1`).

@@ -587,3 +587,83 @@ fn starts_that_fail_after_a_crash_lose_nobody() {
         fails_and_succeeds(false, true);
     }
 }
+
+#[test]
+fn a_store_that_is_dropped_is_told_in_the_status_though_nobody_talks() {
+    let mut manager = Manager::new();
+    manager.start();
+    let client = manager.connect();
+    ping(&client, b"hello");
+    manager.keeps(1);
+    manager.drop_all("survival-");
+    eventually(SOON, "the status does not follow", || {
+        let told = manager.notified_within("STATUS=", Duration::from_millis(50));
+        told.filter(|status| status.contains("survival off"))
+    });
+    ping(&client, b"still here");
+}
+
+#[test]
+fn who_waits_when_the_store_drops_the_old_parcel_is_packed_into_the_new_one() {
+    let mut manager = Manager::new();
+    manager.start();
+    let stay = manager.connect();
+    ping(&stay, b"hello");
+    let flies: Vec<TcpStream> = (0..70).map(|_| manager.connect()).collect();
+    flies.iter().for_each(|fly| ping(fly, b"hello"));
+    manager.keeps(71);
+    let old = manager.names();
+    let parcel = old.iter().find(|name| name.contains("parcel")).unwrap();
+    manager.answers(false);
+    let before = manager.barriers();
+    drop(flies);
+    eventually(SOON, "not renewed", || {
+        (manager.barriers() > before).then_some(())
+    });
+    let young = manager.connect();
+    ping(&young, b"hello");
+    manager.drop_all(parcel);
+    manager.answers(true);
+    manager.keeps(2);
+    manager.kill();
+    manager.start();
+    ping(&stay, b"still here");
+    ping(&young, b"still here");
+}
+
+#[test]
+fn the_highest_number_in_a_name_is_no_number() {
+    let mut manager = Manager::new();
+    let (_kept, end) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    manager.put("survival-parcel-18446744073709551615", end);
+    manager.start();
+    let client = manager.connect();
+    ping(&client, b"hello");
+    manager.keeps(1);
+}
+
+#[test]
+fn under_a_limit_of_file_sizes_everybody_has_a_place_for_what_is_owed() {
+    if !has("prlimit") {
+        return;
+    }
+    let mut manager = Manager::new();
+    manager.under(&["prlimit", "--fsize=1000000"]);
+    manager.start();
+    let mut crowd = Crowd::new(manager.address(), &[(Stalled, 60)]);
+    eventually(SOON, "it is not told", || {
+        manager
+            .daemon()
+            .log()
+            .contains("there is no memory file")
+            .then_some(())
+    });
+    crowd.nobody_was_dropped();
+    crowd.comes_back_exact();
+}

@@ -29,7 +29,7 @@ use crate::system::events::{Endpoint, Event};
 use crate::system::kernel::Kernel;
 use crate::system::logging::Log;
 use crate::system::notify::Manager;
-use crate::system::signals::Signals;
+use crate::system::signals::{self, Signals};
 use crate::system::socket;
 
 /// The port of the built-in listeners: not 7, which needs a privilege.
@@ -78,6 +78,9 @@ impl Trouble {
 #[must_use]
 pub fn run(origin: Origin) -> Exit {
     let passed = activation::take();
+    // Before there is another thread; the handlers come later.  Failing, the log's thread may take a
+    // signal, and pass it on.
+    let _ = signals::block();
     let config = origin.load();
     let (level, format) = match &config {
         Ok(config) => (config.log.level, config.log.format),

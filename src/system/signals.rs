@@ -77,13 +77,31 @@ impl Signals {
     }
 }
 
-#[expect(unsafe_code, reason = "no crate in the tree gives sigprocmask(2)")]
+/// Blocks every signal for this thread and those that it starts: a signal is for the loop alone, and
+/// waits until its handler is there.  What another thread took would come a little later than what
+/// the loop sees meanwhile.
+///
+/// # Errors
+/// Those of sigprocmask(2).
+pub fn block() -> io::Result<()> {
+    set_mask(true)
+}
+
 fn clear_mask() -> io::Result<()> {
-    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigemptyset fills the set before sigprocmask reads it; the old mask is not asked for.
+    set_mask(false)
+}
+
+#[expect(unsafe_code, reason = "no crate in the tree gives sigprocmask(2)")]
+fn set_mask(block: bool) -> io::Result<()> {
+    let mut mask = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is filled as a whole before sigprocmask reads it; the old mask is not asked for.
     let result = unsafe {
-        libc::sigemptyset(none.as_mut_ptr());
-        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
+        if block {
+            libc::sigfillset(mask.as_mut_ptr());
+        } else {
+            libc::sigemptyset(mask.as_mut_ptr());
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, mask.as_ptr(), std::ptr::null_mut())
     };
     if result == 0 {
         Ok(())

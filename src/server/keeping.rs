@@ -2,7 +2,7 @@
 //! successor in the end.  What is decided is decided in [`crate::survival`]; here it meets the
 //! shard, the poll and the log.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpStream, UnixStream};
@@ -14,8 +14,8 @@ use socket2::{Domain, SockRef};
 use super::lifecycle::Life;
 use super::source::Source;
 use super::stream::{Socket, Stream};
-use super::{INPUT, Server};
-use crate::echo::connection::{Connection, Start, Want};
+use super::{Server, interest};
+use crate::echo::connection::{Connection, Start};
 use crate::echo::shard::Shard;
 use crate::survival::arena::Record;
 use crate::survival::heritage::Adopted;
@@ -163,13 +163,10 @@ impl Server {
         };
         self.count_source(&stream);
         let (key, want) = self.shard.adopt(stream, start, self.now);
-        let interest = match want {
-            Want::Read => INPUT,
-            Want::Write => Interest::WRITABLE,
-        };
         let token = Token::from(Source::Connection(key));
         let stream = self.shard.stream_mut(key);
-        if let Err(error) = self.poll.registry().register(stream, token, interest) {
+        let registered = self.poll.registry().register(stream, token, interest(want));
+        if let Err(error) = registered {
             self.fail(key, &error);
         }
     }
@@ -215,7 +212,6 @@ impl Server {
             }
         }
         self.keeper.packed(self.now);
-        self.note_totals();
     }
 
     /// Packs one message; false if that failed, and they are to be tried again.
@@ -278,8 +274,13 @@ impl Server {
             return;
         };
         // Failing, it is looked at when the time for an answer is over.
+        self.listen_to(answer);
+    }
+
+    /// Hears the manager through a descriptor whose other end it has.
+    fn listen_to(&self, descriptor: RawFd) {
         let _ = self.poll.registry().register(
-            &mut SourceFd(&answer),
+            &mut SourceFd(&descriptor),
             Source::Answer.into(),
             Interest::READABLE,
         );
@@ -296,11 +297,7 @@ impl Server {
         let sender = sender.as_raw_fd();
         self.watched = Some(generation);
         // Failing, it is noticed when something is packed, or handed over.
-        let _ = self.poll.registry().register(
-            &mut SourceFd(&sender),
-            Source::Answer.into(),
-            Interest::READABLE,
-        );
+        self.listen_to(sender);
     }
 
     pub(super) fn hear(&mut self, news: Option<News>) {

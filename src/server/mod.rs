@@ -160,6 +160,14 @@ pub struct Server {
     busy: bool,
 }
 
+/// What the poll is asked for on behalf of a connection.
+fn interest(want: Want) -> Interest {
+    match want {
+        Want::Read => INPUT,
+        Want::Write => Interest::WRITABLE,
+    }
+}
+
 /// A descriptor in reserve.
 fn spare() -> Option<File> {
     File::open("/dev/null").ok()
@@ -366,15 +374,12 @@ impl Server {
             Turn::Rearm(want) => {
                 // Memory was taken or given back.
                 self.stirred = true;
-                let interest = match want {
-                    Want::Read => INPUT,
-                    Want::Write => Interest::WRITABLE,
-                };
                 let token = Token::from(Source::Connection(key));
-                let registered =
-                    self.poll
-                        .registry()
-                        .reregister(self.shard.stream_mut(key), token, interest);
+                let registered = self.poll.registry().reregister(
+                    self.shard.stream_mut(key),
+                    token,
+                    interest(want),
+                );
                 if let Err(error) = registered {
                     // It would never be announced again.
                     self.fail(key, &error);

@@ -200,7 +200,7 @@ impl Keeper {
         self.arena.geometry().seats
     }
 
-    /// How many are.
+    /// How many connections are kept.
     #[must_use]
     pub fn kept(&self) -> usize {
         self.kept

@@ -232,17 +232,23 @@ fn a_store_that_is_full_at_a_renewal_makes_nobody_wait() {
     }
 }
 
-#[test]
-fn a_manager_that_does_not_answer_at_a_renewal_makes_nobody_wait() {
+/// Eight who are kept, while a renewal waits for an answer that does not come.
+fn in_a_renewal() -> (Manager, Crowd) {
     let mut manager = Manager::new();
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &CALM);
+    let crowd = Crowd::new(manager.address(), &CALM);
     manager.keeps(8);
     manager.answers(false);
     let_die(&manager, 8);
     eventually(SOON, "nothing was renewed", || {
         (manager.stored("survival-parcel-") == 4).then_some(())
     });
+    (manager, crowd)
+}
+
+#[test]
+fn a_manager_that_does_not_answer_at_a_renewal_makes_nobody_wait() {
+    let (mut manager, mut crowd) = in_a_renewal();
     crowd.goes_on();
     ping(manager.connect(), b"a new one");
     // A crash now, with two parcels in the store.
@@ -262,15 +268,7 @@ fn a_manager_that_does_not_answer_at_a_renewal_makes_nobody_wait() {
 
 #[test]
 fn a_restart_in_the_middle_of_a_renewal_keeps_everybody() {
-    let mut manager = Manager::new();
-    manager.start();
-    let mut crowd = Crowd::new(manager.address(), &CALM);
-    manager.keeps(8);
-    manager.answers(false);
-    let_die(&manager, 8);
-    eventually(SOON, "nothing was renewed", || {
-        (manager.stored("survival-parcel-") == 4).then_some(())
-    });
+    let (mut manager, mut crowd) = in_a_renewal();
     manager.hand_over();
     manager.answers(true);
     manager.start();

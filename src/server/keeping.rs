@@ -19,7 +19,7 @@ use crate::echo::connection::{Connection, Start};
 use crate::echo::shard::Shard;
 use crate::survival::arena::Record;
 use crate::survival::heritage::Adopted;
-use crate::survival::keeper::MESSAGES;
+use crate::survival::keeper::{MESSAGES, STORED};
 use crate::survival::lane::Lane;
 use crate::survival::recovery::Findings;
 use crate::survival::standing::{DECLINED, News};
@@ -97,9 +97,13 @@ impl Server {
         }
         self.keeper.enable(self.config.survival_delay);
         // systemd tells the size of the store since version 254; before, it has to be tried.
-        let certain = std::env::var("FDSTORE").is_ok_and(|size| size != "0");
-        if certain || self.keeper.has_inherited() {
+        let size = std::env::var("FDSTORE").ok();
+        let size = size.and_then(|size| size.parse::<usize>().ok());
+        if self.keeper.has_inherited() || size.is_some_and(|size| size >= STORED) {
             self.ask();
+        } else if size.is_some_and(|size| size > 0) {
+            let news = self.keeper.decline_store();
+            self.hear(news);
         }
     }
 

@@ -36,6 +36,9 @@ const PACKING: Duration = Duration::from_millis(200);
 /// Messages packed in one such round.
 pub const MESSAGES: usize = 8;
 
+/// Descriptors that the manager has to keep: the arena, and both ends of the parcel.
+pub const STORED: usize = 3;
+
 /// How long the manager may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -165,6 +168,13 @@ impl Keeper {
     /// Keeps nothing, as the configuration says.
     pub fn decline(&mut self) {
         self.standing = Standing::Declined;
+    }
+
+    /// Keeps nothing, as the manager says beforehand that it has too little room.  That is better than
+    /// to try: what has no room is closed some time after the answer, and until then it looks as if
+    /// it were kept.
+    pub fn decline_store(&mut self) -> Option<News> {
+        self.refuse(NO_ROOM.into(), true)
     }
 
     /// Leaves nothing in the store.

@@ -73,7 +73,7 @@ fn is_renewed(manager: &Manager, before: &str) {
 
 #[test]
 fn without_a_store_everybody_is_served_and_let_go() {
-    for (capacity, environment) in [(0, None), (1, None), (0, Some("0"))] {
+    for (capacity, environment) in [(0, None), (1, None), (0, Some("0")), (2, Some("2"))] {
         let mut manager = Manager::new();
         manager.capacity(capacity);
         if let Some(size) = environment {

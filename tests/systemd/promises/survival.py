@@ -331,7 +331,12 @@ def says_that_it_keeps_nothing(box, reason):
     until(lambda: re.search(f"; survival off: .*{reason}", box.status()),
           lambda: f"survival off: ... {reason}, in {box.status()!r}", 5)
     has(box.told(NOT_KEEPING)[-1]["MESSAGE"], reason, "the journal")
-    equal(box.journal(f"MESSAGE_ID={KEEPS}"), [], "that connections survive is told")
+    # systemd 252 does not say how much room there is, and closes what has none after it has answered:
+    # what was told then has to be taken back.
+    last = box.journal(f"MESSAGE_ID={KEEPS}", f"MESSAGE_ID={NOT_KEEPING}")[-1]
+    equal(last["MESSAGE_ID"], NOT_KEEPING, "the last that is told of it")
+    if box.suite != "bookworm":
+        equal(box.journal(f"MESSAGE_ID={KEEPS}"), [], "that connections survive is told")
 
 
 @promise(later(SERVICE, f"[Service]\n{SIGNAL}\n"))

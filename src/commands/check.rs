@@ -249,7 +249,7 @@ impl Report {
 
     fn limits(&mut self, config: &Config) {
         let off = |span: Option<Duration>| span.map_or_else(|| "off".to_owned(), duration);
-        let most = descriptors();
+        let most = descriptors(config.workers);
         let connections = config.connections(most).min(most);
         self.line("\nlimits");
         self.line(match config.max_connections {
@@ -296,6 +296,20 @@ impl Report {
         } else {
             "  survival                    off".into()
         });
+        self.line(format!(
+            "  survival-delay              {}",
+            duration(config.survival_delay)
+        ));
+        self.line("\nloops");
+        self.line(format!("  workers                     {}", config.workers));
+        self.line(format!(
+            "  busy-poll                   {}",
+            off(Some(config.busy_poll).filter(|span| !span.is_zero()))
+        ));
+        self.line(format!(
+            "  poll-timeout                {}",
+            off(config.poll_timeout)
+        ));
     }
 
     fn kernel(&mut self, kernel: &Kernel) {

@@ -45,6 +45,9 @@ pub(super) const LOOPBACK: [IpAddr; 2] = [
 /// and some to spare.
 const OWN: u64 = 32;
 
+/// Those that each further worker takes: its poll, the same for the main loop, timer, waker.
+const WORKER: u64 = 4;
+
 /// Why serving cannot begin, or go on.
 enum Trouble {
     Config(config::Error),
@@ -128,18 +131,20 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
     if rustix::process::geteuid().is_root() {
         log.tell(Event::Root);
     }
-    let descriptors = descriptors();
+    let descriptors = descriptors(config.workers);
     let estate = Estate::sort(std::mem::take(&mut passed.reserved));
     for name in &estate.strangers {
         log.tell(Event::Reserved { name: name.clone() });
         manager.unstore(name, now);
     }
     let mut findings = estate.read(descriptors);
+    let most = descriptors.min(config.max_connections.unwrap_or(0).max(MOST_CONNECTIONS));
     let geometry = Geometry {
-        lanes: 1,
-        seats: descriptors.min(config.max_connections.unwrap_or(0).max(MOST_CONNECTIONS)),
+        lanes: config.workers,
+        // Callers go to the worker that has the fewest, so none has more than its share.
+        seats: most.div_ceil(config.workers),
     };
-    let (mut heritage, lane) = Heritage::settle(&mut findings, geometry)
+    let (mut heritage, lanes) = Heritage::settle(&mut findings, geometry)
         .map_err(|error| Trouble::System("memory cannot be mapped", error))?;
     let keeper = Keeper::new(&mut heritage);
     let parts = Parts {
@@ -151,11 +156,11 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
         kernel: Kernel::read(),
         manager,
         keeper,
-        lane,
+        lanes,
         log: log.clone(),
     };
     let mut server = Server::new(parts, now)
-        .map_err(|error| Trouble::System("signals cannot be registered", error))?;
+        .map_err(|error| Trouble::System("the loops cannot be set up", error))?;
     let opening = Opening {
         server: &mut server,
         config,
@@ -171,7 +176,9 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
     };
     heritage.take_over();
     server.inherit(&findings, heritage.adopted);
-    server.ready(hint);
+    server
+        .ready(hint)
+        .map_err(|error| Trouble::System("a worker cannot be started", error))?;
     server
         .run()
         .map_err(|error| Trouble::System("epoll failed", error))
@@ -212,7 +219,7 @@ impl Opening<'_> {
         // After the last listener, whose numbers come first.
         for (name, socket) in passed.connections {
             self.server
-                .add_connection(name, socket)
+                .add_connection(&name, socket)
                 .map_err(unregistered)?;
         }
         Ok(self.hint)
@@ -312,7 +319,7 @@ fn reachable(listener: &Listener, address: IpAddr) -> IpAddr {
 }
 
 /// Raises the soft limit of descriptors to the hard one; returns how many connections that allows.
-pub(super) fn descriptors() -> usize {
+pub(super) fn descriptors(workers: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     // It stays as it is when this fails.
     let _ = setrlimit(
@@ -323,5 +330,6 @@ pub(super) fn descriptors() -> usize {
         },
     );
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(descriptors.saturating_sub(OWN).max(1)).unwrap_or(usize::MAX)
+    let own = OWN + WORKER * (workers as u64 - 1);
+    usize::try_from(descriptors.saturating_sub(own).max(1)).unwrap_or(usize::MAX)
 }

@@ -129,6 +129,8 @@ section! {
         poll_timeout: OrOff<Span>,
         /// How long the loop looks for more before it sleeps.
         busy_poll: OrOff<Moment>,
+        /// Loops that serve connections.
+        workers: OrAuto<Count<1, 64>>,
         /// Listening beyond loopback is intended.
         open: bool,
         /// Connections outlive the process, if the service manager keeps them.
@@ -194,6 +196,7 @@ pub struct FileConfig {
 struct Tables {
     poll_timeout: Option<OrOff<Span>>,
     busy_poll: Option<OrOff<Moment>>,
+    workers: Option<OrAuto<Count<1, 64>>>,
     open: Option<bool>,
     survival: Option<bool>,
     survival_delay: Option<Span>,
@@ -243,6 +246,7 @@ impl FileConfig {
             main: MainFile {
                 poll_timeout: tables.poll_timeout,
                 busy_poll: tables.busy_poll,
+                workers: tables.workers,
                 open: tables.open,
                 survival: tables.survival,
                 survival_delay: tables.survival_delay,

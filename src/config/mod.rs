@@ -97,6 +97,8 @@ pub struct Config {
     pub poll_timeout: Option<Duration>,
     /// How long the loop looks for more before it sleeps.
     pub busy_poll: Duration,
+    /// Loops that serve connections, 1 to 64.
+    pub workers: usize,
     /// Listening beyond loopback is intended.
     pub open: bool,
     /// Connections outlive the process, if the service manager keeps them.
@@ -267,6 +269,11 @@ impl Origin {
                 .busy_poll
                 .and_then(|OrOff(span)| span)
                 .map_or(Duration::ZERO, |Moment(span)| span),
+            workers: match main.workers {
+                None => 1,
+                Some(OrAuto(Some(Count(count)))) => count as usize,
+                Some(OrAuto(None)) => processors(),
+            },
             open: main.open.unwrap_or(false),
             survival: main.survival.unwrap_or(true),
             survival_delay: main
@@ -275,6 +282,11 @@ impl Origin {
             read,
         }
     }
+}
+
+/// Processors that this process may use, at most 64.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(64))
 }
 
 impl PerSource {
@@ -313,6 +325,9 @@ impl Config {
         let mut keys = Vec::new();
         if self.log.format != new.log.format {
             keys.push("log.format".to_owned());
+        }
+        if self.workers != new.workers {
+            keys.push("workers".to_owned());
         }
         if self.survival != new.survival {
             keys.push("survival".to_owned());

@@ -105,11 +105,6 @@ impl<S: Duplex, M: Store> Shard<S, M> {
         self.past = (counters.received, counters.sent);
     }
 
-    /// Of the connections that the totals of another process speak of, all that are here go on.
-    pub fn take_over(&mut self) {
-        self.counters.take_over(self.seats.len() as u64);
-    }
-
     /// The totals for another process.  The bytes are those of connections that are over: how far
     /// the others have come it will find out itself, wherever this one ends.
     #[must_use]

@@ -5,10 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::Server;
-use super::keeping::{is_over, record};
+use super::keeping::record;
 use super::lifecycle::Life;
 use super::listener::State;
+use super::{Server, sum};
 use crate::survival::standing::Standing;
 use crate::system::events::Event;
 
@@ -32,10 +32,12 @@ impl Server {
         self.take_the_last();
         let span = self.config.limits.leave;
         self.pack_all();
-        let unkept: Vec<usize> = self.unkept().collect();
-        for key in unkept {
-            self.shard.leave(key, self.now);
+        let unkept = self.unkept();
+        let mut loops = self.crew.hold(&mut self.own);
+        for (number, key) in unkept {
+            loops.get_mut(number).shard.leave(key, self.now);
         }
+        drop(loops);
         let status = self.status();
         self.manager.stopping(span, &status, self.now);
     }
@@ -79,10 +81,7 @@ impl Server {
         let young = self.unkept_young();
         self.keeper.unpacked.replace(young);
         loop {
-            let batch = self
-                .keeper
-                .unpacked
-                .batch(self.now, true, |young| is_over(&self.shard, young));
+            let batch = self.batch(true);
             if batch.is_empty() || self.pack(batch) {
                 if !self.keeper.unpacked.is_empty() {
                     continue;
@@ -101,31 +100,33 @@ impl Server {
         }
     }
 
-    /// Who cannot be handed over.
-    pub(super) fn unkept(&self) -> impl Iterator<Item = usize> + '_ {
-        self.shard
-            .connections()
-            .filter(|(_, stream, _)| stream.seat.is_none())
-            .map(|(key, _, _)| key)
+    /// Who cannot be handed over: the number of the worker, and the key.
+    pub(super) fn unkept(&mut self) -> Vec<(usize, usize)> {
+        let loops = self.crew.hold(&mut self.own);
+        let unkept = loops.iter().enumerate().flat_map(|(number, worker)| {
+            let connections = worker.shard.connections();
+            let unkept = connections.filter(|(_, stream, _)| stream.seat.is_none());
+            unkept.map(move |(key, _, _)| (number, key))
+        });
+        unkept.collect()
     }
 
     /// Says how far everybody has come, and that the successor may go on from there.
     pub(super) fn leave_to_successor(&mut self) {
-        let noted: Vec<_> = self
-            .shard
-            .connections()
-            .filter_map(|(_, stream, connection)| {
-                Some((stream.seat?, record(connection, stream, 0, 0)))
-            })
-            .collect();
-        for (seat, record) in noted {
-            self.shard.store_mut().note(seat, &record);
+        let loops = self.crew.hold(&mut self.own);
+        for worker in loops.iter() {
+            for (_, stream, connection) in worker.shard.connections() {
+                if let Some(seat) = stream.seat {
+                    let record = record(connection, stream, 0, 0);
+                    worker.shard.store().note(seat, &record);
+                }
+            }
         }
-        self.note_totals();
+        let noted = sum(loops.iter().map(|worker| worker.shard.noted()));
+        drop(loops);
+        self.note(noted);
         self.keeper.hand_over();
-        self.log.tell(Event::HandedOver {
-            kept: self.keeper.kept(),
-            open: self.shard.counters().open(),
-        });
+        let (kept, open) = (self.keeper.kept(), self.counters().open());
+        self.log.tell(Event::HandedOver { kept, open });
     }
 }

@@ -1,15 +1,14 @@
 //! Taking connections in: limits first, then a seat, then the poll.
 
 use std::io;
-use std::net::IpAddr;
 
 use mio::net::{TcpStream, UnixStream};
 
+use super::Server;
 use super::lifecycle::Life;
 use super::listener::{BURST, Failure, Listener, SHORT, State};
 use super::source::Source;
-use super::stream::{Socket, Stream};
-use super::{INPUT, Server};
+use super::stream::{Socket, Stream, source_of};
 use crate::cli::Level;
 use crate::system::activation::StreamSocket;
 use crate::system::bind::is_local;
@@ -58,7 +57,7 @@ impl Server {
                 local: listener.local.clone(),
             });
         }
-        self.names.push(listener.name.clone());
+        self.know(&listener.name);
         self.listeners.push(listener);
         Ok(())
     }
@@ -67,10 +66,9 @@ impl Server {
     ///
     /// # Errors
     /// It cannot be registered.
-    pub fn add_connection(&mut self, name: String, socket: StreamSocket) -> io::Result<()> {
-        let index = self.names.len();
-        let options = self.config.options_for(&name).clone();
-        self.names.push(name);
+    pub fn add_connection(&mut self, name: &str, socket: StreamSocket) -> io::Result<()> {
+        let index = self.know(name);
+        let options = self.config.options_for(name).clone();
         let socket = match socket {
             StreamSocket::Tcp(socket) => match socket.peer_addr() {
                 Ok(peer) => Socket::Tcp(TcpStream::from_std(socket), peer),
@@ -87,7 +85,17 @@ impl Server {
         stream.shared = true;
         let refused = socket::apply(&stream, &options);
         self.tell_refused(index, refused);
-        self.seat(stream)
+        self.place(stream);
+        self.deliver();
+        Ok(())
+    }
+
+    /// Puts down the name of a listener, or of what stands for one; returns its number.
+    pub(super) fn know(&mut self, name: &str) -> usize {
+        for worker in self.crew.hold(&mut self.own).iter_mut() {
+            worker.names.push(name.to_owned());
+        }
+        self.own.names.len() - 1
     }
 
     /// Gives every listener that has something to do a burst; each round another one is first, so
@@ -99,6 +107,7 @@ impl Server {
             let index = self.first.wrapping_add(offset) % count;
             if self.listeners[index].is_due(self.now) {
                 self.accept_burst(index);
+                self.deliver();
             }
         }
     }
@@ -107,7 +116,7 @@ impl Server {
         let announced = std::mem::take(&mut self.listeners[index].announced);
         let (mut taken, mut lost) = (0, 0);
         while taken + lost < BURST {
-            if self.shard.len() >= self.max_connections {
+            if self.open() >= self.max_connections {
                 return self.pause(index, State::Full, Pause::Limit);
             }
             let error = match self.listeners[index].accept() {
@@ -183,9 +192,7 @@ impl Server {
             let refused = socket::apply(&stream, &listener.options);
             self.tell_refused(index, refused);
         }
-        if let Err(error) = self.seat(stream) {
-            self.tell_lost(index, error.raw_os_error().unwrap_or(0));
-        }
+        self.place(stream);
     }
 
     fn stream(&mut self, socket: Socket, index: usize) -> Stream {
@@ -203,49 +210,62 @@ impl Server {
         )
     }
 
-    /// Seats a connection and registers it.
-    fn seat(&mut self, stream: Stream) -> io::Result<()> {
+    /// Finds a place for a connection: with the worker that has the fewest.
+    fn place(&mut self, stream: Stream) {
         if self.log.wants(Level::Debug) {
-            let who = self.who(&stream);
+            let who = self.own.who(&stream);
             self.log.tell(Event::Opened(who));
         }
         self.count_source(&stream);
-        let (number, kept) = (stream.number, !stream.shared);
-        let key = self.shard.insert(stream, self.now);
-        let token = Source::Connection(key).into();
-        let registered = self
-            .poll
-            .registry()
-            .register(self.shard.stream_mut(key), token, INPUT);
-        if let Err(error) = registered {
-            self.fail(key, &error);
-            return Err(error);
+        // Of several, the last: the first has callers to look after besides.
+        let places = self.places.iter().enumerate().rev();
+        let number = places.min_by_key(|(_, open)| **open);
+        let number = number.map_or(0, |(number, _)| number);
+        self.places[number] += 1;
+        self.arrivals[number].push(stream);
+    }
+
+    /// Brings connections to their workers.
+    fn deliver(&mut self) {
+        for number in 0..self.arrivals.len() {
+            if self.arrivals[number].is_empty() {
+                continue;
+            }
+            let mut arrivals = std::mem::take(&mut self.arrivals[number]);
+            let (life, now) = (self.life, self.now);
+            let (keeper, failures) = (&mut self.keeper, &mut self.failures);
+            let log = &self.log;
+            self.crew.with(number, &mut self.own, |worker| {
+                for stream in arrivals.drain(..) {
+                    let (name, kept, listener) = (stream.number, !stream.shared, stream.listener);
+                    let key = match worker.admit(stream, now) {
+                        Ok(key) => key,
+                        Err(error) => {
+                            if let Some(count) = failures.pass(now) {
+                                log.tell(Event::AcceptFailed {
+                                    listener: worker.names[listener as usize].clone(),
+                                    errno: error.raw_os_error().unwrap_or(0),
+                                    count,
+                                });
+                            }
+                            continue;
+                        }
+                    };
+                    if matches!(life, Life::Leaving { .. }) {
+                        worker.shard.leave(key, now);
+                    } else if kept {
+                        keeper.arrived(number, key, name, now);
+                    }
+                }
+            });
+            self.arrivals[number] = arrivals;
         }
-        if matches!(self.life, Life::Leaving { .. }) {
-            self.shard.leave(key, self.now);
-        } else if kept {
-            self.keeper.arrived(key, number, self.now);
-        }
-        Ok(())
     }
 
     /// Counts a connection's source.
     pub(super) fn count_source(&mut self, stream: &Stream) {
         if let Some(source) = source_of(stream) {
             *self.sources.entry(source).or_default() += 1;
-        }
-    }
-
-    /// Uncounts a connection's source.
-    pub(super) fn forget_source(&mut self, stream: &Stream) {
-        let Some(source) = source_of(stream) else {
-            return;
-        };
-        if let Some(count) = self.sources.get_mut(&source) {
-            *count -= 1;
-            if *count == 0 {
-                self.sources.remove(&source);
-            }
         }
     }
 
@@ -256,7 +276,7 @@ impl Server {
             self.log.tell(Event::Paused {
                 listener,
                 pause,
-                open: self.shard.counters().open(),
+                open: self.open() as u64,
                 count,
             });
         }
@@ -265,7 +285,7 @@ impl Server {
     fn tell_lost(&mut self, index: usize, errno: i32) {
         if let Some(count) = self.failures.pass(self.now) {
             self.log.tell(Event::AcceptFailed {
-                listener: self.names[index].clone(),
+                listener: self.own.names[index].clone(),
                 errno,
                 count,
             });
@@ -277,26 +297,10 @@ impl Server {
         for refused in refused {
             if self.failures.pass(self.now).is_some() {
                 self.log.tell(Event::Option {
-                    listener: self.names[index].clone(),
+                    listener: self.own.names[index].clone(),
                     refused,
                 });
             }
         }
     }
-}
-
-/// Whom the cap on connections is for: not for this host, whose processes share one address.  An
-/// IPv6 host commands a whole network of 64 bits, so that is one source.
-fn source_of(stream: &Stream) -> Option<IpAddr> {
-    let address = stream.peer_address()?.ip();
-    if is_local(address) {
-        return None;
-    }
-    Some(match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(ip) => {
-            let network = ip.segments();
-            [network[0], network[1], network[2], network[3], 0, 0, 0, 0].into()
-        }
-    })
 }

@@ -5,17 +5,19 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use mio::Interest;
 use mio::net::{TcpStream, UnixStream};
 use mio::unix::SourceFd;
-use mio::{Interest, Token};
 use sd_notify::NotifyState;
 use socket2::{Domain, SockRef};
 
 use super::lifecycle::Life;
 use super::source::Source;
 use super::stream::{Socket, Stream};
-use super::{Server, interest};
+use super::worker::Worker;
+use super::{Server, sum};
 use crate::echo::connection::{Connection, Start};
+use crate::echo::counters::Counters;
 use crate::echo::shard::Shard;
 use crate::survival::arena::Record;
 use crate::survival::heritage::Adopted;
@@ -37,7 +39,9 @@ impl Server {
         let totals = self.keeper.totals();
         self.number = totals.number;
         self.refused = totals.refused;
-        self.shard.resume(totals.counters);
+        let mut counters = totals.counters;
+        counters.take_over(adopted.len() as u64);
+        self.own.shard.resume(counters);
         let (mut owing, mut owed) = (0, 0);
         // In a row of crashes the same ones would always be the last to get a turn.
         let mut adopted = adopted;
@@ -51,8 +55,7 @@ impl Server {
             }
             self.go_on(adopted);
         }
-        let open = self.shard.len();
-        self.shard.take_over();
+        let open = self.open();
         if let Some(ruin) = &findings.ruin {
             let (why, count) = (ruin.to_string(), findings.lost.values().sum());
             self.log.tell(Event::GivenUp { why, count });
@@ -80,7 +83,7 @@ impl Server {
             if open > 0 {
                 let why = DECLINED.into();
                 self.log.tell(Event::GivenUp { why, count: open });
-                self.shard.leave_all(self.now);
+                self.leave_all();
             }
         }
     }
@@ -109,9 +112,10 @@ impl Server {
 
     /// Asks the manager to keep what we give it.
     pub(super) fn ask(&mut self) {
-        let news = self
-            .keeper
-            .begin(kept(&self.shard), &mut self.manager, self.now);
+        let loops = self.crew.hold(&mut self.own);
+        let living = loops.iter().flat_map(kept);
+        let news = self.keeper.begin(living, &mut self.manager, self.now);
+        drop(loops);
         self.hear(news);
         self.listen_for_answer();
     }
@@ -121,6 +125,7 @@ impl Server {
         let Adopted {
             heir,
             backlog,
+            lane,
             seat,
         } = adopted;
         let record = heir.record;
@@ -138,11 +143,8 @@ impl Server {
         };
         let name = self.keeper.listener_name(record.listener);
         let name = name.unwrap_or_else(|| "unknown".into());
-        let known = self.names.iter().position(|known| *known == name);
-        let listener = known.unwrap_or_else(|| {
-            self.names.push(name.clone());
-            self.names.len() - 1
-        });
+        let known = self.own.names.iter().position(|known| *known == name);
+        let listener = known.unwrap_or_else(|| self.know(&name));
         let quickack = self.config.options_for(&name).quickack == Some(true);
         let listener = u32::try_from(listener).unwrap_or(u32::MAX);
         let mut stream = Stream::new(socket, record.number, listener, quickack);
@@ -166,13 +168,10 @@ impl Server {
             finished: heir.positions.finished,
         };
         self.count_source(&stream);
-        let (key, want) = self.shard.adopt(stream, start, self.now);
-        let token = Token::from(Source::Connection(key));
-        let stream = self.shard.stream_mut(key);
-        let registered = self.poll.registry().register(stream, token, interest(want));
-        if let Err(error) = registered {
-            self.fail(key, &error);
-        }
+        self.places[lane] += 1;
+        self.crew.with(lane, &mut self.own, |worker| {
+            worker.adopt(stream, start, self.now);
+        });
     }
 
     /// Packs whose time has come, renews the parcel, and hears what the manager says.
@@ -184,13 +183,12 @@ impl Server {
             self.hear(news);
         }
         self.watch_parcel();
-        self.keeper.round(self.shard.ready() == 0);
-        self.shard.store_mut().trim(self.now);
+        self.pass_caution();
         if self.life != Life::Serving {
             return;
         }
         // A parcel that takes nothing must not make the list of those who wait for it grow.
-        if self.keeper.unpacked.len() > 2 * self.shard.len() + YOUNG {
+        if self.keeper.unpacked.len() > 2 * self.open() + YOUNG {
             let unkept = self.unkept_young();
             self.keeper.unpacked.replace(unkept);
         }
@@ -204,10 +202,7 @@ impl Server {
             return;
         }
         for _ in 0..MESSAGES {
-            let batch = self
-                .keeper
-                .unpacked
-                .batch(self.now, false, |young| is_over(&self.shard, young));
+            let batch = self.batch(false);
             if batch.is_empty() {
                 break;
             }
@@ -218,15 +213,38 @@ impl Server {
         self.keeper.packed(self.now);
     }
 
+    /// The first round is over when everybody who was adopted has had a turn.
+    fn pass_caution(&mut self) {
+        let Some(caution) = self.keeper.caution() else {
+            return;
+        };
+        let mut loops = self.crew.hold(&mut self.own);
+        if caution.is_over() || loops.iter().all(|worker| worker.shard.ready() == 0) {
+            for worker in loops.iter_mut() {
+                worker.caution = None;
+            }
+            self.keeper.settle();
+        }
+    }
+
+    /// Those who are to be packed next, and are not over.
+    pub(super) fn batch(&mut self, all: bool) -> Vec<Young> {
+        let loops = self.crew.hold(&mut self.own);
+        let over = |young: &Young| is_over(&loops.get(young.lane).shard, young);
+        self.keeper.unpacked.batch(self.now, all, over)
+    }
+
     /// Packs one message; false if that failed, and they are to be tried again.
     pub(super) fn pack(&mut self, mut batch: Vec<Young>) -> bool {
+        let mut loops = self.crew.hold(&mut self.own);
         let (alive, now) = (batch.len(), (self.now, monotonic()));
         batch.retain(|young| {
-            let listener = self.shard.stream(young.key).and_then(|stream| {
+            let shard = &mut loops.get_mut(young.lane).shard;
+            let listener = shard.stream(young.key).and_then(|stream| {
                 let index = usize::try_from(stream.listener).ok()?;
                 self.noted.get(index).copied()
             });
-            seat(&mut self.shard, young, listener.unwrap_or(u32::MAX), now)
+            seat(shard, young, listener.unwrap_or(u32::MAX), now)
         });
         let seatless = alive - batch.len();
         if seatless > 0 && self.pack_failures.pass(self.now).is_some() {
@@ -239,15 +257,16 @@ impl Server {
         }
         let descriptors: Vec<BorrowedFd<'_>> = batch
             .iter()
-            .filter_map(|young| self.shard.stream(young.key))
+            .filter_map(|young| loops.get(young.lane).shard.stream(young.key))
             .map(AsFd::as_fd)
             .collect();
         let Err(error) = self.keeper.pack(&descriptors) else {
             return true;
         };
         for young in &batch {
-            unseat(&mut self.shard, young.key);
+            unseat(&mut loops.get_mut(young.lane).shard, young.key);
         }
+        drop(loops);
         let count = batch.len();
         self.keeper.put_back(batch, self.now);
         let news = self.keeper.look();
@@ -266,8 +285,11 @@ impl Server {
     }
 
     fn renew(&mut self) {
-        let living = kept(&self.shard);
-        match self.keeper.renew(living, &mut self.manager, self.now) {
+        let loops = self.crew.hold(&mut self.own);
+        let living = loops.iter().flat_map(kept);
+        let renewed = self.keeper.renew(living, &mut self.manager, self.now);
+        drop(loops);
+        match renewed {
             Ok(()) => self.listen_for_answer(),
             Err(error) => self.hear(Some(News::NotRenewed(error))),
         }
@@ -325,11 +347,11 @@ impl Server {
                 if let (true, Life::HandingOver { until }) = (self.handing_over, self.life) {
                     self.handing_over = false;
                     self.life = Life::Leaving { until };
-                    self.shard.leave_all(self.now);
+                    self.leave_all();
                 }
             }
             Some(News::NotRenewed(error)) if self.pack_failures.pass(self.now).is_some() => {
-                let count = self.unkept().count();
+                let count = self.unkept().len();
                 self.log.tell(Event::PackFailed { count, error });
             }
             Some(News::NotRenewed(_)) => {}
@@ -338,25 +360,34 @@ impl Server {
 
     /// Notes the totals for a successor.
     pub(super) fn note_totals(&self) {
+        let crew = self.crew.counters().map(|(_, noted)| noted);
+        self.note(sum(std::iter::once(self.own.shard.noted()).chain(crew)));
+    }
+
+    pub(super) fn note(&self, counters: Counters) {
         self.keeper.note(&Totals {
             number: self.number,
             refused: self.refused,
-            counters: self.shard.noted(),
+            counters,
         });
     }
 
     /// Those that can be packed and are not.  What was passed to us as a
     /// conversation counts its bytes from another beginning than the kernel.
-    pub(super) fn unkept_young(&self) -> Vec<Young> {
-        self.shard
-            .connections()
-            .filter(|(_, stream, _)| !stream.shared)
-            .map(|(key, stream, connection)| Young {
-                due: connection.began() + self.config.survival_delay,
+    pub(super) fn unkept_young(&mut self) -> Vec<Young> {
+        let delay = self.config.survival_delay;
+        let loops = self.crew.hold(&mut self.own);
+        let young = loops.iter().enumerate().flat_map(|(lane, worker)| {
+            let connections = worker.shard.connections();
+            let own = connections.filter(|(_, stream, _)| !stream.shared);
+            own.map(move |(key, stream, connection)| Young {
+                due: connection.began() + delay,
+                lane,
                 key,
                 number: stream.number,
             })
-            .collect()
+        });
+        young.collect()
     }
 }
 
@@ -368,8 +399,9 @@ pub(super) fn is_over(shard: &Shard<Stream, Lane>, young: &Young) -> bool {
 }
 
 /// The descriptors of those that are kept.
-fn kept(shard: &Shard<Stream, Lane>) -> impl Iterator<Item = BorrowedFd<'_>> {
-    shard
+fn kept(worker: &Worker) -> impl Iterator<Item = BorrowedFd<'_>> {
+    worker
+        .shard
         .connections()
         .filter(|(_, stream, _)| stream.seat.is_some())
         .map(|(_, stream, _)| stream.as_fd())

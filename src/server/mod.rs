@@ -13,11 +13,16 @@
 //! accept (every listener is non-blocking).  The one exception is reading the configuration on
 //! HUP.
 //!
-//! In reading order: [`source`], [`alarm`], [`lifecycle`], [`stream`], [`listener`], then the parts of
-//! [`Server`] in this file, `intake` (accepting), `housekeeping`, `keeping` and `handing_over`
-//! (survival), `reload` and `telling`.
+//! The connections are in workers.  One is here, in the main loop; with `workers` in the configuration
+//! there are others, each with a loop of its own, and the main loop gives each caller to the one
+//! that has the fewest.
+//!
+//! In reading order: [`source`], [`alarm`], [`lifecycle`], [`stream`], [`listener`], [`worker`] (turns),
+//! [`crew`] (several workers), then the parts of [`Server`] in this file, `intake` (accepting),
+//! `housekeeping`, `keeping` and `handing_over` (survival), `reload` and `telling`.
 
 pub mod alarm;
+pub mod crew;
 mod handing_over;
 mod housekeeping;
 mod intake;
@@ -28,50 +33,35 @@ mod reload;
 pub mod source;
 pub mod stream;
 mod telling;
+pub mod worker;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mio::event::Event as Announced;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Registry};
 
-use crate::cli::Level;
 use crate::config::{Config, Origin};
-use crate::echo::connection::{Connection, Hint, Want};
-use crate::echo::duplex::Duplex;
-use crate::echo::reason::{Reason, Summary};
-use crate::echo::shard::{Shard, Turn};
+use crate::echo::counters::Counters;
 use crate::survival::keeper::Keeper;
 use crate::survival::lane::Lane;
+use crate::survival::unpacked::Young;
 use crate::system::events::Event;
 use crate::system::kernel::Kernel;
 use crate::system::logging::Log;
 use crate::system::notify::Manager;
 use crate::system::rate::{Fold, Gate};
 use crate::system::signals::Signals;
-use alarm::Alarm;
+use crew::{Crew, EVENTS};
 use lifecycle::{Action, Life};
 use listener::Listener;
 use source::Source;
 use stream::Stream;
-
-/// Bytes that may move in one round, received and sent together, before the poll is asked again.
-const ROUND: u64 = 4 * 1024 * 1024;
-
-/// What the shortest turn costs of it, in bytes: turns that move nothing take their time too.
-const LEAST: u64 = 4096;
-
-/// Deadlines acted on in one round.
-const DEADLINES: usize = 256;
-
-/// Events taken from the kernel in one round.
-const EVENTS: usize = 1024;
-
-/// For input: urgent data is input too, and its announcement a hint to read on.
-const INPUT: Interest = Interest::READABLE.add(Interest::PRIORITY);
+use worker::{Gone, Worker};
 
 /// What the server is made of.
 #[derive(Debug)]
@@ -92,8 +82,8 @@ pub struct Parts {
     pub manager: Manager,
     /// What is kept for a successor.
     pub keeper: Keeper,
-    /// The memory of the loop.
-    pub lane: Lane,
+    /// The memory of each loop; the first is that of the main loop.
+    pub lanes: Vec<Lane>,
     /// The log.
     pub log: Log,
 }
@@ -102,12 +92,16 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Server {
     poll: Poll,
-    alarm: Alarm,
     signals: Signals,
     listeners: Vec<Listener>,
-    /// The names of the listeners, and of passed connections behind them.
-    names: Vec<String>,
-    shard: Shard<Stream, Lane>,
+    /// The connections of this loop.
+    own: Worker,
+    /// Those of the others.
+    crew: Crew,
+    /// How many connections each worker has, by its number.
+    places: Vec<usize>,
+    /// Accepted for another worker, and not brought to it yet.
+    arrivals: Vec<Vec<Stream>>,
     /// Connections by source, where there is a cap.
     sources: HashMap<IpAddr, usize>,
     life: Life,
@@ -124,7 +118,7 @@ pub struct Server {
     /// The listeners, as the arena knows them.
     noted: Vec<u32>,
     log: Log,
-    fold: Fold,
+    fold: Arc<Mutex<Fold>>,
     refusals: Gate,
     pauses: Gate,
     failures: Gate,
@@ -143,15 +137,11 @@ pub struct Server {
     spare: Option<File>,
     /// This round's reading of the clock.
     now: Instant,
-    /// Bytes that may still move in this round.
-    allowance: u64,
     /// Something happened besides traffic: callers and everything that is done by the clock are
     /// looked after in this round.
     stirred: bool,
     /// When they have to be otherwise.
     wake: Option<Instant>,
-    /// Until then the poll does not wait (`busy-poll`).
-    awake_until: Instant,
     /// The service manager has answered, or dropped something.
     answered: bool,
     /// The parcel that the poll has.
@@ -160,24 +150,35 @@ pub struct Server {
     busy: bool,
 }
 
-/// What the poll is asked for on behalf of a connection.
-fn interest(want: Want) -> Interest {
-    match want {
-        Want::Read => INPUT,
-        Want::Write => Interest::WRITABLE,
-    }
-}
-
 /// A descriptor in reserve.
 fn spare() -> Option<File> {
     File::open("/dev/null").ok()
+}
+
+/// Nothing behind a lock can be left half done: a panic ends the process.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Totals of several loops together.  What one has taken over from another process may count what
+/// another loop has now, so they mean something only as a whole.
+fn sum(parts: impl Iterator<Item = Counters>) -> Counters {
+    parts.fold(Counters::default(), |sum, part| Counters {
+        accepted: sum.accepted + part.accepted,
+        received: sum.received + part.received,
+        sent: sum.sent + part.sent,
+        closed: std::array::from_fn(|kind| sum.closed[kind] + part.closed[kind]),
+    })
 }
 
 impl Server {
     /// Puts a server together; listeners and passed connections are added to it.
     ///
     /// # Errors
-    /// The signals cannot be registered.
+    /// The signals cannot be registered, or there are no descriptors for the loops.
+    ///
+    /// # Panics
+    /// If there is no lane for the main loop.
     pub fn new(parts: Parts, now: Instant) -> io::Result<Self> {
         let Parts {
             poll,
@@ -188,21 +189,34 @@ impl Server {
             kernel,
             manager,
             keeper,
-            lane,
+            lanes,
             log,
         } = parts;
         poll.registry()
             .register(signals.source(), Source::Signals.into(), Interest::READABLE)?;
+        let fold = Arc::new(Mutex::new(Fold::new(config.log.connection_rate)));
+        let make = |registry: Registry, lane| {
+            let (log, fold) = (log.clone(), Arc::clone(&fold));
+            let mut worker = Worker::new(registry, lane, &config, log, fold, now);
+            worker.caution = keeper.caution().cloned();
+            worker
+        };
+        let count = lanes.len();
+        let mut lanes = lanes.into_iter();
+        let lane = lanes.next().expect("a lane for the main loop");
+        let own = make(poll.registry().try_clone()?, lane);
+        let crew = Crew::new(poll.registry(), lanes, make)?;
         let mut server = Self {
-            alarm: Alarm::new(poll.registry(), Source::Alarm.into()),
+            own,
+            crew,
+            places: vec![0; count],
+            arrivals: (0..count).map(|_| Vec::new()).collect(),
             poll,
             signals,
             listeners: Vec::new(),
-            names: Vec::new(),
-            shard: Shard::new(config.limits.clone(), lane),
             sources: HashMap::new(),
             life: Life::Serving,
-            fold: Fold::new(config.log.connection_rate),
+            fold,
             started: config.clone(),
             config,
             origin,
@@ -225,10 +239,8 @@ impl Server {
             first: 0,
             spare: spare(),
             now,
-            allowance: 0,
             stirred: true,
             wake: None,
-            awake_until: now,
             answered: false,
             watched: None,
             busy: false,
@@ -243,30 +255,34 @@ impl Server {
         Ok(server)
     }
 
-    /// Says that all is registered.
-    pub fn ready(&mut self, hint: Option<String>) {
-        let listen = self.places();
+    /// Starts the other loops, and says that all is registered.
+    ///
+    /// # Errors
+    /// A thread cannot be had.
+    pub fn ready(&mut self, hint: Option<String>) -> io::Result<()> {
+        self.crew.start()?;
+        let listen = self.whereabouts();
         let status = self.status();
         self.manager.ready(&listen, &status, self.now);
         self.log.tell(Event::Ready { listen, hint });
         // Nobody has to wait for that.
         self.begin_to_keep();
+        Ok(())
     }
 
     /// Serves until it is over.
     ///
     /// # Errors
-    /// The poll itself fails.
+    /// A poll itself fails.
     pub fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         // A conversation that was passed may be over already, and nothing would wake us.
-        self.housekeep();
+        self.housekeep()?;
         while self.life != Life::Over {
-            // Whoever has just spoken may have more to say soon, and waking up takes longer.
-            let wait = if self.now < self.awake_until {
+            let wait = if self.stirred {
                 Some(Duration::ZERO)
             } else {
-                self.sleep()
+                self.own.sleep(self.wake)
             };
             match self.poll.poll(&mut events, wait) {
                 // A signal: its pipe is readable in the next round.
@@ -274,14 +290,11 @@ impl Server {
                 result => result?,
             }
             self.now = Instant::now();
-            self.allowance = ROUND;
+            self.own.begin(self.now, !events.is_empty());
             self.stirred |= self.wake.is_some_and(|wake| wake <= self.now);
-            if !events.is_empty() {
-                self.awake_until = self.now + self.config.busy_poll;
-            }
             for event in &events {
                 match Source::from(event.token()) {
-                    Source::Connection(key) => self.announced(key, event),
+                    Source::Connection(key) => self.own.announced(key, event),
                     Source::Listener(index) => {
                         self.stirred = true;
                         self.listeners[index].announce();
@@ -293,6 +306,7 @@ impl Server {
                         self.answered = true;
                         self.stirred = true;
                     }
+                    Source::Crew => self.stirred = true,
                     Source::Signals => {
                         self.stirred = true;
                         self.obey();
@@ -302,129 +316,18 @@ impl Server {
             if self.stirred {
                 self.accept();
             }
-            // Before the list, which may use up the round for as long as there is a flood.
-            for _ in 0..DEADLINES {
-                if self.allowance == 0 {
-                    break;
-                }
-                let Some((key, turn)) = self.shard.expire(self.now) else {
-                    break;
-                };
-                self.turned(key, turn);
-            }
-            // Each of them once: a lone flooder, too, lets the poll speak between its turns.
-            for _ in 0..self.shard.ready() {
-                if self.allowance == 0 {
-                    break;
-                }
-                if let Some(key) = self.shard.next_ready() {
-                    self.turn(key);
-                }
+            self.own.serve();
+            self.stirred |= !self.own.gone.is_empty() || self.own.caution.is_some();
+            if std::mem::take(&mut self.own.sent) && !self.busy {
+                self.busy = true;
+                let due = self.manager.next_status(self.now);
+                self.wake = [self.wake, due].into_iter().flatten().min();
             }
             if self.stirred {
-                self.housekeep();
+                self.housekeep()?;
             }
         }
-        self.end();
-        Ok(())
-    }
-
-    /// An event is a hint; the turn comes from the list, in the order of arrival.  A turn at once
-    /// would let those who are announced again and again use up the round before the list.
-    fn announced(&mut self, key: usize, event: &Announced) {
-        // The peer's end and an urgent mark may stand behind what a short read returns.
-        let hint = if event.is_read_closed() || event.is_priority() {
-            Hint::ReadOn
-        } else {
-            Hint::Plain
-        };
-        self.shard.queue(key, hint);
-    }
-
-    fn turn(&mut self, key: usize) {
-        if self.keeper.is_unsettled() {
-            self.stirred = true;
-            let owner = self.shard.connection(key).map_or(0, Connection::owner);
-            self.keeper.in_hand(owner);
-        }
-        let turn = self.shard.turn(key, Hint::Plain, self.now);
-        self.turned(key, turn);
-    }
-
-    /// Accounts for a turn, tells of it and acts on it.
-    fn turned(&mut self, key: usize, turn: Turn) {
-        let (received, sent) = self.shard.moved();
-        if !self.busy && received + sent > 0 {
-            self.busy = true;
-            let due = self.manager.next_status(self.now);
-            self.wake = [self.wake, due].into_iter().flatten().min();
-        }
-        self.allowance = self.allowance.saturating_sub((received + sent).max(LEAST));
-        if self.log.wants(Level::Trace) {
-            self.trace(key, received, sent);
-        }
-        if turn != Turn::Same {
-            self.settle(key, turn);
-        }
-    }
-
-    fn settle(&mut self, key: usize, turn: Turn) {
-        match turn {
-            Turn::Same => {}
-            Turn::Rearm(want) => {
-                // Memory was taken or given back.
-                self.stirred = true;
-                let token = Token::from(Source::Connection(key));
-                let registered = self.poll.registry().reregister(
-                    self.shard.stream_mut(key),
-                    token,
-                    interest(want),
-                );
-                if let Err(error) = registered {
-                    // It would never be announced again.
-                    self.fail(key, &error);
-                }
-            }
-            Turn::Over(summary) => self.close(key, &summary),
-        }
-    }
-
-    fn fail(&mut self, key: usize, error: &io::Error) {
-        let turn = self.shard.end(
-            key,
-            Reason::Error(error.raw_os_error().unwrap_or(0)),
-            self.now,
-        );
-        self.settle(key, turn);
-    }
-
-    fn close(&mut self, key: usize, summary: &Summary) {
-        self.stirred = true;
-        let mut stream = self.shard.remove(key);
-        if self.fold.admit(summary, self.now) && self.log.wants(Level::Info) {
-            let who = self.who(&stream);
-            self.log.tell(Event::Closed(who, *summary));
-        }
-        self.forget_source(&stream);
-        if let Some(seat) = stream.seat {
-            // First the seat: whoever finds the socket in flight and no seat ends it.
-            self.shard.store_mut().stand(seat);
-            self.keeper.gone();
-            stream.end();
-            let _ = self.poll.registry().deregister(&mut stream);
-        } else if stream.shared {
-            // Whoever passed it may hold it still: the peer waits for our FIN, and the poll would
-            // go on announcing it.
-            let _ = stream.finish_write();
-            let _ = self.poll.registry().deregister(&mut stream);
-        }
-        drop(stream);
-        self.keeper
-            .unpacked
-            .forget(|young| keeping::is_over(&self.shard, young));
-        for listener in &mut self.listeners {
-            listener.vacancy();
-        }
+        self.end()
     }
 
     fn obey(&mut self) {
@@ -443,35 +346,81 @@ impl Server {
         let span = self.config.limits.leave;
         let status = self.status();
         self.manager.stopping(span, &status, self.now);
-        self.log.tell(Event::Stopping {
-            open: self.shard.counters().open(),
-            span,
-        });
+        let open = self.counters().open();
+        self.log.tell(Event::Stopping { open, span });
         for listener in &mut self.listeners {
             listener.drain(self.poll.registry());
         }
-        self.shard.leave_all(self.now);
+        self.leave_all();
+    }
+
+    fn leave_all(&mut self) {
+        for worker in self.crew.hold(&mut self.own).iter_mut() {
+            worker.shard.leave_all(self.now);
+        }
+    }
+
+    /// How many connections there are.
+    fn open(&self) -> usize {
+        self.places.iter().sum()
+    }
+
+    /// Takes note of those that are over.
+    fn part(&mut self) -> io::Result<()> {
+        let before = self.open();
+        let mut over = |number: usize, gone: Gone| {
+            self.places[number] -= 1;
+            if gone.kept {
+                self.keeper.gone();
+            }
+            let Some(source) = gone.source else {
+                return;
+            };
+            if let Entry::Occupied(mut entry) = self.sources.entry(source) {
+                *entry.get_mut() -= 1;
+                if *entry.get() == 0 {
+                    entry.remove();
+                }
+            }
+        };
+        self.own.gone.drain(..).for_each(|gone| over(0, gone));
+        let collected = self.crew.collect(over);
+        if self.open() < before {
+            let shard = &self.own.shard;
+            let forgotten = |young: &Young| young.lane == 0 && keeping::is_over(shard, young);
+            self.keeper.unpacked.forget(forgotten);
+            for listener in &mut self.listeners {
+                listener.vacancy();
+            }
+        }
+        collected
     }
 
     /// The end: whatever is left is abandoned, told and counted.
-    fn end(mut self) {
+    fn end(mut self) -> io::Result<()> {
+        self.crew.dismiss();
+        self.part()?;
         let handing_over = self.handing_over && self.keeper.is_held();
         let abandoned = |stream: &Stream| !handing_over || stream.seat.is_none();
-        for (key, turn) in self.shard.abandon(abandoned, self.now) {
-            self.settle(key, turn);
+        for worker in self.crew.hold(&mut self.own).iter_mut() {
+            for (key, turn) in worker.shard.abandon(abandoned, self.now) {
+                worker.settle(key, turn);
+            }
+            for _ in worker.gone.drain(..).filter(|gone| gone.kept) {
+                self.keeper.gone();
+            }
         }
         if handing_over {
             self.leave_to_successor();
         } else {
             self.keeper.dissolve(&mut self.manager, self.now);
         }
-        if let Some(event) = self.fold.flush(self.now, true) {
+        if let Some(event) = lock(&self.fold).flush(self.now, true) {
             self.log.tell(event);
         }
         self.manager.flush(self.now);
-        self.log.tell(Event::Stopped {
-            counters: self.shard.counters(),
-            refused: self.refused,
-        });
+        let (counters, refused) = (self.counters(), self.refused);
+        self.log.tell(Event::Stopped { counters, refused });
+        Ok(())
     }
 }

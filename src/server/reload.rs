@@ -1,7 +1,7 @@
 //! A new configuration for a server that goes on serving.
 
-use super::Server;
 use super::listener::State;
+use super::{Server, lock};
 use crate::config::{Config, Options};
 use crate::survival::standing::{Standing, kept};
 use crate::system::events::Event;
@@ -56,8 +56,10 @@ impl Server {
 
     fn adopt(&mut self, new: Config) {
         self.log.set_level(new.log.level);
-        self.fold.set_rate(new.log.connection_rate);
-        self.shard.set_limits(new.limits.clone());
+        lock(&self.fold).set_rate(new.log.connection_rate);
+        for worker in self.crew.hold(&mut self.own).iter_mut() {
+            worker.configure(&new);
+        }
         self.keeper.set_delay(new.survival_delay);
         for index in 0..self.listeners.len() {
             let listener = &mut self.listeners[index];

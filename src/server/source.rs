@@ -14,6 +14,8 @@ pub enum Source {
     Answer,
     /// The alarm.
     Alarm,
+    /// What another loop wakes this one by.
+    Crew,
     /// A listener, by its index.
     Listener(usize),
     /// A connection, by its seat.
@@ -28,6 +30,7 @@ impl From<Source> for Token {
             Source::Signals => Self(2),
             Source::Answer => Self(6),
             Source::Alarm => Self(10),
+            Source::Crew => Self(14),
         }
     }
 }
@@ -39,6 +42,7 @@ impl From<Token> for Source {
             1 => Self::Listener(token >> 2),
             _ if token == 6 => Self::Answer,
             _ if token == 10 => Self::Alarm,
+            _ if token == 14 => Self::Crew,
             _ => Self::Signals,
         }
     }
@@ -54,6 +58,7 @@ mod tests {
             Source::Signals,
             Source::Answer,
             Source::Alarm,
+            Source::Crew,
             Source::Listener(0),
             Source::Listener(77),
             Source::Connection(0),

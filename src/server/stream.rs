@@ -2,7 +2,7 @@
 //! done for it per read.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use mio::event::Source;
@@ -13,6 +13,7 @@ use socket2::SockRef;
 
 use crate::echo::duplex::Duplex;
 use crate::survival::lane::Seat;
+use crate::system::bind::is_local;
 use crate::system::events::Endpoint;
 use crate::system::socket::{unacknowledged, unsent};
 
@@ -102,10 +103,27 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
         address
     } else {
         match address.ip().to_canonical() {
-            std::net::IpAddr::V4(ip) => (ip, address.port()).into(),
-            std::net::IpAddr::V6(_) => address,
+            IpAddr::V4(ip) => (ip, address.port()).into(),
+            IpAddr::V6(_) => address,
         }
     }
+}
+
+/// Whom the cap on connections is for: not for this host, whose processes share one address.  An
+/// IPv6 host commands a whole network of 64 bits, so that is one source.
+#[must_use]
+pub fn source_of(stream: &Stream) -> Option<IpAddr> {
+    let address = stream.peer_address()?.ip();
+    if is_local(address) {
+        return None;
+    }
+    Some(match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(ip) => {
+            let network = ip.segments();
+            [network[0], network[1], network[2], network[3], 0, 0, 0, 0].into()
+        }
+    })
 }
 
 impl Read for Stream {

@@ -1,10 +1,10 @@
 //! What the server tells of itself: to the manager in a line, to the log in events.
 
-use super::Server;
 use super::lifecycle::Life;
 use super::listener::{Listener, State};
-use super::stream::Stream;
-use crate::system::events::{Endpoint, Event, Who};
+use super::{Server, sum};
+use crate::echo::counters::Counters;
+use crate::system::events::Event;
 use crate::system::socket::size;
 
 /// Listeners of which the status tells the places.
@@ -13,12 +13,13 @@ const FEW: usize = 4;
 impl Server {
     /// Tells the counters, to the log and to the manager.
     pub(super) fn report(&mut self) {
-        let owed = self
-            .shard
-            .connections()
+        let loops = self.crew.hold(&mut self.own);
+        let connections = loops.iter().flat_map(|worker| worker.shard.connections());
+        let owed = connections
             .map(|(_, _, connection)| connection.owed())
             .sum();
-        let counters = self.shard.counters();
+        drop(loops);
+        let counters = self.counters();
         let queues = self.listeners.iter().filter_map(Listener::queue).collect();
         let refused = self.refused;
         let status = format!(
@@ -39,7 +40,7 @@ impl Server {
     }
 
     /// Where the listeners are, with the real ports.
-    pub(super) fn places(&self) -> String {
+    pub(super) fn whereabouts(&self) -> String {
         let places: Vec<String> = self
             .listeners
             .iter()
@@ -49,11 +50,11 @@ impl Server {
     }
 
     /// One line for the manager.
-    pub(super) fn status(&self) -> String {
-        let counters = self.shard.counters();
+    pub(super) fn status(&mut self) -> String {
+        let counters = self.counters();
         let (listeners, open) = (self.listeners.len(), counters.open());
         let places = if (1..=FEW).contains(&listeners) {
-            format!("; on {}", self.places())
+            format!("; on {}", self.whereabouts())
         } else {
             String::new()
         };
@@ -86,34 +87,9 @@ impl Server {
         )
     }
 
-    /// Who has a connection, for an event.
-    pub(super) fn who(&self, stream: &Stream) -> Who {
-        Who {
-            number: stream.number,
-            peer: stream.peer(),
-            local: stream.local().unwrap_or(Endpoint::Unix(None)),
-            listener: self.names[stream.listener as usize].clone(),
-        }
-    }
-
-    /// Tells a turn.
-    pub(super) fn trace(&mut self, key: usize, received: u64, sent: u64) {
-        let Some(connection) = self.shard.connection(key) else {
-            return;
-        };
-        let owed = connection.owed();
-        let number = self.shard.stream_mut(key).number;
-        let most = self.config.log.payload_preview;
-        let preview = (most > 0 && received > 0).then(|| {
-            let read = self.shard.last_read();
-            read[..read.len().min(most)].escape_ascii().to_string()
-        });
-        self.log.tell(Event::Turned {
-            number,
-            received,
-            sent,
-            owed,
-            preview,
-        });
+    /// The totals over all loops.
+    pub(super) fn counters(&mut self) -> Counters {
+        let loops = self.crew.hold(&mut self.own);
+        sum(loops.iter().map(|worker| worker.shard.counters()))
     }
 }

@@ -24,7 +24,9 @@ pub struct Adopted {
     pub heir: Heir,
     /// What it is owed.
     pub backlog: Option<Backlog>,
-    /// Where it is noted.
+    /// The lane of the loop that it goes on in.
+    pub lane: usize,
+    /// Where it is noted there.
     pub seat: Seat,
 }
 
@@ -50,32 +52,31 @@ pub struct Heritage {
 }
 
 impl Heritage {
-    /// Makes a beginning of what was found; returns it with the lane of the loop.
+    /// Makes a beginning of what was found; returns it with the lanes of the loops.
     ///
     /// # Errors
     /// No memory can be mapped.
-    pub fn settle(findings: &mut Findings, geometry: Geometry) -> io::Result<(Self, Lane)> {
+    pub fn settle(findings: &mut Findings, geometry: Geometry) -> io::Result<(Self, Vec<Lane>)> {
         let heirs = std::mem::take(&mut findings.heirs);
         let mut latest = findings.generation;
         let mut fresh = false;
         let mut left = None;
-        let (arena, lane, adopted, homeless) = match findings.arena.take() {
-            Some((arena, mut payloads))
-                if findings.ruin.is_none() && arena.geometry() == geometry =>
-            {
-                let payload = payloads.swap_remove(0);
-                let (lane, adopted, homeless) = stay(&arena, payload, heirs);
-                (arena, lane, adopted, homeless)
+        let (arena, (lanes, adopted, homeless)) = match findings.arena.take() {
+            Some((arena, payloads)) if findings.ruin.is_none() && arena.geometry() == geometry => {
+                let settled = stay(&arena, payloads, heirs);
+                (arena, settled)
             }
             found => {
                 fresh = true;
                 latest += 1;
-                let (arena, mut payloads) = Arena::create(geometry, latest)?;
+                let (arena, payloads) = Arena::create(geometry, latest)?;
                 let arena = Arc::new(arena);
-                let lane = Lane::new(arena.clone(), 0, payloads.swap_remove(0));
-                let (lane, adopted, homeless) = match &found {
-                    Some((old, payloads)) => move_in(old, payloads, lane, heirs),
-                    None => (lane, Vec::new(), 0),
+                let lanes = (0..).zip(payloads);
+                let lanes = lanes.map(|(index, payload)| Lane::new(arena.clone(), index, payload));
+                let lanes = lanes.collect();
+                let settled = match &found {
+                    Some((old, payloads)) => move_in(old, payloads, lanes, heirs),
+                    None => (lanes, Vec::new(), 0),
                 };
                 if let Some((old, _)) = found {
                     arena.note(&old.totals());
@@ -86,7 +87,7 @@ impl Heritage {
                     }
                     left = Some(old);
                 }
-                (arena, lane, adopted, homeless)
+                (arena, settled)
             }
         };
         if homeless > 0 {
@@ -115,7 +116,7 @@ impl Heritage {
             latest,
             adopted,
         };
-        Ok((heritage, lane))
+        Ok((heritage, lanes))
     }
 
     /// Everything may change from now on.
@@ -140,29 +141,35 @@ impl Heritage {
     }
 }
 
+/// The lanes, who has a place in them, and how many have none.
+type Settled = (Vec<Lane>, Vec<Adopted>, usize);
+
 /// Everybody stays where they are; what stands in a scratch gets a slot.
-fn stay(arena: &Arc<Arena>, payload: Region, heirs: Vec<Heir>) -> (Lane, Vec<Adopted>, usize) {
-    let seats: BTreeSet<u32> = heirs.iter().map(|heir| heir.seat).collect();
-    let slots: BTreeSet<u32> = heirs
+fn stay(arena: &Arc<Arena>, payloads: Vec<Region>, heirs: Vec<Heir>) -> Settled {
+    let seats: BTreeSet<(usize, u32)> = heirs.iter().map(|heir| (heir.lane, heir.seat)).collect();
+    let slots: BTreeSet<(usize, u32)> = heirs
         .iter()
         .filter_map(|heir| match heir.owed {
-            Some((_, _, Place::Slot(slot, _))) => u32::try_from(slot).ok(),
+            Some((_, Place::Slot(slot, _))) => Some((heir.lane, u32::try_from(slot).ok()?)),
             _ => None,
         })
         .collect();
-    let mut lane = Lane::resumed(
-        arena.clone(),
-        0,
-        payload,
-        |seat| seats.contains(&seat),
-        |slot| slots.contains(&slot),
-    );
+    let lanes = (0..).zip(payloads).map(|(index, payload)| {
+        Lane::resumed(
+            arena.clone(),
+            index,
+            payload,
+            |seat| seats.contains(&(index, seat)),
+            |slot| slots.contains(&(index, slot)),
+        )
+    });
+    let mut lanes: Vec<Lane> = lanes.collect();
     let mut homeless = 0;
     let adopted = heirs.into_iter().filter_map(|heir| {
-        let seat = Seat(heir.seat);
+        let (lane, seat) = (heir.lane, Seat(heir.seat));
         let backlog = match heir.owed {
             None => None,
-            Some((count, _, Place::Slot(slot, ahead))) => {
+            Some((count, Place::Slot(slot, ahead))) => {
                 let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
                 let slot = Slot {
                     index: number(slot),
@@ -170,11 +177,11 @@ fn stay(arena: &Arc<Arena>, payload: Region, heirs: Vec<Heir>) -> (Lane, Vec<Ado
                 };
                 Some(Backlog::new(slot, number(ahead)))
             }
-            Some(_) => match lift(&heir, None, &mut lane) {
+            Some(_) => match lift(&heir, None, &mut lanes[lane]) {
                 Some(backlog) => Some(backlog),
                 None => {
                     homeless += 1;
-                    lane.stand(seat);
+                    lanes[lane].stand(seat);
                     end(&heir.socket);
                     return None;
                 }
@@ -183,23 +190,20 @@ fn stay(arena: &Arc<Arena>, payload: Region, heirs: Vec<Heir>) -> (Lane, Vec<Ado
         Some(Adopted {
             heir,
             backlog,
+            lane,
             seat,
         })
     });
     let adopted = adopted.collect();
-    (lane, adopted, homeless)
+    (lanes, adopted, homeless)
 }
 
-/// Everybody moves into a new arena.
-fn move_in(
-    old: &Arena,
-    payloads: &[Region],
-    mut lane: Lane,
-    heirs: Vec<Heir>,
-) -> (Lane, Vec<Adopted>, usize) {
-    let new = lane.arena().clone();
+/// Everybody moves into a new arena, where the lanes share them evenly.
+fn move_in(old: &Arena, payloads: &[Region], mut lanes: Vec<Lane>, heirs: Vec<Heir>) -> Settled {
+    let new = lanes[0].arena().clone();
     let before = heirs.len();
     let mut names = BTreeSet::new();
+    let mut turn = (0..lanes.len()).cycle();
     let adopted: Vec<Adopted> = heirs
         .into_iter()
         .filter_map(|mut heir| {
@@ -208,14 +212,15 @@ fn move_in(
             names.extend(index);
             let record = &mut heir.record;
             record.listener = index.unwrap_or(u32::MAX);
+            let number = turn.next()?;
+            let lane = &mut lanes[number];
             let seat = lane.sit(record);
-            let backlog = heir
-                .owed
-                .and_then(|_| lift(&heir, Some(payloads), &mut lane));
+            let backlog = heir.owed.and_then(|_| lift(&heir, Some(payloads), lane));
             match seat {
                 Some(seat) if backlog.is_some() == heir.owed.is_some() => Some(Adopted {
                     heir,
                     backlog,
+                    lane: number,
                     seat,
                 }),
                 _ => {
@@ -227,19 +232,19 @@ fn move_in(
         })
         .collect();
     let homeless = before - adopted.len();
-    (lane, adopted, homeless)
+    (lanes, adopted, homeless)
 }
 
 /// Copies what a connection is owed into a slot, from the payload of the lane itself or from those
 /// of another arena.
 fn lift(heir: &Heir, others: Option<&[Region]>, lane: &mut Lane) -> Option<Backlog> {
-    let (count, index, place) = heir.owed?;
+    let (count, place) = heir.owed?;
     let at = match place {
         Place::Slot(slot, ahead) => slot_at(slot) + ahead,
         Place::Scratch(ahead) => ahead,
     };
     let other = match others {
-        Some(others) => Some(others.get(index)?),
+        Some(others) => Some(others.get(heir.lane)?),
         None => None,
     };
     let slot = lane.put(

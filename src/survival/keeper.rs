@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::arena::Arena;
+use super::caution::Caution;
 use super::heritage::Heritage;
-use super::layout::header;
 use super::parcel::{BATCH, Parcel};
 use super::recovery::{arena_name, parcel_name};
 use super::renewal::Renewal;
@@ -76,8 +76,8 @@ pub struct Keeper {
     renew_after: Option<Instant>,
     /// Names of listeners in use.
     listeners: BTreeSet<u32>,
-    /// Turns until everybody who was adopted has had one; `None`: that is past.
-    unsettled: Option<usize>,
+    /// The first round, until it is past.
+    caution: Option<Arc<Caution>>,
     /// When to ask again after there was no answer.
     ask_again: Option<Instant>,
 }
@@ -86,6 +86,7 @@ impl Keeper {
     /// A keeper of an arena, with what a predecessor has left.
     #[must_use]
     pub fn new(heritage: &mut Heritage) -> Self {
+        let caution = Caution::new(heritage.arena.clone(), heritage.adopted.len());
         Self {
             arena: heritage.arena.clone(),
             fresh: heritage.fresh,
@@ -105,7 +106,7 @@ impl Keeper {
                 .iter()
                 .map(|adopted| adopted.heir.record.listener)
                 .collect(),
-            unsettled: Some(heritage.adopted.len()),
+            caution: Some(Arc::new(caution)),
             ask_again: None,
         }
     }
@@ -207,7 +208,8 @@ impl Keeper {
     /// How many connections have a place, for what they are owed too.
     #[must_use]
     pub fn seats(&self) -> usize {
-        self.arena.geometry().seats
+        let geometry = self.arena.geometry();
+        geometry.lanes * geometry.seats
     }
 
     /// How many connections are kept.
@@ -246,10 +248,15 @@ impl Keeper {
     }
 
     /// A connection has come in.
-    pub fn arrived(&mut self, key: usize, number: u64, now: Instant) {
+    pub fn arrived(&mut self, lane: usize, key: usize, number: u64, now: Instant) {
         if matches!(self.standing, Standing::Waiting | Standing::Kept) {
             let due = now + self.delay;
-            self.unpacked.add(Young { due, key, number });
+            self.unpacked.add(Young {
+                due,
+                lane,
+                key,
+                number,
+            });
         }
     }
 
@@ -258,28 +265,16 @@ impl Keeper {
         self.kept -= 1;
     }
 
-    /// Whose turn it is, as long as nobody knows whether a connection kills us.
-    pub fn in_hand(&mut self, cookie: u64) {
-        if let Some(left) = &mut self.unsettled {
-            *left = left.saturating_sub(1);
-        }
-        self.arena.set(header::IN_HAND, cookie);
-    }
-
-    /// Whether the first full round is not over yet.
+    /// What every turn has to be taken under, as long as the first full round is not over.
     #[must_use]
-    pub fn is_unsettled(&self) -> bool {
-        self.unsettled.is_some()
+    pub fn caution(&self) -> Option<&Arc<Caution>> {
+        self.caution.as_ref()
     }
 
-    /// A round is over; `idle`: nobody waits for a turn.  With the first full one the crashes of the
-    /// past are forgotten.
-    pub fn round(&mut self, idle: bool) {
-        if self.unsettled.is_some_and(|left| left == 0 || idle) {
-            self.unsettled = None;
-            for word in [header::IN_HAND, header::STARTS, header::SUSPECT] {
-                self.arena.set(word, 0);
-            }
+    /// The first full round is over, and with it the crashes of the past are forgotten.
+    pub fn settle(&mut self) {
+        if let Some(caution) = self.caution.take() {
+            caution.forget();
         }
     }
 

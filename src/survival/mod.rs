@@ -48,9 +48,10 @@
 //!
 //! In reading order: [`controls`] (for tests), [`layout`] (what stands where), [`arena`] (the memory), [`totals`], [`lane`] (one loop's part
 //! of it), [`parcel`], [`recovery`] (what a successor finds), [`heritage`] (where that goes), [`standing`],
-//! [`unpacked`], `renewal` and [`keeper`] (what is kept, and when).
+//! [`unpacked`], [`caution`], `renewal` and [`keeper`] (what is kept, and when).
 
 pub mod arena;
+pub mod caution;
 pub mod controls;
 pub mod heritage;
 pub mod keeper;

@@ -102,6 +102,9 @@ pub enum Place {
     Scratch(usize),
 }
 
+/// How many bytes, and where in the lane.
+pub type Owed = (usize, Place);
+
 /// A connection that goes on.
 #[derive(Debug)]
 pub struct Heir {
@@ -109,12 +112,14 @@ pub struct Heir {
     pub socket: OwnedFd,
     /// What the arena knows of it.
     pub record: Record,
-    /// Its seat.
+    /// The lane of its loop.
+    pub lane: usize,
+    /// Its seat there.
     pub seat: u32,
     /// How far it has come.
     pub positions: Positions,
-    /// What it is owed: how many bytes, and where in the arena.
-    pub owed: Option<(usize, usize, Place)>,
+    /// What it is owed.
+    pub owed: Option<Owed>,
 }
 
 /// What was found.
@@ -363,7 +368,8 @@ impl<'a> Reader<'a> {
             return;
         }
         let known = self.index.seats.get(&cookie).copied();
-        let (Some(arena), Some((_, seat, record)), false) = (self.arena, known, self.ruined) else {
+        let (Some(arena), Some((lane, seat, record)), false) = (self.arena, known, self.ruined)
+        else {
             // Without an arena nobody knows who was over already.
             if self.ruined && (self.arena.is_none() || known.is_some()) {
                 *self.lost.entry("all are given up").or_default() += 1;
@@ -376,12 +382,13 @@ impl<'a> Reader<'a> {
         } else if self.heirs.len() >= self.most {
             Err(FEW)
         } else {
-            self.examine(arena, &socket, &record)
+            self.examine(arena, lane, &socket, &record)
         };
         match verdict {
             Ok((positions, owed)) => self.heirs.push(Heir {
                 socket,
                 record,
+                lane,
                 seat: u32::try_from(seat).unwrap_or(u32::MAX),
                 positions,
                 owed,
@@ -394,13 +401,13 @@ impl<'a> Reader<'a> {
     }
 
     /// How far it has come, and what it is owed.
-    #[expect(clippy::type_complexity, reason = "the two halves of an heir")]
     fn examine(
         &self,
         arena: &Arena,
+        lane: usize,
         socket: &OwnedFd,
         record: &Record,
-    ) -> Result<(Positions, Option<(usize, usize, Place)>), &'static str> {
+    ) -> Result<(Positions, Option<Owed>), &'static str> {
         // Of a Unix stream the kernel does not count, of Multipath TCP not the whole.
         let uncounted = SockRef::from(socket).protocol().ok().flatten() != Some(Protocol::TCP);
         let found = match (uncounted, self.planned) {
@@ -431,15 +438,15 @@ impl<'a> Reader<'a> {
             .filter(|owed| *owed <= SCRATCH)
             .ok_or("more was written than read, or too little")?;
         let cookie = record.cookie;
-        let in_slot = self.index.slots.get(&cookie).and_then(|(lane, slot)| {
-            let ahead = arena.in_slot(*lane, *slot, found.sent, count)?;
-            Some((count, *lane, Place::Slot(*slot, ahead)))
+        // One loop had it from the first byte to the last, so it is in the lane of that loop.
+        let slot = self.index.slots.get(&cookie);
+        let in_slot = slot.filter(|(of, _)| *of == lane).and_then(|(_, slot)| {
+            let ahead = arena.in_slot(lane, *slot, found.sent, count)?;
+            Some((count, Place::Slot(*slot, ahead)))
         });
         let in_scratch = || {
-            (0..arena.geometry().lanes).find_map(|lane| {
-                let ahead = arena.in_scratch(lane, cookie, found.sent, count)?;
-                Some((count, lane, Place::Scratch(ahead)))
-            })
+            let ahead = arena.in_scratch(lane, cookie, found.sent, count)?;
+            Some((count, Place::Scratch(ahead)))
         };
         let owed = in_slot.or_else(in_scratch);
         owed.map(|owed| (found, Some(owed)))
@@ -551,7 +558,7 @@ mod tests {
         }
     }
 
-    fn owed(findings: &Findings, cookie: u64) -> Option<(usize, usize, Place)> {
+    fn owed(findings: &Findings, cookie: u64) -> Option<(usize, Place)> {
         let heir = |heir: &&Heir| heir.record.cookie == cookie;
         findings.heirs.iter().find(heir).unwrap().owed
     }
@@ -568,9 +575,9 @@ mod tests {
             assert_eq!((findings.planned, findings.crashes), (false, crashes));
             assert!(findings.parcel.is_some() && findings.ruin.is_none());
             let slot = owed(&findings, past.cookies[0]);
-            assert_eq!(slot, Some((9, 0, Place::Slot(0, 0))));
+            assert_eq!(slot, Some((9, Place::Slot(0, 0))));
             let scratch = owed(&findings, past.cookies[1]);
-            assert_eq!(scratch, Some((14, 0, Place::Scratch(0))));
+            assert_eq!(scratch, Some((14, Place::Scratch(0))));
         }
     }
 
@@ -597,7 +604,7 @@ mod tests {
             );
             assert!(findings.lost.is_empty(), "after {stores}");
             let slot = owed(&findings, past.cookies[0]);
-            assert_eq!(slot, Some((9, 0, Place::Slot(0, 0))), "after {stores}");
+            assert_eq!(slot, Some((9, Place::Slot(0, 0))), "after {stores}");
         }
     }
 

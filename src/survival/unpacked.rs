@@ -10,7 +10,9 @@ use super::parcel::BATCH;
 pub struct Young {
     /// When it has lived long enough.
     pub due: Instant,
-    /// Its key in the shard.
+    /// The lane of its loop.
+    pub lane: usize,
+    /// Its key in the shard of that loop.
     pub key: usize,
     /// Its number, as the key may have changed hands.
     pub number: u64,
@@ -100,6 +102,7 @@ mod tests {
         let now = Instant::now();
         let young = |key: usize, millis| Young {
             due: now + Duration::from_millis(millis),
+            lane: 0,
             key,
             number: key as u64,
         };

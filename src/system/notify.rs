@@ -238,8 +238,9 @@ impl Manager {
         self.send_status(text, now);
     }
 
-    /// Feeds the watchdog and sends again what was refused, when due.
-    pub fn tick(&mut self, now: Instant) {
+    /// Feeds the watchdog, if everything is `alive`, and sends again what was refused, when due;
+    /// returns whether the watchdog was fed.
+    pub fn tick(&mut self, now: Instant, alive: bool) -> bool {
         if self.retry.is_some_and(|at| at <= now) {
             self.retry = None;
             self.flush(now);
@@ -251,16 +252,21 @@ impl Manager {
         {
             let interval = watchdog.interval;
             watchdog.due = now + interval;
-            match self.send(&NotifyState::Watchdog.to_string(), &[]) {
-                Sent::Yes => self.flush(now),
-                Sent::Full => {
-                    if let Some(watchdog) = &mut self.watchdog {
-                        watchdog.due = now + RETRY.min(interval);
-                    }
+            let sent = if alive {
+                self.send(&NotifyState::Watchdog.to_string(), &[])
+            } else {
+                Sent::Full
+            };
+            match (sent, &mut self.watchdog) {
+                (Sent::Yes, _) => {
+                    self.flush(now);
+                    return true;
                 }
-                Sent::Away => {}
+                (Sent::Full, Some(watchdog)) => watchdog.due = now + RETRY.min(interval),
+                _ => {}
             }
         }
+        false
     }
 
     /// Why the manager cannot be reached, once.
@@ -435,7 +441,7 @@ mod tests {
         }
         assert_eq!(manager.next_due(), Some(start + RETRY));
         assert!(received(&inbox).iter().all(|message| message == "FILL=1"));
-        manager.tick(start + RETRY);
+        manager.tick(start + RETRY, true);
         assert_eq!(received(&inbox).len(), 5);
         assert_eq!(manager.next_due(), None);
     }
@@ -449,7 +455,7 @@ mod tests {
         assert!(manager.trouble().is_some());
         for _ in 0..20 {
             now = manager.next_due().unwrap();
-            manager.tick(now);
+            manager.tick(now, true);
         }
         assert_eq!(manager.next_due(), Some(now + RETRY_MOST));
         assert!(manager.trouble().is_none());
@@ -492,16 +498,23 @@ mod tests {
             interval,
             due: start,
         });
-        manager.tick(start);
+        manager.tick(start, true);
         assert_eq!(received(&inbox), ["WATCHDOG=1"]);
         assert_eq!(manager.next_due(), Some(start + interval));
-        manager.tick(start + interval / 2);
+        manager.tick(start + interval / 2, true);
         assert!(received(&inbox).is_empty());
         while manager.send("FILL=1", &[]) == Sent::Yes {}
-        manager.tick(start + interval);
+        manager.tick(start + interval, true);
         assert_eq!(manager.next_due(), Some(start + interval + RETRY));
         received(&inbox);
-        manager.tick(start + interval + RETRY);
+        manager.tick(start + interval + RETRY, true);
+        assert_eq!(received(&inbox), ["WATCHDOG=1"]);
+        // As long as something hangs it is not fed, and soon after.
+        let due = manager.next_due().unwrap();
+        assert!(!manager.tick(due, false));
+        assert_eq!(manager.next_due(), Some(due + RETRY));
+        assert!(received(&inbox).is_empty());
+        assert!(manager.tick(due + RETRY, true));
         assert_eq!(received(&inbox), ["WATCHDOG=1"]);
     }
 
@@ -516,7 +529,7 @@ mod tests {
         received(&inbox);
         let mut last = Vec::new();
         while let Some(due) = manager.next_due() {
-            manager.tick(due);
+            manager.tick(due, true);
             last.extend(received(&inbox));
         }
         assert_eq!(last.len(), WAITING);
@@ -534,7 +547,7 @@ mod tests {
         manager.reloading(start);
         assert_eq!(manager.unheard().unwrap().kind(), io::ErrorKind::WouldBlock);
         received(&inbox);
-        manager.tick(start + RETRY);
+        manager.tick(start + RETRY, true);
         assert!(manager.unheard().is_none());
         drop(inbox);
         manager.reloading(start);

@@ -79,9 +79,19 @@ impl Plan {
     }
 
     /// Without a listener and without the host's own configuration.
+    ///
+    /// It has as many workers as the variable `TCP_ECHO_TEST_WORKERS` says: everything is true for
+    /// any number of them.
     pub fn bare() -> Self {
+        let folder = Folder::new();
+        if let Ok(workers) = std::env::var("TCP_ECHO_TEST_WORKERS") {
+            folder.write(
+                "config.toml.d/workers.toml",
+                &format!("workers = {workers}\n"),
+            );
+        }
         Self {
-            folder: Folder::new(),
+            folder,
             arguments: Vec::new(),
             environment: Vec::new(),
             wrapper: Vec::new(),

@@ -1,0 +1,351 @@
+//! The workers beside the one of the main loop, each with a thread, a poll and a loop of its own.
+//!
+//! What a worker has is its own: no turn ever waits for another loop.  Only between two rounds the
+//! server may come in ([`Crew::hold`]): to bring connections, to change limits, to count, and for all
+//! that concerns what is kept for a successor, which is decided over all of them together.  So a
+//! worker is behind a lock that it takes once a round, and never for a message.  The lock is fair:
+//! who waits for it gets it next, or a worker that is never idle would keep the server out.
+//!
+//! In the other direction a worker lays down who is over ([`Tray`]), and wakes the main loop when
+//! there was nothing in it before.
+//!
+//! With one worker there is no crew, no thread and no lock.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use mio::{Events, Poll, Registry, Waker};
+
+use super::source::Source;
+use super::worker::{Gone, Worker};
+use crate::echo::counters::Counters;
+use crate::survival::lane::Lane;
+use crate::system::signals;
+
+/// Events taken from the kernel in one round.
+pub const EVENTS: usize = 1024;
+
+/// What the main loop has to know of another one.
+#[derive(Debug, Default)]
+struct Tray {
+    /// The main loop has been woken for it.
+    full: bool,
+    gone: Vec<Gone>,
+    /// The totals at that time, and those for a successor.
+    counters: (Counters, Counters),
+    /// The poll has failed.
+    trouble: Option<io::Error>,
+}
+
+/// What a worker's thread and the main loop share.
+#[derive(Debug)]
+struct Desk {
+    /// Whoever waits for the worker stands here.
+    turn: Mutex<()>,
+    worker: Mutex<Worker>,
+    tray: Mutex<Tray>,
+    /// Wakes the worker.
+    waker: Waker,
+    /// Wakes the main loop.
+    main: Arc<Waker>,
+    /// Something was sent, and the main loop has not told it yet.
+    busy: AtomicBool,
+    /// It has begun a round since it was asked for a sign of life.
+    alive: AtomicBool,
+    /// It is to end.
+    over: AtomicBool,
+}
+
+/// Nothing here can be left half done: a panic ends the process.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Desk {
+    fn enter(&self) -> MutexGuard<'_, Worker> {
+        let _turn = lock(&self.turn);
+        lock(&self.worker)
+    }
+
+    /// A worker's loop.
+    fn work(&self, poll: &mut Poll) -> io::Result<()> {
+        // They are for the main loop.  Failing, one that is taken here gets there all the same.
+        let _ = signals::block();
+        let mut events = Events::with_capacity(EVENTS);
+        let mut wait = self.enter().sleep(None);
+        while !self.over.load(Ordering::Acquire) {
+            match poll.poll(&mut events, wait) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => result?,
+            }
+            let mut worker = self.enter();
+            self.alive.store(true, Ordering::Relaxed);
+            worker.begin(Instant::now(), !events.is_empty());
+            for event in &events {
+                // The others have done what they are for: the poll has returned.
+                if let Source::Connection(key) = event.token().into() {
+                    worker.announced(key, event);
+                }
+            }
+            worker.serve();
+            self.report(&mut worker);
+            wait = worker.sleep(None);
+        }
+        Ok(())
+    }
+
+    fn report(&self, worker: &mut Worker) {
+        let sent = std::mem::take(&mut worker.sent) && !self.busy.load(Ordering::Relaxed);
+        // The main loop has to find out when the first round is over.
+        if !sent && worker.gone.is_empty() && worker.caution.is_none() {
+            return;
+        }
+        self.busy.fetch_or(sent, Ordering::Relaxed);
+        let mut tray = lock(&self.tray);
+        tray.gone.append(&mut worker.gone);
+        tray.counters = (worker.shard.counters(), worker.shard.noted());
+        self.call(&mut tray);
+    }
+
+    fn call(&self, tray: &mut Tray) {
+        if !std::mem::replace(&mut tray.full, true) {
+            // It fails only when there is no memory in the kernel; the main loop comes by itself.
+            let _ = self.main.wake();
+        }
+    }
+}
+
+/// A worker that is held still.
+#[derive(Debug)]
+struct Held<'a> {
+    worker: MutexGuard<'a, Worker>,
+    waker: &'a Waker,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // Its poll may wait for longer than is right now.
+        if self.worker.sleep(None).is_some() {
+            let _ = self.waker.wake();
+        }
+    }
+}
+
+/// All workers, held still between two rounds; by number, of which the one of the main loop is 0.
+#[derive(Debug)]
+pub struct Loops<'a> {
+    own: &'a mut Worker,
+    others: Vec<Held<'a>>,
+}
+
+impl Loops<'_> {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Worker> {
+        let others = self.others.iter().map(|held| &*held.worker);
+        std::iter::once(&*self.own).chain(others)
+    }
+
+    /// All of them, to work with.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Worker> {
+        let others = self.others.iter_mut().map(|held| &mut *held.worker);
+        std::iter::once(&mut *self.own).chain(others)
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, number: usize) -> &Worker {
+        match number.checked_sub(1) {
+            None => self.own,
+            Some(other) => &self.others[other].worker,
+        }
+    }
+
+    /// One of them, to work with.
+    pub fn get_mut(&mut self, number: usize) -> &mut Worker {
+        match number.checked_sub(1) {
+            None => self.own,
+            Some(other) => &mut self.others[other].worker,
+        }
+    }
+}
+
+/// One of the crew, as the main loop knows it.
+#[derive(Debug)]
+struct Hand {
+    desk: Arc<Desk>,
+    /// Until the thread has it.
+    poll: Option<Poll>,
+    thread: Option<JoinHandle<()>>,
+    /// The totals that were laid down last.
+    counters: (Counters, Counters),
+}
+
+/// The workers beside the one of the main loop.
+#[derive(Debug, Default)]
+pub struct Crew(Vec<Hand>);
+
+impl Crew {
+    /// A worker for each of the lanes; `main` is the registry of the main loop.
+    ///
+    /// # Errors
+    /// There are no descriptors for their polls.
+    pub fn new(
+        main: &Registry,
+        lanes: impl Iterator<Item = Lane>,
+        make: impl Fn(Registry, Lane) -> Worker,
+    ) -> io::Result<Self> {
+        let mut hands = Vec::new();
+        let mut waker = None;
+        for lane in lanes {
+            let main = match &waker {
+                Some(waker) => Arc::clone(waker),
+                None => Arc::clone(waker.insert(Arc::new(Waker::new(main, Source::Crew.into())?))),
+            };
+            let poll = Poll::new()?;
+            hands.push(Hand {
+                desk: Arc::new(Desk {
+                    turn: Mutex::default(),
+                    worker: Mutex::new(make(poll.registry().try_clone()?, lane)),
+                    tray: Mutex::default(),
+                    waker: Waker::new(poll.registry(), Source::Crew.into())?,
+                    main,
+                    busy: AtomicBool::new(false),
+                    alive: AtomicBool::new(true),
+                    over: AtomicBool::new(false),
+                }),
+                poll: Some(poll),
+                thread: None,
+                counters: Default::default(),
+            });
+        }
+        Ok(Self(hands))
+    }
+
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// Those of pthread_create(3).
+    pub fn start(&mut self) -> io::Result<()> {
+        for (number, hand) in self.0.iter_mut().enumerate() {
+            let Some(mut poll) = hand.poll.take() else {
+                continue;
+            };
+            let desk = Arc::clone(&hand.desk);
+            let name = format!("worker {}", number + 1);
+            let work = move || {
+                if let Err(error) = desk.work(&mut poll) {
+                    let mut tray = lock(&desk.tray);
+                    tray.trouble = Some(error);
+                    desk.call(&mut tray);
+                }
+            };
+            hand.thread = Some(thread::Builder::new().name(name).spawn(work)?);
+        }
+        Ok(())
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Holds all workers still, the main loop's `own` among them.
+    pub fn hold<'a>(&'a self, own: &'a mut Worker) -> Loops<'a> {
+        let held = |hand: &'a Hand| Held {
+            worker: hand.desk.enter(),
+            waker: &hand.desk.waker,
+        };
+        Loops {
+            own,
+            others: self.0.iter().map(held).collect(),
+        }
+    }
+
+    /// Works with one worker, by its number; `own` is the first.
+    pub fn with<T>(
+        &self,
+        number: usize,
+        own: &mut Worker,
+        work: impl FnOnce(&mut Worker) -> T,
+    ) -> T {
+        let Some(other) = number.checked_sub(1) else {
+            return work(own);
+        };
+        let desk = &self.0[other].desk;
+        let mut held = Held {
+            worker: desk.enter(),
+            waker: &desk.waker,
+        };
+        work(&mut held.worker)
+    }
+
+    /// What the workers have laid down: who is over, with the number of the worker.
+    ///
+    /// # Errors
+    /// A poll has failed.
+    pub fn collect(&mut self, mut gone: impl FnMut(usize, Gone)) -> io::Result<()> {
+        for (number, hand) in (1..).zip(&mut self.0) {
+            let mut tray = lock(&hand.desk.tray);
+            if !std::mem::take(&mut tray.full) {
+                continue;
+            }
+            hand.counters = tray.counters;
+            tray.gone.drain(..).for_each(|over| gone(number, over));
+            if let Some(error) = tray.trouble.take() {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The totals of each, and those for a successor, as they were last laid down.
+    pub fn counters(&self) -> impl Iterator<Item = (Counters, Counters)> {
+        self.0.iter().map(|hand| hand.counters)
+    }
+
+    /// The status was told: the next that is sent is news again.
+    pub fn told(&self) {
+        for hand in &self.0 {
+            hand.desk.busy.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether each has begun a round since it was asked for a sign of life.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let alive = |hand: &Hand| hand.desk.alive.load(Ordering::Relaxed);
+        self.0.iter().all(alive)
+    }
+
+    /// Asks each for a sign of life.
+    pub fn ask(&self) {
+        for hand in &self.0 {
+            hand.desk.alive.store(false, Ordering::Relaxed);
+            let _ = hand.desk.waker.wake();
+        }
+    }
+
+    /// Ends the threads, when the round that each is in is over.
+    pub fn dismiss(&mut self) {
+        for hand in &self.0 {
+            hand.desk.over.store(true, Ordering::Release);
+            let _ = hand.desk.waker.wake();
+        }
+        for hand in &mut self.0 {
+            if let Some(thread) = hand.thread.take() {
+                // A panic has ended the process.
+                let _ = thread.join();
+            }
+        }
+    }
+}

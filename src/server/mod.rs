@@ -386,9 +386,9 @@ impl Server {
         self.own.gone.drain(..).for_each(|gone| over(0, gone));
         let collected = self.crew.collect(over);
         if self.open() < before {
-            let shard = &self.own.shard;
-            let forgotten = |young: &Young| young.lane == 0 && keeping::is_over(shard, young);
-            self.keeper.unpacked.forget(forgotten);
+            let loops = self.crew.hold(&mut self.own);
+            let over = |young: &Young| keeping::is_over(&loops.get(young.lane).shard, young);
+            self.keeper.unpacked.forget(over);
             for listener in &mut self.listeners {
                 listener.vacancy();
             }

@@ -80,8 +80,8 @@ impl Plan {
 
     /// Without a listener and without the host's own configuration.
     ///
-    /// It has as many workers as the variable `TCP_ECHO_TEST_WORKERS` says: everything is true for
-    /// any number of them.
+    /// It has as many workers as the variable `TCP_ECHO_TEST_WORKERS` says, unless the configuration
+    /// does: everything else is true for any number of them.
     pub fn bare() -> Self {
         let folder = Folder::new();
         if let Ok(workers) = std::env::var("TCP_ECHO_TEST_WORKERS") {
@@ -110,6 +110,9 @@ impl Plan {
 
     /// Writes the configuration file that the daemon reads.
     pub fn config(self, text: &str) -> Self {
+        if text.contains("workers = ") {
+            let _ = std::fs::remove_dir_all(self.folder.path("config.toml.d"));
+        }
         self.folder.write("config.toml", text);
         self
     }

@@ -23,6 +23,9 @@ use crate::daemon::{
     plenty_of_descriptors, seconds_since,
 };
 
+/// strace(1) counts the calls of each thread by themselves, and an nth call is of one worker.
+const LONE: &str = "workers = 1\n";
+
 /// A daemon under strace(1), which runs beside it: the process is the daemon's own.
 struct Tried {
     daemon: Daemon,
@@ -351,7 +354,7 @@ fn a_registration_that_fails_costs_that_one_client() {
     if !can_inject() {
         return;
     }
-    let calm = Tried::new(&["epoll_ctl"]);
+    let calm = Tried::with(Plan::new().config(LONE), &["epoll_ctl"]);
     let at_start = eventually(SOON, "nothing was registered", || {
         Some(calm.traced("epoll_ctl(")).filter(|count| *count >= 2)
     });
@@ -359,7 +362,7 @@ fn a_registration_that_fails_costs_that_one_client() {
     for errno in ["ENOMEM", "ENOSPC"] {
         // The first client is added; the second one is not.
         let fault = format!("epoll_ctl:error={errno}:when={}", at_start + 2);
-        let tried = Tried::new(&[&fault]);
+        let tried = Tried::with(Plan::new().config(LONE), &[&fault]);
         let first = tried.daemon.connect();
         ping(&first, b"hello");
         let base = tried.daemon.descriptors();
@@ -371,7 +374,7 @@ fn a_registration_that_fails_costs_that_one_client() {
         tried.daemon.has_released(base);
 
         // The first client is added, and asks for room to write; that fails.
-        let tried = Tried::new(&[&fault]);
+        let tried = Tried::with(Plan::new().config(LONE), &[&fault]);
         let base = tried.daemon.descriptors();
         let stalled = tried.daemon.connect();
         let mut said = Tape::new(1);

@@ -66,3 +66,4 @@ mod simulation;
 mod stop;
 mod store;
 mod survival;
+mod workers;

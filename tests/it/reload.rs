@@ -195,7 +195,7 @@ fn quickack_is_set_again_after_reads_of_new_connections_only_when_asked() {
         text.matches("TCP_QUICKACK").count()
     };
     let mut daemon = Plan::new()
-        .under(&["strace", "-D", "-o", &trace, "-e", "trace=setsockopt"])
+        .under(&["strace", "-D", "-f", "-o", &trace, "-e", "trace=setsockopt"])
         .start();
     let old = daemon.connect();
     ping(&old, b"old");

@@ -1,8 +1,8 @@
 //! Everything that is done by the clock and not by traffic, and when.
 //!
 //! Most rounds are traffic and nothing else, and housekeeping would cost as much as they do.  So it is
-//! done when something has stirred (a caller, an end, a signal, an answer), or when its time has
-//! come, which is worked out at its end.
+//! done when something rare has happened (a signal, an answer), or when its time has come, which is
+//! worked out at its end.  When somebody comes or goes, that is noted, and the time worked out again.
 
 use std::io;
 use std::time::Instant;
@@ -12,6 +12,11 @@ use super::listener::{Listener, State};
 use super::{Server, lock, sum};
 use crate::survival::standing::Standing;
 use crate::system::events::Event;
+
+/// The first of several times, if there is one.
+fn earliest<const N: usize>(times: [Option<Instant>; N]) -> Option<Instant> {
+    times.into_iter().flatten().min()
+}
 
 impl Server {
     /// When housekeeping and callers have to be looked after, if nothing happens before.
@@ -35,6 +40,40 @@ impl Server {
         .flatten()
         .chain(listeners)
         .min()
+    }
+
+    /// The end of a round: looks after what it has brought.
+    ///
+    /// # Errors
+    /// The poll of a worker has failed.
+    pub(super) fn look_round(&mut self) -> io::Result<()> {
+        self.changed |= !self.own.gone.is_empty();
+        self.stirred |= self.own.caution.is_some();
+        let sent = std::mem::take(&mut self.own.sent);
+        if (sent || self.changed) && !self.busy {
+            self.busy = true;
+            self.wake = earliest([self.wake, self.manager.next_status(self.now)]);
+        }
+        if self.changed && !self.stirred {
+            self.part()?;
+            // The last one to go may be what is waited for.
+            self.stirred = self.life != Life::Serving || self.listeners.is_empty();
+            if *self.keeper.standing() == Standing::Kept {
+                self.note_totals();
+            }
+            let told = lock(&self.fold).next_due();
+            self.wake = earliest([self.wake, self.keeper.next_due(), told]);
+            self.changed = false;
+        }
+        if self.stirred {
+            return self.housekeep();
+        }
+        if self.calling {
+            // A listener whose burst was not enough goes on in the next round.
+            let ready = |listener: &Listener| listener.state == State::Ready;
+            self.calling = self.listeners.iter().any(ready);
+        }
+        Ok(())
     }
 
     /// Everything that is done by the clock and not by an event.
@@ -71,9 +110,10 @@ impl Server {
             self.log.tell(Event::Manager(error));
         }
         self.busy = false;
-        // A listener whose burst was not enough goes on in the next round.
-        let calling = |listener: &Listener| listener.state == State::Ready;
-        self.stirred = self.listeners.iter().any(calling);
+        self.changed = false;
+        self.stirred = false;
+        let ready = |listener: &Listener| listener.state == State::Ready;
+        self.calling = self.listeners.iter().any(ready);
         self.wake = self.next_wake();
         Ok(())
     }

@@ -108,6 +108,8 @@ impl Server {
             if self.listeners[index].is_due(self.now) {
                 self.accept_burst(index);
                 self.deliver();
+                // The time of the next attempt has to be worked out.
+                self.stirred |= matches!(self.listeners[index].state, State::Short(_));
             }
         }
     }
@@ -223,6 +225,7 @@ impl Server {
         let number = number.map_or(0, |(number, _)| number);
         self.places[number] += 1;
         self.arrivals[number].push(stream);
+        self.changed = true;
     }
 
     /// Brings connections to their workers.

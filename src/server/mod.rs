@@ -137,9 +137,12 @@ pub struct Server {
     spare: Option<File>,
     /// This round's reading of the clock.
     now: Instant,
-    /// Something happened besides traffic: callers and everything that is done by the clock are
-    /// looked after in this round.
+    /// Something rare has happened, or something is due: everything is looked after in this round.
     stirred: bool,
+    /// Somebody has come or gone.
+    changed: bool,
+    /// A listener may have callers.
+    calling: bool,
     /// When they have to be otherwise.
     wake: Option<Instant>,
     /// The service manager has answered, or dropped something.
@@ -240,6 +243,8 @@ impl Server {
             spare: spare(),
             now,
             stirred: true,
+            changed: false,
+            calling: false,
             wake: None,
             answered: false,
             watched: None,
@@ -279,7 +284,7 @@ impl Server {
         // A conversation that was passed may be over already, and nothing would wake us.
         self.housekeep()?;
         while self.life != Life::Over {
-            let wait = if self.stirred {
+            let wait = if self.stirred || self.calling {
                 Some(Duration::ZERO)
             } else {
                 self.own.sleep(self.wake)
@@ -296,7 +301,7 @@ impl Server {
                 match Source::from(event.token()) {
                     Source::Connection(key) => self.own.announced(key, event),
                     Source::Listener(index) => {
-                        self.stirred = true;
+                        self.calling = true;
                         self.listeners[index].announce();
                     }
                     // What is due is known without it.
@@ -306,26 +311,18 @@ impl Server {
                         self.answered = true;
                         self.stirred = true;
                     }
-                    Source::Crew => self.stirred = true,
+                    Source::Crew => self.changed = true,
                     Source::Signals => {
                         self.stirred = true;
                         self.obey();
                     }
                 }
             }
-            if self.stirred {
+            if self.stirred || self.calling {
                 self.accept();
             }
             self.own.serve();
-            self.stirred |= !self.own.gone.is_empty() || self.own.caution.is_some();
-            if std::mem::take(&mut self.own.sent) && !self.busy {
-                self.busy = true;
-                let due = self.manager.next_status(self.now);
-                self.wake = [self.wake, due].into_iter().flatten().min();
-            }
-            if self.stirred {
-                self.housekeep()?;
-            }
+            self.look_round()?;
         }
         self.end()
     }
@@ -392,6 +389,7 @@ impl Server {
             for listener in &mut self.listeners {
                 listener.vacancy();
             }
+            self.calling = true;
         }
         collected
     }

@@ -5,11 +5,10 @@
 //! needs `NotifyAccess=exec`.  It works alike with every version of systemd, whereas
 //! `Type=notify-reload` is unknown before 253.
 
-use std::time::Instant;
-
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Exit, complain};
+use crate::system::clock;
 use crate::system::notify::Manager;
 
 /// Reloads the daemon whose process id is in `MAINPID`.
@@ -54,7 +53,7 @@ pub fn run() -> Exit {
 
 /// Says that the daemon is reloading; returns why the manager has not heard it.
 fn tell_manager() -> Option<std::io::Error> {
-    let now = Instant::now();
+    let now = clock::now();
     match Manager::from_env(now) {
         Ok(mut manager) => {
             manager.reloading(now);

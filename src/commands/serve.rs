@@ -7,7 +7,6 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Instant;
 
 use mio::Poll;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -25,6 +24,7 @@ use crate::survival::layout::Geometry;
 use crate::survival::recovery::Estate;
 use crate::system::activation::{self, ListenSocket, Passed, Stranger};
 use crate::system::bind::{self, Bound, Failure};
+use crate::system::clock;
 use crate::system::events::{Endpoint, Event};
 use crate::system::kernel::Kernel;
 use crate::system::logging::Log;
@@ -120,7 +120,7 @@ pub fn run(origin: Origin) -> Exit {
 }
 
 fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Result<(), Trouble> {
-    let now = Instant::now();
+    let now = clock::now();
     let signals =
         Signals::install().map_err(|error| Trouble::System("signals cannot be handled", error))?;
     let poll = Poll::new().map_err(|error| Trouble::System("epoll cannot be had", error))?;

@@ -16,12 +16,12 @@
 //! read from a Unix stream stops behind passed descriptors.  None of these is announced again.
 
 use std::io::ErrorKind;
-use std::time::Instant;
 
 use super::backlog::{Backlog, Store};
 use super::duplex::Duplex;
 use super::phase::Phase;
 use super::reason::{Reason, Summary};
+use super::tick::Tick;
 use super::{BUDGET, FIRST, GRACE, LINGER, Limits, SCRATCH};
 
 /// errno(3) of a backlog that there is no memory for.
@@ -72,9 +72,9 @@ pub struct Start {
     /// What is owed.
     pub backlog: Option<Backlog>,
     /// When it began.
-    pub began: Instant,
+    pub began: Tick,
     /// When a byte last moved.
-    pub moved: Instant,
+    pub moved: Tick,
     /// Whether our FIN is out.
     pub finished: bool,
 }
@@ -92,15 +92,15 @@ pub struct Connection {
     received: u64,
     sent: u64,
     backlog: Option<Backlog>,
-    began: Instant,
+    began: Tick,
     /// When a byte last moved in either direction.
-    moved: Instant,
+    moved: Tick,
 }
 
 impl Connection {
     /// A conversation that begins now.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
+    pub fn new(now: Tick) -> Self {
         Self {
             phase: Phase::Echoing,
             hint: Hint::Plain,
@@ -116,7 +116,7 @@ impl Connection {
 
     /// A conversation that another process began.
     #[must_use]
-    pub fn resumed(start: Start, limits: &Limits, now: Instant) -> Self {
+    pub fn resumed(start: Start, limits: &Limits, now: Tick) -> Self {
         let spent = limits.bytes.is_some_and(|most| start.received >= most);
         let why = if spent {
             Reason::Spent
@@ -160,7 +160,7 @@ impl Connection {
         store: &mut impl Store,
         hint: Hint,
         limits: &Limits,
-        now: Instant,
+        now: Tick,
     ) -> Step {
         self.remember(hint);
         let mut budget = BUDGET;
@@ -294,7 +294,7 @@ impl Connection {
 
     /// When a peer that we leave for a stop counts as silent, so that our FIN may go: what it has
     /// sent may still be on its way.  At once for one that is cut off by a limit.
-    fn pause(&self) -> Instant {
+    fn pause(&self) -> Tick {
         match self.phase {
             Phase::Leaving {
                 since,
@@ -306,7 +306,7 @@ impl Connection {
     }
 
     /// When leaving and nothing more has to be read before our FIN: begins to linger, and says why.
-    fn has_left(&mut self, io: &impl Duplex, limits: &Limits, now: Instant) -> Option<Reason> {
+    fn has_left(&mut self, io: &impl Duplex, limits: &Limits, now: Tick) -> Option<Reason> {
         let Phase::Leaving { since, why, until } = &mut self.phase else {
             return None;
         };
@@ -343,7 +343,7 @@ impl Connection {
     /// The next deadline, and what it would mean.  While echoing [`Reason::Lifetime`] means to
     /// leave, while leaving [`Reason::Left`] to send our FIN; everything else means to close.
     #[must_use]
-    pub fn due(&self, limits: &Limits) -> Option<(Instant, Reason)> {
+    pub fn due(&self, limits: &Limits) -> Option<(Tick, Reason)> {
         let quiet = if self.backlog.is_some() {
             limits
                 .stall
@@ -375,7 +375,7 @@ impl Connection {
     }
 
     /// Asks the conversation to end in good order; the next turn acts on it.
-    pub fn leave(&mut self, why: Reason, now: Instant) {
+    pub fn leave(&mut self, why: Reason, now: Tick) {
         if self.phase == Phase::Echoing {
             self.phase = Phase::Leaving {
                 since: now,
@@ -386,7 +386,7 @@ impl Connection {
     }
 
     /// Lingers for another while, as there is something unacknowledged; false if it may not.
-    pub fn linger_on(&mut self, now: Instant) -> bool {
+    pub fn linger_on(&mut self, now: Tick) -> bool {
         match &mut self.phase {
             Phase::Lingering { since, until, .. } if now < *until => {
                 *since = now;
@@ -404,7 +404,7 @@ impl Connection {
 
     /// When it began.
     #[must_use]
-    pub fn began(&self) -> Instant {
+    pub fn began(&self) -> Tick {
         self.began
     }
 
@@ -436,7 +436,7 @@ impl Connection {
 
     /// What to tell when it ends for `reason`.
     #[must_use]
-    pub fn summary(&self, reason: Reason, now: Instant) -> Summary {
+    pub fn summary(&self, reason: Reason, now: Tick) -> Summary {
         Summary {
             reason,
             received: self.received,
@@ -446,7 +446,7 @@ impl Connection {
                 // After a failed write the rest never reached a backlog.
                 _ => self.received - self.sent,
             },
-            duration: now.saturating_duration_since(self.began),
+            duration: now.since(self.began),
         }
     }
 
@@ -718,16 +718,16 @@ pub(super) mod tests {
         script: Script,
         store: Heap,
         limits: Limits,
-        now: Instant,
+        now: Tick,
         /// What the events have said and no `WouldBlock` has settled: the rule, kept twice.
         read_on: bool,
         /// When a byte last moved: kept twice as well.
-        moved: Instant,
+        moved: Tick,
     }
 
     impl Talk {
         fn new(reads: impl IntoIterator<Item = In>, writes: impl IntoIterator<Item = Out>) -> Self {
-            let now = Instant::now();
+            let now = Tick::new(1 << 60);
             Self {
                 connection: Connection::new(now),
                 script: Script::new(reads, writes),
@@ -740,7 +740,7 @@ pub(super) mod tests {
         }
 
         /// When our FIN may go after a stop, as far as the bytes up to `moved` are concerned.
-        fn silent_at(since: Instant, moved: Instant) -> Instant {
+        fn silent_at(since: Tick, moved: Tick) -> Tick {
             (moved.max(since) + GRACE).min(since + LINGER)
         }
 
@@ -854,7 +854,7 @@ pub(super) mod tests {
             self.connection.leave(Reason::Left, self.now);
         }
 
-        fn due(&self) -> Option<(Instant, Reason)> {
+        fn due(&self) -> Option<(Tick, Reason)> {
             self.connection.due(&self.limits)
         }
     }

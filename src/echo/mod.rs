@@ -5,7 +5,7 @@
 //! test drives thousands of conversations through every kind of short write and reset without a
 //! socket, and with a clock of its own.
 //!
-//! In reading order: [`reason`] (how a conversation ends), [`phase`], [`backlog`] (where bytes wait),
+//! In reading order: [`tick`] (a reading of the clock), [`reason`] (how a conversation ends), [`phase`], [`backlog`] (where bytes wait),
 //! [`duplex`] (what a stream can do), [`timers`] (an ordered set of deadlines), [`counters`], [`connection`] (one conversation),
 //! [`shard`] (many of them).
 
@@ -16,6 +16,7 @@ pub mod duplex;
 pub mod phase;
 pub mod reason;
 pub mod shard;
+pub mod tick;
 pub mod timers;
 
 use std::time::Duration;

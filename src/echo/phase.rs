@@ -1,8 +1,7 @@
 //! Where in its life a conversation is, in one word.
 
-use std::time::Instant;
-
 use super::reason::Reason;
+use super::tick::Tick;
 #[cfg(doc)]
 use super::{GRACE, LINGER};
 
@@ -15,7 +14,7 @@ pub enum Phase {
     /// silent for [`GRACE`] as well, pay, then FIN.
     Leaving {
         /// When we were asked.
-        since: Instant,
+        since: Tick,
         /// Why.
         why: Reason,
         /// The position in the peer's stream up to which it is echoed, once that is known.  A
@@ -27,9 +26,9 @@ pub enum Phase {
     /// peer has acknowledged what it was sent.
     Lingering {
         /// When the FIN went out, or when something was last found unacknowledged.
-        since: Instant,
+        since: Tick,
         /// When that does not count any more.
-        until: Instant,
+        until: Tick,
         /// Why we left.
         why: Reason,
     },

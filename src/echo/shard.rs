@@ -10,7 +10,6 @@
 
 use std::collections::VecDeque;
 use std::mem::discriminant;
-use std::time::Instant;
 
 use slab::Slab;
 
@@ -20,6 +19,7 @@ use super::counters::Counters;
 use super::duplex::Duplex;
 use super::phase::Phase;
 use super::reason::{Reason, Summary};
+use super::tick::Tick;
 use super::timers::Timers;
 use super::{GRACE, Limits};
 
@@ -42,7 +42,7 @@ struct Seat<S> {
     stream: S,
     connection: Connection,
     /// Where its entry in the timers stands.
-    armed: Option<Instant>,
+    armed: Option<Tick>,
     /// What the kernel was last asked for.
     registered: Want,
     queued: bool,
@@ -81,14 +81,14 @@ impl<S: Duplex, M: Store> Shard<S, M> {
     }
 
     /// Takes in a stream, to be registered for reading under the key that is returned.
-    pub fn insert(&mut self, stream: S, now: Instant) -> usize {
+    pub fn insert(&mut self, stream: S, now: Tick) -> usize {
         self.counters.accepted += 1;
         self.seat(stream, Connection::new(now))
     }
 
     /// Takes in a stream of another process, to be registered for what is returned; it is ready.
     /// The totals that go on ([`Shard::resume`]) count it already.
-    pub fn adopt(&mut self, stream: S, start: Start, now: Instant) -> (usize, Want) {
+    pub fn adopt(&mut self, stream: S, start: Start, now: Tick) -> (usize, Want) {
         let connection = Connection::resumed(start, &self.limits, now);
         let want = connection.want();
         self.counters.received += connection.received();
@@ -179,7 +179,7 @@ impl<S: Duplex, M: Store> Shard<S, M> {
     /// Gives a connection its turn.
     ///
     /// An event is a hint: for an empty seat, or one that is over, nothing happens.
-    pub fn turn(&mut self, key: usize, hint: Hint, now: Instant) -> Turn {
+    pub fn turn(&mut self, key: usize, hint: Hint, now: Tick) -> Turn {
         self.moved = (0, 0);
         let Some(seat) = self.seats.get_mut(key).filter(|seat| !seat.over) else {
             return Turn::Same;
@@ -261,7 +261,7 @@ impl<S: Duplex, M: Store> Shard<S, M> {
     ///
     /// It gets a last turn first: what has arrived or could be written meanwhile is not late, only
     /// we are.  Each such turn is returned, so that the server can bound them in a round.
-    pub fn expire(&mut self, now: Instant) -> Option<(usize, Turn)> {
+    pub fn expire(&mut self, now: Tick) -> Option<(usize, Turn)> {
         let (key, phase, reason) = loop {
             let key = self.timers.fired(now)?;
             if let Some((phase, reason)) = self.overdue(key, now) {
@@ -284,14 +284,14 @@ impl<S: Duplex, M: Store> Shard<S, M> {
     }
 
     /// Where a connection is, and what its deadline means, if that has passed.
-    fn overdue(&self, key: usize, now: Instant) -> Option<(Phase, Reason)> {
+    fn overdue(&self, key: usize, now: Tick) -> Option<(Phase, Reason)> {
         let connection = &self.seats[key].connection;
         let (at, reason) = connection.due(&self.limits)?;
         (at <= now).then(|| (connection.phase(), reason))
     }
 
     /// Ends a connection that is overdue after its last turn, unless it may stay a while.
-    fn conclude(&mut self, key: usize, phase: Phase, reason: Reason, now: Instant) -> Option<Turn> {
+    fn conclude(&mut self, key: usize, phase: Phase, reason: Reason, now: Tick) -> Option<Turn> {
         let seat = &mut self.seats[key];
         let reason = match phase {
             // Closing while the peer still sends is a reset, which destroys what is in flight.
@@ -322,19 +322,19 @@ impl<S: Duplex, M: Store> Shard<S, M> {
 
     /// When [`Shard::expire`] has to be called next.
     #[must_use]
-    pub fn next_due(&self) -> Option<Instant> {
+    pub fn next_due(&self) -> Option<Tick> {
         self.timers.next()
     }
 
     /// Asks a connection to end in good order, and queues it: its next turn acts on it.
-    pub fn leave(&mut self, key: usize, now: Instant) {
+    pub fn leave(&mut self, key: usize, now: Tick) {
         self.seats[key].connection.leave(Reason::Left, now);
         self.arm(key);
         self.queue(key, Hint::Plain);
     }
 
     /// Asks every connection to end in good order.
-    pub fn leave_all(&mut self, now: Instant) {
+    pub fn leave_all(&mut self, now: Tick) {
         let keys: Vec<usize> = self.seats.iter().map(|(key, _)| key).collect();
         for key in keys {
             self.leave(key, now);
@@ -342,7 +342,7 @@ impl<S: Duplex, M: Store> Shard<S, M> {
     }
 
     /// Ends connections as they are; to be taken out with the keys that are returned.
-    pub fn abandon(&mut self, whom: impl Fn(&S) -> bool, now: Instant) -> Vec<(usize, Turn)> {
+    pub fn abandon(&mut self, whom: impl Fn(&S) -> bool, now: Tick) -> Vec<(usize, Turn)> {
         self.ready.clear();
         self.seats
             .iter_mut()
@@ -358,7 +358,7 @@ impl<S: Duplex, M: Store> Shard<S, M> {
     }
 
     /// Ends one connection for a reason that lies outside its stream; to be taken out then.
-    pub fn end(&mut self, key: usize, reason: Reason, now: Instant) -> Turn {
+    pub fn end(&mut self, key: usize, reason: Reason, now: Tick) -> Turn {
         let seat = &mut self.seats[key];
         self.timers.set(key, &mut seat.armed, None);
         seat.over = true;
@@ -479,8 +479,8 @@ mod tests {
     /// A shard whose limits are all off, but for the one of leaving, and its clock.
     struct World {
         shard: Shard<Script, Heap>,
-        start: Instant,
-        now: Instant,
+        start: Tick,
+        now: Tick,
     }
 
     fn limits() -> Limits {
@@ -495,7 +495,7 @@ mod tests {
 
     impl World {
         fn new(limits: Limits) -> Self {
-            let start = Instant::now();
+            let start = Tick::new(1 << 60);
             Self {
                 shard: Shard::new(limits, Heap::new()),
                 start,
@@ -574,7 +574,7 @@ mod tests {
         }
 
         fn due(&self) -> Option<Duration> {
-            self.shard.next_due().map(|due| due - self.start)
+            self.shard.next_due().map(|due| due.since(self.start))
         }
 
         /// Where the only entry of the timers stands is what the shard waits for.

@@ -6,19 +6,20 @@
 //! later.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+
+use super::tick::Tick;
 
 /// The deadlines of one shard.
 #[derive(Debug, Default)]
 pub struct Timers {
-    entries: BTreeSet<(Instant, usize)>,
+    entries: BTreeSet<(Tick, usize)>,
     /// The earliest of them, as every round asks for it.
-    first: Option<Instant>,
+    first: Option<Tick>,
 }
 
 impl Timers {
     /// Moves the entry of `key` from where it is (`armed`) to where it should be (`due`).
-    pub fn set(&mut self, key: usize, armed: &mut Option<Instant>, due: Option<Instant>) {
+    pub fn set(&mut self, key: usize, armed: &mut Option<Tick>, due: Option<Tick>) {
         if *armed == due {
             return;
         }
@@ -34,13 +35,13 @@ impl Timers {
 
     /// The earliest entry.
     #[must_use]
-    pub fn next(&self) -> Option<Instant> {
+    pub fn next(&self) -> Option<Tick> {
         self.first
     }
 
     /// The key of an entry that is due at `now`.  The entry stays until it is moved.
     #[must_use]
-    pub fn fired(&self, now: Instant) -> Option<usize> {
+    pub fn fired(&self, now: Tick) -> Option<usize> {
         self.first.filter(|at| *at <= now)?;
         self.entries.first().map(|(_, key)| *key)
     }
@@ -65,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_key_has_one_entry_and_the_earliest_fires_first() {
-        let start = Instant::now();
+        let start = Tick::new(1 << 60);
         let at = |seconds| Some(start + Duration::from_secs(seconds));
         let mut timers = Timers::default();
         let (mut one, mut two) = (None, None);

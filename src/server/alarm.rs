@@ -10,10 +10,12 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+
+use crate::echo::tick::Tick;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -26,7 +28,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Debug)]
 pub struct Alarm {
     timer: Option<OwnedFd>,
-    set: Option<Instant>,
+    set: Option<Tick>,
 }
 
 impl Alarm {
@@ -48,13 +50,13 @@ impl Alarm {
     }
 
     /// How long the poll may wait, so that it returns when `due`: for ever, if the alarm sees to it.
-    pub fn wait(&mut self, due: Option<Instant>, now: Instant) -> Option<Duration> {
+    pub fn wait(&mut self, due: Option<Tick>, now: Tick) -> Option<Duration> {
         let due = due?;
         // One that has fired is set no more.
         if self.timer.is_some() && self.set.is_some_and(|set| now < set && set <= due) {
             return None;
         }
-        let wait = due.saturating_duration_since(now);
+        let wait = due.since(now);
         if wait.is_zero() || self.set_to(wait).is_err() {
             // The poll counts milliseconds in an int.
             return Some(wait.min(DAY));
@@ -78,6 +80,7 @@ impl Alarm {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::system::clock;
     use mio::{Events, Poll};
 
     const MILLISECOND: Duration = Duration::from_millis(1);
@@ -88,13 +91,13 @@ mod tests {
         let mut events = Events::with_capacity(4);
         let mut alarm = Alarm::new(poll.registry(), Token(7));
         for _ in 0..2 {
-            let now = Instant::now();
+            let now = clock::now();
             assert_eq!(alarm.wait(Some(now + 30 * MILLISECOND), now), None);
             assert_eq!(alarm.wait(Some(now + 90 * MILLISECOND), now), None);
             assert_eq!(alarm.wait(None, now), None);
             poll.poll(&mut events, Some(Duration::from_secs(10)))
                 .unwrap();
-            let took = now.elapsed();
+            let took = clock::now().since(now);
             assert!(took >= 29 * MILLISECOND, "{took:?}");
             assert_eq!(events.iter().next().unwrap().token(), Token(7));
         }
@@ -102,7 +105,7 @@ mod tests {
 
     #[test]
     fn what_is_due_already_is_not_waited_for_and_without_a_timer_the_poll_waits() {
-        let now = Instant::now();
+        let now = clock::now();
         let mut alarm = Alarm {
             timer: None,
             set: None,

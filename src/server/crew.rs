@@ -15,7 +15,6 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
 
 use mio::{Events, Poll, Registry, Waker};
 
@@ -23,6 +22,7 @@ use super::source::Source;
 use super::worker::{Gone, Worker};
 use crate::echo::counters::Counters;
 use crate::survival::lane::Lane;
+use crate::system::clock;
 use crate::system::signals;
 
 /// Events taken from the kernel in one round.
@@ -83,7 +83,7 @@ impl Desk {
             }
             let mut worker = self.enter();
             self.alive.store(true, Ordering::Relaxed);
-            worker.begin(Instant::now(), !events.is_empty());
+            worker.begin(clock::now(), !events.is_empty());
             for event in &events {
                 // The others have done what they are for: the poll has returned.
                 if let Source::Connection(key) = event.token().into() {

@@ -3,13 +3,14 @@
 //! Whoever is not packed yet is packed now, however young, and then there is nothing to wait for.
 //! Whoever cannot be packed leaves, as at a stop, and meanwhile the others are served on.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::keeping::record;
 use super::lifecycle::Life;
 use super::listener::State;
 use super::{Server, sum};
 use crate::survival::standing::Standing;
+use crate::system::clock;
 use crate::system::events::Event;
 
 /// How long the end may wait for the manager.
@@ -50,7 +51,7 @@ impl Server {
         }
         self.manager.flush(self.now);
         self.keeper.wait(LAST);
-        self.now = Instant::now();
+        self.now = clock::now();
         let news = self.keeper.expire(&mut self.manager, self.now);
         self.hear(news);
         self.keeper.abandon_renewal(&mut self.manager, self.now);
@@ -117,7 +118,7 @@ impl Server {
         for worker in loops.iter() {
             for (_, stream, connection) in worker.shard.connections() {
                 if let Some(seat) = stream.seat {
-                    let record = record(connection, stream, 0, 0);
+                    let record = record(connection, stream, 0);
                     worker.shard.store().note(seat, &record);
                 }
             }
@@ -125,7 +126,7 @@ impl Server {
         let noted = sum(loops.iter().map(|worker| worker.shard.noted()));
         drop(loops);
         self.note(noted);
-        self.keeper.hand_over();
+        self.keeper.arena().hand_over();
         let (kept, open) = (self.keeper.kept(), self.counters().open());
         self.log.tell(Event::HandedOver { kept, open });
     }

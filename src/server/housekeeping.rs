@@ -5,22 +5,22 @@
 //! worked out at its end.  When somebody comes or goes, that is noted, and the time worked out again.
 
 use std::io;
-use std::time::Instant;
 
 use super::lifecycle::Life;
 use super::listener::{Listener, State};
 use super::{Server, lock, sum};
+use crate::echo::tick::Tick;
 use crate::survival::standing::Standing;
 use crate::system::events::Event;
 
 /// The first of several times, if there is one.
-fn earliest<const N: usize>(times: [Option<Instant>; N]) -> Option<Instant> {
+fn earliest<const N: usize>(times: [Option<Tick>; N]) -> Option<Tick> {
     times.into_iter().flatten().min()
 }
 
 impl Server {
     /// When housekeeping and callers have to be looked after, if nothing happens before.
-    fn next_wake(&self) -> Option<Instant> {
+    fn next_wake(&self) -> Option<Tick> {
         let listeners = self
             .listeners
             .iter()

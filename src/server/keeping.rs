@@ -3,12 +3,10 @@
 //! shard, the poll and the log.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::time::{Duration, Instant};
 
 use mio::Interest;
 use mio::net::{TcpStream, UnixStream};
 use mio::unix::SourceFd;
-use sd_notify::NotifyState;
 use socket2::{Domain, SockRef};
 
 use super::lifecycle::Life;
@@ -19,6 +17,7 @@ use super::{Server, sum};
 use crate::echo::connection::{Connection, Start};
 use crate::echo::counters::Counters;
 use crate::echo::shard::Shard;
+use crate::echo::tick::Tick;
 use crate::survival::arena::Record;
 use crate::survival::heritage::Adopted;
 use crate::survival::keeper::{MESSAGES, STORED};
@@ -36,7 +35,7 @@ const YOUNG: usize = 65_536;
 impl Server {
     /// Takes in what a predecessor has left, when every listener is there.
     pub fn inherit(&mut self, findings: &Findings, adopted: Vec<Adopted>) {
-        let totals = self.keeper.totals();
+        let totals = self.keeper.arena().totals();
         self.number = totals.number;
         self.refused = totals.refused;
         let mut counters = totals.counters;
@@ -45,7 +44,7 @@ impl Server {
         let (mut owing, mut owed) = (0, 0);
         // In a row of crashes the same ones would always be the last to get a turn.
         let mut adopted = adopted;
-        let first = usize::try_from(monotonic()).unwrap_or(0);
+        let first = usize::try_from(self.now.as_micros()).unwrap_or(0);
         let middle = first.checked_rem(adopted.len()).unwrap_or(0);
         adopted.rotate_left(middle);
         for adopted in adopted {
@@ -141,7 +140,7 @@ impl Server {
             let peer = socket.peer_addr().unwrap_or(nobody.into());
             Socket::Tcp(TcpStream::from_std(socket), peer)
         };
-        let name = self.keeper.listener_name(record.listener);
+        let name = self.keeper.arena().name(record.listener);
         let name = name.unwrap_or_else(|| "unknown".into());
         let known = self.own.names.iter().position(|known| *known == name);
         let listener = known.unwrap_or_else(|| self.know(&name));
@@ -150,20 +149,17 @@ impl Server {
         let mut stream = Stream::new(socket, record.number, listener, quickack);
         stream.shared = true;
         stream.seat = Some(seat);
-        let ago = |span| self.now.checked_sub(span).unwrap_or(self.now);
         let moved = if backlog.is_some() {
             self.now
         } else {
-            ago(heir.positions.quiet)
+            self.now - heir.positions.quiet
         };
         let start = Start {
             owner: record.cookie,
             received: heir.positions.received,
             sent: heir.positions.sent,
             backlog,
-            began: ago(Duration::from_micros(
-                monotonic().saturating_sub(record.began),
-            )),
+            began: Tick::from_micros(record.began),
             moved,
             finished: heir.positions.finished,
         };
@@ -237,14 +233,14 @@ impl Server {
     /// Packs one message; false if that failed, and they are to be tried again.
     pub(super) fn pack(&mut self, mut batch: Vec<Young>) -> bool {
         let mut loops = self.crew.hold(&mut self.own);
-        let (alive, now) = (batch.len(), (self.now, monotonic()));
+        let alive = batch.len();
         batch.retain(|young| {
             let shard = &mut loops.get_mut(young.lane).shard;
             let listener = shard.stream(young.key).and_then(|stream| {
                 let index = usize::try_from(stream.listener).ok()?;
                 self.noted.get(index).copied()
             });
-            seat(shard, young, listener.unwrap_or(u32::MAX), now)
+            seat(shard, young, listener.unwrap_or(u32::MAX))
         });
         let seatless = alive - batch.len();
         if seatless > 0 && self.pack_failures.pass(self.now).is_some() {
@@ -365,7 +361,7 @@ impl Server {
     }
 
     pub(super) fn note(&self, counters: Counters) {
-        self.keeper.note(&Totals {
+        self.keeper.arena().note(&Totals {
             number: self.number,
             refused: self.refused,
             counters,
@@ -408,12 +404,7 @@ fn kept(worker: &Worker) -> impl Iterator<Item = BorrowedFd<'_>> {
 }
 
 /// Notes a connection in the arena, before its descriptor is in flight; false if that cannot be.
-fn seat(
-    shard: &mut Shard<Stream, Lane>,
-    young: &Young,
-    listener: u32,
-    (now, clock): (Instant, u64),
-) -> bool {
+fn seat(shard: &mut Shard<Stream, Lane>, young: &Young, listener: u32) -> bool {
     let (Some(stream), Some(connection)) = (shard.stream(young.key), shard.connection(young.key))
     else {
         return false;
@@ -421,9 +412,7 @@ fn seat(
     let Ok(cookie) = SockRef::from(stream).cookie() else {
         return false;
     };
-    let age = now.saturating_duration_since(connection.began());
-    let began = clock.saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
-    let mut record = record(connection, stream, listener, began);
+    let mut record = record(connection, stream, listener);
     record.cookie = cookie;
     let Some(seat) = shard.store_mut().sit(&record) else {
         return false;
@@ -445,27 +434,13 @@ fn unseat(shard: &mut Shard<Stream, Lane>, key: usize) {
     }
 }
 
-pub(super) fn record(
-    connection: &Connection,
-    stream: &Stream,
-    listener: u32,
-    began: u64,
-) -> Record {
+pub(super) fn record(connection: &Connection, stream: &Stream, listener: u32) -> Record {
     Record {
         cookie: connection.owner(),
-        began,
+        began: connection.began().as_micros(),
         number: stream.number,
         listener,
         received: connection.received(),
         sent: connection.sent(),
-    }
-}
-
-/// `CLOCK_MONOTONIC`, in microseconds: the same in every process.
-fn monotonic() -> u64 {
-    match NotifyState::monotonic_usec_now() {
-        Ok(NotifyState::MonotonicUsec(now)) => u64::try_from(now).unwrap_or(0),
-        // It cannot fail on Linux.
-        _ => 0,
     }
 }

@@ -1,7 +1,8 @@
 //! Serving, leaving or handing over, over: a table, and nothing but a table.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::echo::tick::Tick;
 use crate::system::signals::Request;
 
 /// Where in its life the server is.
@@ -12,12 +13,12 @@ pub enum Life {
     /// No more come; those that are here leave.
     Leaving {
         /// When the rest is abandoned.
-        until: Instant,
+        until: Tick,
     },
     /// No more come; those that the successor cannot have leave.
     HandingOver {
         /// When the rest is abandoned.
-        until: Instant,
+        until: Tick,
     },
     /// Nothing more is done.
     Over,
@@ -38,7 +39,7 @@ pub enum Action {
 
 impl Life {
     /// Takes a request.
-    pub fn on(&mut self, request: Request, now: Instant, stop_timeout: Duration) -> Option<Action> {
+    pub fn on(&mut self, request: Request, now: Tick, stop_timeout: Duration) -> Option<Action> {
         match (*self, request) {
             (Self::Serving, Request::Stop) => {
                 *self = Self::Leaving {
@@ -68,7 +69,7 @@ impl Life {
     }
 
     /// Notes the time, and whether anything is left to do.
-    pub fn tick(&mut self, now: Instant, done: bool) {
+    pub fn tick(&mut self, now: Tick, done: bool) {
         if let Self::Leaving { until } | Self::HandingOver { until } = *self {
             if done || until <= now {
                 *self = Self::Over;
@@ -78,7 +79,7 @@ impl Life {
 
     /// When [`Life::tick`] has to be called next.
     #[must_use]
-    pub fn next_due(&self) -> Option<Instant> {
+    pub fn next_due(&self) -> Option<Tick> {
         match self {
             Self::Leaving { until } | Self::HandingOver { until } => Some(*until),
             Self::Serving | Self::Over => None,
@@ -92,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_table() {
-        let now = Instant::now();
+        let now = Tick::new(1 << 60);
         let span = Duration::from_secs(10);
         let until = now + span;
         let (leaving, handing) = (Life::Leaving { until }, Life::HandingOver { until });
@@ -139,7 +140,7 @@ mod tests {
 
     #[test]
     fn leaving_ends_when_done_or_when_it_took_too_long() {
-        let now = Instant::now();
+        let now = Tick::new(1 << 60);
         let until = now + Duration::from_secs(1);
         for (at, done, over) in [(now, false, false), (now, true, true), (until, false, true)] {
             for mut life in [Life::Leaving { until }, Life::HandingOver { until }] {

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::event::Source;
 use mio::net::{TcpListener, UnixListener};
@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::stream::Socket;
 use crate::config::Options;
+use crate::echo::tick::Tick;
 use crate::system::activation::ListenSocket;
 use crate::system::bind::OwnPath;
 use crate::system::events::Endpoint;
@@ -40,7 +41,7 @@ pub enum State {
     /// Try again when a connection has closed.
     Full,
     /// Try again then, or when a connection has closed.
-    Short(Instant),
+    Short(Tick),
     /// Nothing any more.
     Closed,
 }
@@ -186,7 +187,7 @@ impl Listener {
 
     /// Whether to try now.
     #[must_use]
-    pub fn is_due(&self, now: Instant) -> bool {
+    pub fn is_due(&self, now: Tick) -> bool {
         match self.state {
             State::Ready => true,
             State::Short(until) => until <= now,

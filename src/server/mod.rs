@@ -41,15 +41,17 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Registry};
 
 use crate::config::{Config, Origin};
 use crate::echo::counters::Counters;
+use crate::echo::tick::Tick;
 use crate::survival::keeper::Keeper;
 use crate::survival::lane::Lane;
 use crate::survival::unpacked::Young;
+use crate::system::clock;
 use crate::system::events::Event;
 use crate::system::kernel::Kernel;
 use crate::system::logging::Log;
@@ -136,7 +138,7 @@ pub struct Server {
     /// A descriptor in reserve, so that a reload can read its files when there is no other.
     spare: Option<File>,
     /// This round's reading of the clock.
-    now: Instant,
+    now: Tick,
     /// Something rare has happened, or something is due: everything is looked after in this round.
     stirred: bool,
     /// Somebody has come or gone.
@@ -144,7 +146,7 @@ pub struct Server {
     /// A listener may have callers.
     calling: bool,
     /// When they have to be otherwise.
-    wake: Option<Instant>,
+    wake: Option<Tick>,
     /// The service manager has answered, or dropped something.
     answered: bool,
     /// The parcel that the poll has.
@@ -182,7 +184,7 @@ impl Server {
     ///
     /// # Panics
     /// If there is no lane for the main loop.
-    pub fn new(parts: Parts, now: Instant) -> io::Result<Self> {
+    pub fn new(parts: Parts, now: Tick) -> io::Result<Self> {
         let Parts {
             poll,
             mut signals,
@@ -294,7 +296,7 @@ impl Server {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => result?,
             }
-            self.now = Instant::now();
+            self.now = clock::now();
             self.own.begin(self.now, !events.is_empty());
             self.stirred |= self.wake.is_some_and(|wake| wake <= self.now);
             for event in &events {

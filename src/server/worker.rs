@@ -7,7 +7,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::event::Event as Announced;
 use mio::{Interest, Registry, Token};
@@ -21,6 +21,7 @@ use crate::echo::connection::{Connection, Hint, Start, Want};
 use crate::echo::duplex::Duplex;
 use crate::echo::reason::{Reason, Summary};
 use crate::echo::shard::{Shard, Turn};
+use crate::echo::tick::Tick;
 use crate::survival::caution::Caution;
 use crate::survival::lane::Lane;
 use crate::system::events::{Endpoint, Event, Who};
@@ -70,11 +71,11 @@ pub struct Worker {
     busy_poll: Duration,
     poll_timeout: Option<Duration>,
     /// This round's reading of the clock.
-    now: Instant,
+    now: Tick,
     /// Bytes that may still move in this round.
     allowance: u64,
     /// Until then the poll does not wait (`busy-poll`).
-    awake_until: Instant,
+    awake_until: Tick,
     /// Memory was taken or given back.
     stirred: bool,
 }
@@ -96,7 +97,7 @@ impl Worker {
         config: &Config,
         log: Log,
         fold: Arc<Mutex<Fold>>,
-        now: Instant,
+        now: Tick,
     ) -> Self {
         Self {
             shard: Shard::new(config.limits.clone(), lane),
@@ -129,7 +130,7 @@ impl Worker {
 
     /// How long the poll may wait: until the first thing that is due, or for ever.  `wake`: what else
     /// is due in this loop.
-    pub fn sleep(&mut self, wake: Option<Instant>) -> Option<Duration> {
+    pub fn sleep(&mut self, wake: Option<Tick>) -> Option<Duration> {
         // Whoever has just spoken may have more to say soon, and waking up takes longer.
         if self.shard.ready() > 0 || self.now < self.awake_until {
             return Some(Duration::ZERO);
@@ -148,7 +149,7 @@ impl Worker {
     }
 
     /// A round begins; `announced`: with events.
-    pub fn begin(&mut self, now: Instant, announced: bool) {
+    pub fn begin(&mut self, now: Tick, announced: bool) {
         self.now = now;
         self.allowance = ROUND;
         if announced {
@@ -274,14 +275,14 @@ impl Worker {
     ///
     /// # Errors
     /// Those of epoll_ctl(2); it is over then.
-    pub fn admit(&mut self, stream: Stream, now: Instant) -> io::Result<usize> {
+    pub fn admit(&mut self, stream: Stream, now: Tick) -> io::Result<usize> {
         let key = self.shard.insert(stream, now);
         self.register(key, INPUT)?;
         Ok(key)
     }
 
     /// Takes in a connection of a predecessor.
-    pub fn adopt(&mut self, stream: Stream, start: Start, now: Instant) {
+    pub fn adopt(&mut self, stream: Stream, start: Start, now: Tick) {
         let (key, want) = self.shard.adopt(stream, start, now);
         // Failing, it is over, which is told.
         let _ = self.register(key, interest(want));

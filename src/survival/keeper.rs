@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -26,8 +26,8 @@ use super::parcel::{BATCH, Parcel};
 use super::recovery::{arena_name, parcel_name};
 use super::renewal::Renewal;
 use super::standing::{NO_ROOM, News, Standing};
-use super::totals::Totals;
 use super::unpacked::{Unpacked, Young};
+use crate::echo::tick::Tick;
 use crate::system::notify::Manager;
 
 /// Between two rounds of packing: fewer messages, of which a parcel takes a few hundred only.
@@ -71,15 +71,15 @@ pub struct Keeper {
     pub unpacked: Unpacked,
     delay: Duration,
     /// The next round of packing does not come before that.
-    next: Option<Instant>,
+    next: Option<Tick>,
     /// Nor the next attempt to renew the parcel before that.
-    renew_after: Option<Instant>,
+    renew_after: Option<Tick>,
     /// Names of listeners in use.
     listeners: BTreeSet<u32>,
     /// The first round, until it is past.
     caution: Option<Arc<Caution>>,
     /// When to ask again after there was no answer.
-    ask_again: Option<Instant>,
+    ask_again: Option<Tick>,
 }
 
 impl Keeper {
@@ -128,7 +128,7 @@ impl Keeper {
         &mut self,
         living: impl Iterator<Item = BorrowedFd<'a>>,
         manager: &mut Manager,
-        now: Instant,
+        now: Tick,
     ) -> Option<News> {
         if self.unseen {
             // They would hang, and what they take up in flight is free when they are gone.
@@ -179,7 +179,7 @@ impl Keeper {
     }
 
     /// Leaves nothing in the store.
-    pub fn dissolve(&mut self, manager: &mut Manager, now: Instant) {
+    pub fn dissolve(&mut self, manager: &mut Manager, now: Tick) {
         if self.standing != Standing::Declined {
             self.standing = Standing::Off;
         }
@@ -230,25 +230,14 @@ impl Keeper {
         index.unwrap_or(u32::MAX)
     }
 
-    /// The name of a listener that was put down, perhaps by a predecessor.
+    /// The arena, for what concerns the whole of it.
     #[must_use]
-    pub fn listener_name(&self, index: u32) -> Option<String> {
-        self.arena.name(index)
-    }
-
-    /// The totals of all processes so far.
-    #[must_use]
-    pub fn totals(&self) -> Totals {
-        self.arena.totals()
-    }
-
-    /// Notes the totals.
-    pub fn note(&self, totals: &Totals) {
-        self.arena.note(totals);
+    pub fn arena(&self) -> &Arena {
+        &self.arena
     }
 
     /// A connection has come in.
-    pub fn arrived(&mut self, lane: usize, key: usize, number: u64, now: Instant) {
+    pub fn arrived(&mut self, lane: usize, key: usize, number: u64, now: Tick) {
         if matches!(self.standing, Standing::Waiting | Standing::Kept) {
             let due = now + self.delay;
             self.unpacked.add(Young {
@@ -280,7 +269,7 @@ impl Keeper {
 
     /// When one of the `is_to_` questions has another answer, as long as we serve.
     #[must_use]
-    pub fn next_due(&self) -> Option<Instant> {
+    pub fn next_due(&self) -> Option<Tick> {
         match (&self.standing, &self.renewal) {
             // An answer that never comes is told at the next occasion; nothing waits for it.
             (Standing::Off | Standing::Declined | Standing::Asking, _) => None,
@@ -298,7 +287,7 @@ impl Keeper {
 
     /// Whether the manager is to be asked.
     #[must_use]
-    pub fn is_to_ask(&self, now: Instant) -> bool {
+    pub fn is_to_ask(&self, now: Tick) -> bool {
         let due = match self.standing {
             Standing::Waiting => self.unpacked.next_due(),
             Standing::Refused(_) => self.ask_again,
@@ -309,13 +298,13 @@ impl Keeper {
 
     /// Whether the parcel is to be renewed.
     #[must_use]
-    pub fn is_to_renew(&self, now: Instant) -> bool {
+    pub fn is_to_renew(&self, now: Tick) -> bool {
         self.is_resting() && self.is_worn() && self.renew_after.is_none_or(|after| after <= now)
     }
 
     /// Whether somebody is to be packed.
     #[must_use]
-    pub fn is_to_pack(&self, now: Instant) -> bool {
+    pub fn is_to_pack(&self, now: Tick) -> bool {
         let young = self.unpacked.next_due();
         self.is_resting()
             && self.next.is_none_or(|next| next <= now)
@@ -345,13 +334,13 @@ impl Keeper {
     }
 
     /// Those could not be packed: they are tried again, after a while.
-    pub fn put_back(&mut self, batch: Vec<Young>, now: Instant) {
+    pub fn put_back(&mut self, batch: Vec<Young>, now: Tick) {
         self.unpacked.put_back(batch);
         self.next = Some(now + AGAIN);
     }
 
     /// A round of packing is over.
-    pub fn packed(&mut self, now: Instant) {
+    pub fn packed(&mut self, now: Tick) {
         self.next = Some(now + PACKING);
     }
 
@@ -363,7 +352,7 @@ impl Keeper {
         &mut self,
         living: impl Iterator<Item = BorrowedFd<'a>>,
         manager: &mut Manager,
-        now: Instant,
+        now: Tick,
     ) -> io::Result<()> {
         assert!(self.renewal.is_none(), "a parcel is being renewed");
         self.renew_after = Some(now + AGAIN);
@@ -411,7 +400,7 @@ impl Keeper {
     }
 
     /// Gives a parcel up that the manager has not answered for.
-    pub fn abandon_renewal(&mut self, manager: &mut Manager, now: Instant) {
+    pub fn abandon_renewal(&mut self, manager: &mut Manager, now: Tick) {
         if let Some(renewal) = self.renewal.take() {
             manager.unstore(&parcel_name(renewal.parcel.generation), now);
         }
@@ -449,7 +438,7 @@ impl Keeper {
     }
 
     /// Looks whether the manager has answered, or has not in time.
-    pub fn expire(&mut self, manager: &mut Manager, now: Instant) -> Option<News> {
+    pub fn expire(&mut self, manager: &mut Manager, now: Tick) -> Option<News> {
         let renewal = self.renewal.as_ref()?;
         let answered = renewal.is_answered(Duration::ZERO);
         if !answered && now < renewal.until {
@@ -480,18 +469,13 @@ impl Keeper {
         Some(News::NotRenewed(io::Error::other(why)))
     }
 
-    /// Says that the next process has it all.
-    pub fn hand_over(&self) {
-        self.arena.hand_over();
-    }
-
     fn refuse(&mut self, why: String, grave: bool) -> Option<News> {
         self.unpacked.replace(Vec::new());
         self.standing = Standing::Refused(why.clone());
         Some(News::Refused { why, grave })
     }
 
-    fn forget_obsolete(&mut self, manager: &mut Manager, now: Instant) {
+    fn forget_obsolete(&mut self, manager: &mut Manager, now: Tick) {
         self.unseen = false;
         for name in std::mem::take(&mut self.obsolete) {
             manager.unstore(&name, now);

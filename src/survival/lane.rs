@@ -10,12 +10,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::arena::{Arena, Record};
 use super::layout::{WORD, lane, marked, slot_at};
 use crate::echo::SCRATCH;
 use crate::echo::backlog::{Slot, Store};
+use crate::echo::tick::Tick;
 use crate::system::memory::{Pair, Region};
 
 /// How long memory that is not needed is kept.
@@ -70,7 +71,7 @@ pub struct Lane {
     warm: Vec<u32>,
     /// How many of these were not needed since the last look.
     unneeded: usize,
-    trim: Option<Instant>,
+    trim: Option<Tick>,
 }
 
 impl Lane {
@@ -175,12 +176,12 @@ impl Lane {
 
     /// When [`Lane::trim`] has to be called next.
     #[must_use]
-    pub fn next_due(&self) -> Option<Instant> {
+    pub fn next_due(&self) -> Option<Tick> {
         self.trim
     }
 
     /// Gives memory back that was not needed for a while.
-    pub fn trim(&mut self, now: Instant) {
+    pub fn trim(&mut self, now: Tick) {
         if self.warm.is_empty() {
             self.trim = None;
             return;

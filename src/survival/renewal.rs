@@ -1,11 +1,12 @@
 //! A parcel that the manager was asked to store, and has not answered for.
 
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::parcel::Parcel;
+use crate::echo::tick::Tick;
 
 /// What is waited for, and until when.
 #[derive(Debug)]
@@ -13,7 +14,7 @@ pub(super) struct Renewal {
     pub(super) parcel: Parcel,
     /// The reading end of a pipe whose other end the manager closes.
     pub(super) answer: OwnedFd,
-    pub(super) until: Instant,
+    pub(super) until: Tick,
 }
 
 impl Renewal {

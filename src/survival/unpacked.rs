@@ -1,15 +1,15 @@
 //! Connections that are too young to be packed: most are over before their time comes.
 
 use std::collections::VecDeque;
-use std::time::Instant;
 
 use super::parcel::BATCH;
+use crate::echo::tick::Tick;
 
 /// A connection that is not packed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Young {
     /// When it has lived long enough.
-    pub due: Instant,
+    pub due: Tick,
     /// The lane of its loop.
     pub lane: usize,
     /// Its key in the shard of that loop.
@@ -30,7 +30,7 @@ impl Unpacked {
 
     /// When the time of the oldest has come.
     #[must_use]
-    pub fn next_due(&self) -> Option<Instant> {
+    pub fn next_due(&self) -> Option<Tick> {
         self.0.front().map(|young| young.due)
     }
 
@@ -55,12 +55,7 @@ impl Unpacked {
 
     /// Those whose time has come and who are not over, at most so many as go into one message;
     /// `all`: whoever is left.
-    pub fn batch(
-        &mut self,
-        now: Instant,
-        all: bool,
-        is_over: impl Fn(&Young) -> bool,
-    ) -> Vec<Young> {
+    pub fn batch(&mut self, now: Tick, all: bool, is_over: impl Fn(&Young) -> bool) -> Vec<Young> {
         let mut batch = Vec::new();
         while batch.len() < BATCH {
             match self.0.front() {
@@ -99,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_batch_has_whose_time_has_come_and_who_lives() {
-        let now = Instant::now();
+        let now = Tick::new(1 << 60);
         let young = |key: usize, millis| Young {
             due: now + Duration::from_millis(millis),
             lane: 0,

@@ -13,12 +13,14 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixDatagram;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr,
 };
 use sd_notify::NotifyState;
+
+use crate::echo::tick::Tick;
 
 /// Before the first attempt to send again what was refused; each further wait is twice as long.
 const RETRY: Duration = Duration::from_millis(100);
@@ -40,7 +42,7 @@ const WAITING: usize = 64;
 pub struct Manager {
     link: Option<(UnixDatagram, SocketAddrUnix)>,
     waiting: VecDeque<Message>,
-    retry: Option<Instant>,
+    retry: Option<Tick>,
     /// The next wait.
     wait: Duration,
     /// The last failure that was not a full queue, until it is told.
@@ -60,7 +62,7 @@ struct Message {
 #[derive(Debug)]
 struct Watchdog {
     interval: Duration,
-    due: Instant,
+    due: Tick,
 }
 
 /// What the text of the status is made from: while it stays the same, so does the text.
@@ -71,13 +73,13 @@ struct Status {
     /// What the text was made from.
     mark: Mark,
     text: String,
-    sent: Option<Instant>,
-    due: Option<Instant>,
+    sent: Option<Tick>,
+    due: Option<Tick>,
 }
 
 impl Status {
     /// A change of state has brought it along.
-    fn told(&mut self, text: &str, now: Instant) {
+    fn told(&mut self, text: &str, now: Tick) {
         text.clone_into(&mut self.text);
         self.sent = Some(now);
     }
@@ -88,7 +90,7 @@ impl Manager {
     ///
     /// # Errors
     /// `NOTIFY_SOCKET` cannot be used; the service can do without.
-    pub fn from_env(now: Instant) -> io::Result<Self> {
+    pub fn from_env(now: Tick) -> io::Result<Self> {
         let Some(address) = std::env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty())
         else {
             return Ok(Self::default());
@@ -122,7 +124,7 @@ impl Manager {
 
     /// Serving: every listener is registered.  `listen` is where, for supervisors and tests that
     /// asked for port 0.
-    pub fn ready(&mut self, listen: &str, status: &str, now: Instant) {
+    pub fn ready(&mut self, listen: &str, status: &str, now: Tick) {
         let listen = format!("X_TCP_ECHO_LISTEN={}", clean(listen));
         self.state(
             &[
@@ -136,7 +138,7 @@ impl Manager {
     }
 
     /// Reading the configuration again.
-    pub fn reloading(&mut self, now: Instant) {
+    pub fn reloading(&mut self, now: Tick) {
         // Both in one message, or Type=notify-reload waits for ever.
         if let Ok(monotonic) = NotifyState::monotonic_usec_now() {
             self.state(&[NotifyState::Reloading, monotonic], now);
@@ -144,7 +146,7 @@ impl Manager {
     }
 
     /// Done with reading the configuration, well or not.
-    pub fn reloaded(&mut self, status: &str, now: Instant) {
+    pub fn reloaded(&mut self, status: &str, now: Tick) {
         self.state(
             &[NotifyState::Ready, NotifyState::Status(&clean(status))],
             now,
@@ -153,7 +155,7 @@ impl Manager {
     }
 
     /// Stopping, which may take `span`.
-    pub fn stopping(&mut self, span: Duration, status: &str, now: Instant) {
+    pub fn stopping(&mut self, span: Duration, status: &str, now: Tick) {
         // A little more than we need ourselves: the end is ours to decide, not the manager's.
         let extend = format!(
             "EXTEND_TIMEOUT_USEC={}",
@@ -179,7 +181,7 @@ impl Manager {
     /// Asks it to keep duplicates of descriptors under a name (`FDSTORE=1`).  It does not look at
     /// them (`FDPOLL=0`): whatever hangs up is ours to remove.  False:
     /// there is no descriptor for a duplicate.
-    pub fn store(&mut self, name: &str, descriptors: &[BorrowedFd<'_>], now: Instant) -> bool {
+    pub fn store(&mut self, name: &str, descriptors: &[BorrowedFd<'_>], now: Tick) -> bool {
         let descriptors: io::Result<_> = descriptors
             .iter()
             .map(BorrowedFd::try_clone_to_owned)
@@ -193,28 +195,28 @@ impl Manager {
     }
 
     /// Asks it to close what it keeps under a name (`FDSTOREREMOVE=1`).
-    pub fn unstore(&mut self, name: &str, now: Instant) {
+    pub fn unstore(&mut self, name: &str, now: Tick) {
         let text = format!("FDSTOREREMOVE=1\nFDNAME={}", clean(name));
         let descriptors = Vec::new();
         self.queue(Message { text, descriptors }, now);
     }
 
     /// Asks it to close this descriptor when it has read everything before (`BARRIER=1`).
-    pub fn barrier(&mut self, question: OwnedFd, now: Instant) {
+    pub fn barrier(&mut self, question: OwnedFd, now: Tick) {
         let text = "BARRIER=1".to_owned();
         let descriptors = vec![question];
         self.queue(Message { text, descriptors }, now);
     }
 
     /// Tells the status at once.
-    pub fn report(&mut self, status: &str, now: Instant) {
+    pub fn report(&mut self, status: &str, now: Tick) {
         self.status.text.clear();
         self.send_status(status.to_owned(), now);
     }
 
     /// When a change of the status may be told, if there is anybody to hear it.
     #[must_use]
-    pub fn next_status(&self, now: Instant) -> Option<Instant> {
+    pub fn next_status(&self, now: Tick) -> Option<Tick> {
         self.link.as_ref()?;
         Some(self.status.sent.map_or(now, |sent| sent + STATUS_INTERVAL))
     }
@@ -222,7 +224,7 @@ impl Manager {
     /// Whether the status has changed and may be told again: at most once a second.  `mark` is
     /// what the text is made from; as long as it stays the same, nothing is done and nothing
     /// wakes us.
-    pub fn is_status_due(&mut self, mark: Mark, now: Instant) -> bool {
+    pub fn is_status_due(&mut self, mark: Mark, now: Tick) -> bool {
         if self.link.is_none() || mark == self.status.mark {
             self.status.due = None;
             return false;
@@ -233,14 +235,14 @@ impl Manager {
     }
 
     /// Tells the status, unless its text is the same.
-    pub fn status(&mut self, mark: Mark, text: String, now: Instant) {
+    pub fn status(&mut self, mark: Mark, text: String, now: Tick) {
         self.status.mark = mark;
         self.send_status(text, now);
     }
 
     /// Feeds the watchdog, if everything is `alive`, and sends again what was refused, when due;
     /// returns whether the watchdog was fed.
-    pub fn tick(&mut self, now: Instant, alive: bool) -> bool {
+    pub fn tick(&mut self, now: Tick, alive: bool) -> bool {
         if self.retry.is_some_and(|at| at <= now) {
             self.retry = None;
             self.flush(now);
@@ -283,7 +285,7 @@ impl Manager {
 
     /// When [`Manager::tick`] or [`Manager::status`] has to be called next.
     #[must_use]
-    pub fn next_due(&self) -> Option<Instant> {
+    pub fn next_due(&self) -> Option<Tick> {
         let watchdog = self.watchdog.as_ref().map(|watchdog| watchdog.due);
         [watchdog, self.retry, self.status.due]
             .into_iter()
@@ -291,7 +293,7 @@ impl Manager {
             .min()
     }
 
-    fn send_status(&mut self, text: String, now: Instant) {
+    fn send_status(&mut self, text: String, now: Tick) {
         self.status.sent = Some(now);
         if text == self.status.text {
             return;
@@ -303,14 +305,14 @@ impl Manager {
         }
     }
 
-    fn state(&mut self, states: &[NotifyState<'_>], now: Instant) {
+    fn state(&mut self, states: &[NotifyState<'_>], now: Tick) {
         let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
         let text = lines.join("\n");
         let descriptors = Vec::new();
         self.queue(Message { text, descriptors }, now);
     }
 
-    fn queue(&mut self, message: Message, now: Instant) {
+    fn queue(&mut self, message: Message, now: Tick) {
         if self.link.is_none() {
             return;
         }
@@ -322,7 +324,7 @@ impl Manager {
     }
 
     /// Sends what waits, in order, as far as the manager takes it.
-    pub fn flush(&mut self, now: Instant) {
+    pub fn flush(&mut self, now: Tick) {
         while let Some(message) = self.waiting.pop_front() {
             let sent = self.send(&message.text, &message.descriptors);
             if sent == Sent::Yes {
@@ -424,7 +426,7 @@ mod tests {
     #[test]
     fn a_value_cannot_smuggle_in_an_assignment() {
         let (mut manager, inbox) = pair("clean");
-        manager.ready("a\nMAINPID=1", "b\nREADY=0", Instant::now());
+        manager.ready("a\nMAINPID=1", "b\nREADY=0", Tick::new(1 << 60));
         assert_eq!(
             received(&inbox),
             ["READY=1\nSTATUS=b READY=0\nX_TCP_ECHO_LISTEN=a MAINPID=1"]
@@ -434,7 +436,7 @@ mod tests {
     #[test]
     fn a_full_queue_delays_but_loses_no_change_of_state() {
         let (mut manager, inbox) = pair("full");
-        let start = Instant::now();
+        let start = Tick::new(1 << 60);
         while manager.send("FILL=1", &[]) == Sent::Yes {}
         for _ in 0..5 {
             manager.reloading(start);
@@ -450,7 +452,7 @@ mod tests {
     fn a_socket_that_is_gone_is_told_once_and_does_not_keep_us_awake() {
         let (mut manager, inbox) = pair("gone");
         drop(inbox);
-        let mut now = Instant::now();
+        let mut now = Tick::new(1 << 60);
         manager.ready("", "", now);
         assert!(manager.trouble().is_some());
         for _ in 0..20 {
@@ -464,7 +466,7 @@ mod tests {
     #[test]
     fn the_status_is_told_when_it_changed_and_once_a_second() {
         let (mut manager, inbox) = pair("status");
-        let start = Instant::now();
+        let start = Tick::new(1 << 60);
         let at = |millis| start + Duration::from_millis(millis);
         for (mark, millis, due, text) in [
             (0, 0, false, ""),
@@ -492,7 +494,7 @@ mod tests {
     #[test]
     fn the_watchdog_is_fed_when_due_and_soon_again_when_the_queue_is_full() {
         let (mut manager, inbox) = pair("watchdog");
-        let start = Instant::now();
+        let start = Tick::new(1 << 60);
         let interval = Duration::from_secs(5);
         manager.watchdog = Some(Watchdog {
             interval,
@@ -521,7 +523,7 @@ mod tests {
     #[test]
     fn of_more_changes_than_may_wait_the_oldest_are_given_up() {
         let (mut manager, inbox) = pair("many");
-        let start = Instant::now();
+        let start = Tick::new(1 << 60);
         while manager.send("FILL=1", &[]) == Sent::Yes {}
         for number in 0..=WAITING {
             manager.reloaded(&number.to_string(), start);
@@ -540,7 +542,7 @@ mod tests {
     #[test]
     fn what_was_not_heard_is_known_until_it_is() {
         let (mut manager, inbox) = pair("unheard");
-        let start = Instant::now();
+        let start = Tick::new(1 << 60);
         manager.reloading(start);
         assert!(manager.unheard().is_none());
         while manager.send("FILL=1", &[]) == Sent::Yes {}

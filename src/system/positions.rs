@@ -140,9 +140,9 @@ fn info(socket: &impl AsFd) -> io::Result<Info> {
 mod tests {
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
-    use std::time::Instant;
 
     use super::*;
+    use std::time::Instant;
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -4,10 +4,11 @@
 //! exact counts.  [`Gate`] lets one event of a kind through a second, with the number that it
 //! stands for.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::events::Event;
 use crate::echo::reason::{Reason, Summary};
+use crate::echo::tick::Tick;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -15,7 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Fold {
     rate: u32,
-    since: Option<Instant>,
+    since: Option<Tick>,
     single: u32,
     reasons: [u64; Reason::KINDS.len()],
     received: u64,
@@ -42,7 +43,7 @@ impl Fold {
     }
 
     /// Whether this end is told by itself; if not, it is in the next summary.
-    pub fn admit(&mut self, summary: &Summary, now: Instant) -> bool {
+    pub fn admit(&mut self, summary: &Summary, now: Tick) -> bool {
         if self
             .since
             .is_none_or(|since| since + SECOND <= now && self.folded() == 0)
@@ -61,7 +62,7 @@ impl Fold {
     }
 
     /// The summary, when it is due; `last`: whatever is left.
-    pub fn flush(&mut self, now: Instant, last: bool) -> Option<Event> {
+    pub fn flush(&mut self, now: Tick, last: bool) -> Option<Event> {
         if !last && self.next_due().is_none_or(|due| now < due) || self.folded() == 0 {
             return None;
         }
@@ -80,7 +81,7 @@ impl Fold {
 
     /// When [`Fold::flush`] has to be called next.
     #[must_use]
-    pub fn next_due(&self) -> Option<Instant> {
+    pub fn next_due(&self) -> Option<Tick> {
         self.since
             .filter(|_| self.folded() > 0)
             .map(|since| since + SECOND)
@@ -94,13 +95,13 @@ impl Fold {
 /// One event a second.
 #[derive(Debug, Default)]
 pub struct Gate {
-    passed: Option<Instant>,
+    passed: Option<Tick>,
     held: u64,
 }
 
 impl Gate {
     /// For how many occurrences an event may be told now, this one included, if at all.
-    pub fn pass(&mut self, now: Instant) -> Option<u64> {
+    pub fn pass(&mut self, now: Tick) -> Option<u64> {
         self.held += 1;
         if self.passed.is_some_and(|passed| now < passed + SECOND) {
             return None;
@@ -126,7 +127,7 @@ mod tests {
 
     #[test]
     fn above_the_rate_ends_are_summed_exactly() {
-        let start = Instant::now();
+        let start = Tick::new(1 << 60);
         let at = |millis| start + Duration::from_millis(millis);
         let mut fold = Fold::new(2);
         let told = [0, 10, 20, 30].map(|millis| fold.admit(&ended(Reason::PeerDone), at(millis)));
@@ -153,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_rate_of_zero_folds_everything_and_a_slow_trickle_folds_nothing() {
-        let start = Instant::now();
+        let start = Tick::new(1 << 60);
         let mut none = Fold::new(0);
         assert!(!none.admit(&ended(Reason::Left), start));
         assert!(none.flush(start, true).is_some());
@@ -165,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_gate_lets_one_a_second_through_and_counts_the_rest() {
-        let start = Instant::now();
+        let start = Tick::new(1 << 60);
         let mut gate = Gate::default();
         let passed =
             [0, 1, 999, 1000, 1001, 3000].map(|ms| gate.pass(start + Duration::from_millis(ms)));

@@ -19,7 +19,7 @@ use std::cell::Cell;
 use std::io::{self, ErrorKind, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tcp_echo::echo::backlog::Heap;
 use tcp_echo::echo::connection::{Hint, Want};
@@ -27,6 +27,7 @@ use tcp_echo::echo::duplex::Duplex;
 use tcp_echo::echo::phase::Phase;
 use tcp_echo::echo::reason::{Reason, Summary};
 use tcp_echo::echo::shard::{Shard, Turn};
+use tcp_echo::echo::tick::Tick;
 use tcp_echo::echo::{BUDGET, GRACE, LINGER, Limits, SCRATCH};
 
 /// Worlds, unless asked otherwise.
@@ -161,15 +162,15 @@ struct Pipe {
     /// The last call was interrupted.
     interrupted: bool,
     /// When we were asked to leave for a stop.
-    left: Option<Instant>,
+    left: Option<Tick>,
     /// When a byte last moved, when our FIN went out, and the world's clock.
-    moved: Instant,
-    lingers: Option<Instant>,
-    clock: Rc<Cell<Instant>>,
+    moved: Tick,
+    lingers: Option<Tick>,
+    clock: Rc<Cell<Tick>>,
 }
 
 impl Pipe {
-    fn new(chance: &mut Chance, clock: &Rc<Cell<Instant>>) -> Self {
+    fn new(chance: &mut Chance, clock: &Rc<Cell<Tick>>) -> Self {
         let plan = match chance.below(8) {
             0 => 0,
             1..=4 => chance.below(300),
@@ -218,7 +219,7 @@ impl Pipe {
     }
 
     /// When a peer that we leave for a stop has been silent, and our FIN may go.
-    fn silent_at(&self, since: Instant) -> Instant {
+    fn silent_at(&self, since: Tick) -> Tick {
         (self.moved.max(since) + GRACE).min(since + LINGER)
     }
 
@@ -462,7 +463,7 @@ impl Duplex for Pipe {
 /// A daemon, its kernel and its peers.
 struct World {
     chance: Chance,
-    clock: Rc<Cell<Instant>>,
+    clock: Rc<Cell<Tick>>,
     shard: Shard<Pipe, Heap>,
     limits: Limits,
     /// The seats that are taken.
@@ -478,7 +479,7 @@ impl World {
         let mut chance = Chance(seed);
         let limits = some_limits(&mut chance);
         Self {
-            clock: Rc::new(Cell::new(Instant::now())),
+            clock: Rc::new(Cell::new(Tick::new(1 << 60))),
             shard: Shard::new(limits.clone(), Heap::new()),
             limits,
             keys: Vec::new(),
@@ -489,7 +490,7 @@ impl World {
         }
     }
 
-    fn now(&self) -> Instant {
+    fn now(&self) -> Tick {
         self.clock.get()
     }
 
@@ -648,7 +649,7 @@ impl World {
         if !lingered {
             assert_eq!(summary.owed, pipe.read - pipe.written, "{about}");
         }
-        let quiet = self.now() - pipe.moved;
+        let quiet = self.now().since(pipe.moved);
         match summary.reason {
             Reason::PeerDone => {
                 assert!(pipe.peer_finished && pipe.read == pipe.sent, "{about}");
@@ -660,7 +661,7 @@ impl World {
                 if let (Phase::Lingering { since, .. }, false) =
                     (phase, pipe.reset || pipe.peer_finished)
                 {
-                    assert!(self.now() - since >= LINGER, "{about}");
+                    assert!(self.now().since(since) >= LINGER, "{about}");
                 }
             }
             Reason::Reset => assert!(pipe.reset && pipe.lost.is_none(), "{about}"),
@@ -687,7 +688,7 @@ impl World {
                     panic!("{about}");
                 };
                 let most = self.limits.leave.max(LINGER);
-                assert!(self.now() - since >= most, "{about}");
+                assert!(self.now().since(since) >= most, "{about}");
             }
             Reason::Error(_) => panic!("{about}"),
         }
@@ -702,7 +703,7 @@ impl World {
         for key in self.keys.clone() {
             let lingers = self.shard.stream_mut(key).lingers;
             assert!(
-                lingers.is_none_or(|since| self.now() - since < LINGER),
+                lingers.is_none_or(|since| self.now().since(since) < LINGER),
                 "it lingers for too long"
             );
             if self.shard.queued(key) {

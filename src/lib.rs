@@ -7,11 +7,12 @@
 //!
 //! # Bird's eye
 //!
-//! One thread, one `mio::Poll`.  The kernel announces a socket; its token names a
-//! [`server::source::Source`]; the server gives the connection a *turn*; the turn reads into the
+//! One loop, one `mio::Poll`.  The kernel announces a socket; its token names a
+//! [`server::source::Source`]; the *worker* gives the connection a *turn*; the turn reads into the
 //! one *scratch* buffer and writes from it at once.  What the peer does not take becomes a
 //! *backlog*, and nothing more is read until it is paid.  A second thread writes the log, because
-//! a log may block and an echo may not.
+//! a log may block and an echo may not.  With several workers each further one has a thread, a poll
+//! and a scratch of its own ([`server::crew`]); everything else stays with the main loop.
 //!
 //! The scratch and the backlogs are in memory that outlives the process, and the service manager
 //! holds the sockets: the next process goes on where this one ended, however it ended.  The
@@ -37,7 +38,8 @@
 //! given back is *owed*; writing it is *paying*; it waits in the *backlog*.  What a connection
 //! waits for is its *want*.  A *turn* moves what it can within a budget; a connection that could
 //! go on *yields* and is *ready*.  A deadline is *due*, its entry in the timers is *armed*.
-//! Connections have *seats* in a *shard*.  To *leave* is to echo what is there, pay, and send our
+//! Connections have *seats* in a *shard*, which a *worker* serves in *rounds*: it polls, then gives
+//! turns.  The workers beside that of the main loop are its *crew*.  To *leave* is to echo what is there, pay, and send our
 //! FIN; then we *linger*.
 //!
 //! The *arena* is the memory that outlives the process; a *lane* is one loop's part of it, with a
@@ -70,7 +72,8 @@
 //!   connections (twice those that are open, and 65 536), a message of the
 //!   parcel (253 descriptors), a round of packing (8 messages).
 //! - `echo` reads no clock, logs nothing, knows no address.  The clock is read once a round.
-//! - The loop never blocks, but for reading the configuration on HUP.
+//! - A loop never blocks, but for reading the configuration on HUP, and for the rounds of the other
+//!   loops when the main loop has to come into them: some milliseconds at most.
 //! - An `Err` means that the process cannot go on.  What ends one connection is a
 //!   [`echo::reason::Reason`], counted and told.
 //! - Nothing that comes from the network, the log or the manager can cause a panic: `assert!`
@@ -120,6 +123,13 @@
 //!   each message: one timer stays set to the earliest ([`server::alarm`]).
 //! - Traffic alone does not make the round look after anything else: what is done by the clock is
 //!   done when something has stirred, or its time has come.
+//! - Several workers are not reached through a channel of orders but held still between two rounds,
+//!   by a fair lock that a worker takes once a round.  What survival asks of them (packing, renewal,
+//!   the hand-over) and what is counted is about all of them together, so with orders the main loop
+//!   would have to wait for their answers, with a protocol for each question; with the lock those
+//!   parts are the same code for one worker and for many.  Nothing is locked for a message.
+//! - With N workers there are N loops, not N and one: the main loop serves too.  So one worker is the
+//!   same code without a thread.
 //! - Storing is not answered.  That there is no store, or no room in it, shows when the sending end
 //!   hangs up after the barrier.
 

@@ -45,7 +45,7 @@ pub(super) const LOOPBACK: [IpAddr; 2] = [
 /// and some to spare.
 const OWN: u64 = 32;
 
-/// Those that each further worker takes: its poll, the same for the main loop, timer, waker.
+/// Those that each further worker takes: its poll twice, its timer, what wakes it.
 const WORKER: u64 = 4;
 
 /// Why serving cannot begin, or go on.
@@ -131,7 +131,10 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
     if rustix::process::geteuid().is_root() {
         log.tell(Event::Root);
     }
-    let descriptors = descriptors(config.workers);
+    // An instance for one conversation needs no more than one.
+    let lone = passed.listeners.is_empty() && !passed.connections.is_empty();
+    let workers = if lone { 1 } else { config.workers };
+    let descriptors = descriptors(workers);
     let estate = Estate::sort(std::mem::take(&mut passed.reserved));
     for name in &estate.strangers {
         log.tell(Event::Reserved { name: name.clone() });
@@ -140,9 +143,9 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
     let mut findings = estate.read(descriptors);
     let most = descriptors.min(config.max_connections.unwrap_or(0).max(MOST_CONNECTIONS));
     let geometry = Geometry {
-        lanes: config.workers,
+        lanes: workers,
         // Callers go to the worker that has the fewest, so none has more than its share.
-        seats: most.div_ceil(config.workers),
+        seats: most.div_ceil(workers),
     };
     let (mut heritage, lanes) = Heritage::settle(&mut findings, geometry)
         .map_err(|error| Trouble::System("memory cannot be mapped", error))?;
@@ -159,16 +162,8 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
         lanes,
         log: log.clone(),
     };
-    let mut server = Server::new(parts, now)
-        .map_err(|error| Trouble::System("the loops cannot be set up", error))?;
-    let opening = Opening {
-        server: &mut server,
-        config,
-        log,
-        hint: None,
-    };
-    let hint = match opening.open(passed) {
-        Ok(hint) => hint,
+    let (mut server, hint) = match open(parts, config, passed, log) {
+        Ok(opened) => opened,
         Err(trouble) => {
             heritage.leave_as_found(&findings);
             return Err(trouble);
@@ -176,12 +171,33 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
     };
     heritage.take_over();
     server.inherit(&findings, heritage.adopted);
-    server
-        .ready(hint)
-        .map_err(|error| Trouble::System("a worker cannot be started", error))?;
+    server.ready(hint);
     server
         .run()
         .map_err(|error| Trouble::System("epoll failed", error))
+}
+
+/// Puts a server together, with its listeners, and starts its loops; returns it with a command that
+/// tries it.
+fn open(
+    parts: Parts,
+    config: &Config,
+    passed: Passed,
+    log: &Log,
+) -> Result<(Server, Option<String>), Trouble> {
+    let mut server = Server::new(parts, clock::now())
+        .map_err(|error| Trouble::System("the loops cannot be set up", error))?;
+    let opening = Opening {
+        server: &mut server,
+        config,
+        log,
+        hint: None,
+    };
+    let hint = opening.open(passed)?;
+    server
+        .start()
+        .map_err(|error| Trouble::System("a worker cannot be started", error))?;
+    Ok((server, hint))
 }
 
 /// Puts listeners and connections into a server.
@@ -218,9 +234,7 @@ impl Opening<'_> {
         }
         // After the last listener, whose numbers come first.
         for (name, socket) in passed.connections {
-            self.server
-                .add_connection(&name, socket)
-                .map_err(unregistered)?;
+            self.server.add_connection(&name, socket);
         }
         Ok(self.hint)
     }

@@ -15,7 +15,8 @@
 //! the peer's FIN can arrive with the data in one event, a read stops at the urgent mark, and a
 //! read from a Unix stream stops behind passed descriptors.  None of these is announced again.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::mem::{Discriminant, discriminant};
 
 use super::backlog::{Backlog, Store};
 use super::duplex::Duplex;
@@ -165,21 +166,9 @@ impl Connection {
         self.remember(hint);
         let mut budget = BUDGET;
         loop {
-            while let Some(backlog) = &mut self.backlog {
-                match io.write(backlog.owed(store)) {
-                    Ok(0) => return Step::Done(Reason::Error(0)),
-                    Ok(count) => {
-                        self.sent += count as u64;
-                        self.moved = now;
-                        if backlog.pay(count) {
-                            self.forget(store);
-                        }
-                    }
-                    Err(error) => match error.kind() {
-                        ErrorKind::WouldBlock => return Step::Blocked,
-                        ErrorKind::Interrupted => return Step::Yield,
-                        _ => return Step::Done(Reason::of(&error)),
-                    },
+            if self.backlog.is_some() {
+                if let Some(step) = self.pay(io, store, now) {
+                    return step;
                 }
             }
             if budget == 0 {
@@ -196,25 +185,11 @@ impl Connection {
             let count = match io.read(&mut store.scratch()[..room]) {
                 Ok(0) => return Step::Done(self.ended()),
                 Ok(count) => count,
-                Err(error) => match (error.kind(), self.phase) {
-                    (ErrorKind::Interrupted, _) => return Step::Yield,
-                    (ErrorKind::WouldBlock, Phase::Leaving { .. }) if now < self.pause() => {
-                        return Step::Blocked;
-                    }
-                    (ErrorKind::WouldBlock, Phase::Leaving { since, why, .. }) => {
-                        let until = Some(self.received);
-                        self.phase = Phase::Leaving { since, why, until };
-                        continue;
-                    }
-                    (ErrorKind::WouldBlock, _) => {
-                        self.hint = Hint::Plain;
-                        return Step::Blocked;
-                    }
-                    (_, Phase::Lingering { why, .. }) => return Step::Done(why),
-                    _ => return Step::Done(Reason::of(&error)),
+                Err(error) => match self.not_read(&error, now) {
+                    Some(step) => return step,
+                    None => continue,
                 },
             };
-            let drained = count < room && self.hint == Hint::Plain && !io.stops_short();
             budget = budget.saturating_sub(count.max(LEAST));
             self.received += count as u64;
             self.moved = now;
@@ -224,9 +199,11 @@ impl Connection {
             }
             let (written, interrupted) = match io.write(store.read()) {
                 Ok(written) => (written, false),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => (0, false),
-                Err(error) if error.kind() == ErrorKind::Interrupted => (0, true),
-                Err(error) => return Step::Done(Reason::of(&error)),
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => (0, false),
+                    ErrorKind::Interrupted => (0, true),
+                    _ => return Step::Done(Reason::of(&error)),
+                },
             };
             self.sent += written as u64;
             if limits.bytes.is_some_and(|most| self.received >= most) {
@@ -244,10 +221,56 @@ impl Connection {
                     Step::Blocked
                 };
             }
-            if drained && self.phase == Phase::Echoing {
+            let drained = count < room && self.hint == Hint::Plain && !io.stops_short();
+            if drained && matches!(self.phase, Phase::Echoing) {
                 return Step::Blocked;
             }
         }
+    }
+
+    /// Pays what is owed; `None`: all of it.
+    fn pay(&mut self, io: &mut impl Duplex, store: &mut impl Store, now: Tick) -> Option<Step> {
+        while let Some(backlog) = &mut self.backlog {
+            match io.write(backlog.owed(store)) {
+                Ok(0) => return Some(Step::Done(Reason::Error(0))),
+                Ok(count) => {
+                    self.sent += count as u64;
+                    self.moved = now;
+                    if backlog.pay(count) {
+                        self.forget(store);
+                    }
+                }
+                Err(error) => {
+                    return Some(match error.kind() {
+                        ErrorKind::WouldBlock => Step::Blocked,
+                        ErrorKind::Interrupted => Step::Yield,
+                        _ => Step::Done(Reason::of(&error)),
+                    });
+                }
+            }
+        }
+        None
+    }
+
+    /// What a failed read means; `None`: read on.
+    #[cold]
+    fn not_read(&mut self, error: &io::Error, now: Tick) -> Option<Step> {
+        let step = match (error.kind(), self.phase) {
+            (ErrorKind::Interrupted, _) => Step::Yield,
+            (ErrorKind::WouldBlock, Phase::Leaving { .. }) if now < self.pause() => Step::Blocked,
+            (ErrorKind::WouldBlock, Phase::Leaving { since, why, .. }) => {
+                let until = Some(self.received);
+                self.phase = Phase::Leaving { since, why, until };
+                return None;
+            }
+            (ErrorKind::WouldBlock, _) => {
+                self.hint = Hint::Plain;
+                Step::Blocked
+            }
+            (_, Phase::Lingering { why, .. }) => Step::Done(why),
+            _ => Step::Done(Reason::of(error)),
+        };
+        Some(step)
     }
 
     /// How much to read.  Much only if the peer takes it: nothing waits to be sent, and the last read
@@ -408,6 +431,13 @@ impl Connection {
         self.began
     }
 
+    /// What its deadline is made from, but for the time: as long as this stays the same, activity only
+    /// makes it later.
+    #[must_use]
+    pub fn state(&self) -> (Want, Discriminant<Phase>) {
+        (self.want(), discriminant(&self.phase))
+    }
+
     /// Where in its life it is.
     #[must_use]
     pub fn phase(&self) -> Phase {
@@ -483,7 +513,7 @@ impl Connection {
 pub(super) mod tests {
     use std::time::Duration;
 
-    use std::io::{self, Read, Write};
+    use std::io::{Read, Write};
 
     use super::*;
     use crate::echo::backlog::Heap;

@@ -3,6 +3,8 @@
 //!
 //! Gauges are computed from them ([`Counters::open`]), so they cannot drift.
 
+use std::iter::Sum;
+
 use super::reason::{Reason, Summary};
 
 /// The totals of one shard.
@@ -47,6 +49,19 @@ impl Counters {
     /// Ended connections by reason, in the order of [`Reason::KINDS`].
     pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         Reason::KINDS.into_iter().zip(self.closed)
+    }
+}
+
+/// What one loop has taken over from another process may count what another loop has now, so of
+/// several only the sum means something.
+impl Sum for Counters {
+    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
+        parts.fold(Self::default(), |sum, part| Self {
+            accepted: sum.accepted + part.accepted,
+            received: sum.received + part.received,
+            sent: sum.sent + part.sent,
+            closed: std::array::from_fn(|kind| sum.closed[kind] + part.closed[kind]),
+        })
     }
 }
 

@@ -9,7 +9,6 @@
 //! server gives it further turns, because an edge-triggered kernel announces nothing twice.
 
 use std::collections::VecDeque;
-use std::mem::discriminant;
 
 use slab::Slab;
 
@@ -186,7 +185,7 @@ impl<S: Duplex, M: Store> Shard<S, M> {
         };
         let connection = &mut seat.connection;
         let before = (connection.received(), connection.sent());
-        let state = (connection.want(), discriminant(&connection.phase()));
+        let state = connection.state();
         let step = connection.advance(&mut seat.stream, &mut self.store, hint, &self.limits, now);
         self.moved = (
             connection.received() - before.0,
@@ -200,7 +199,7 @@ impl<S: Duplex, M: Store> Shard<S, M> {
         connection.check();
         let want = connection.want();
         // Activity only makes a deadline later, and its entry is put back when it fires early.
-        if state != (want, discriminant(&connection.phase())) {
+        if state != connection.state() {
             let due = connection.due(&self.limits).map(|(at, _)| at);
             let earlier = |armed| due.is_some_and(|due| due < armed);
             if due.is_none() || seat.armed.is_none_or(earlier) {
@@ -262,13 +261,8 @@ impl<S: Duplex, M: Store> Shard<S, M> {
     /// It gets a last turn first: what has arrived or could be written meanwhile is not late, only
     /// we are.  Each such turn is returned, so that the server can bound them in a round.
     pub fn expire(&mut self, now: Tick) -> Option<(usize, Turn)> {
-        let (key, phase, reason) = loop {
-            let key = self.timers.fired(now)?;
-            if let Some((phase, reason)) = self.overdue(key, now) {
-                break (key, phase, reason);
-            }
-            self.arm(key);
-        };
+        let key = self.next_overdue(now)?;
+        let (phase, reason) = self.overdue(key, now)?;
         if reason == Reason::Lifetime && phase == Phase::Echoing {
             self.seats[key].connection.leave(reason, now);
         }
@@ -281,6 +275,17 @@ impl<S: Duplex, M: Store> Shard<S, M> {
             .overdue(key, now)
             .and_then(|(phase, reason)| self.conclude(key, phase, reason, now));
         Some((key, end.unwrap_or(turn)))
+    }
+
+    /// Whom [`Shard::expire`] would give its last turn.
+    pub fn next_overdue(&mut self, now: Tick) -> Option<usize> {
+        loop {
+            let key = self.timers.fired(now)?;
+            if self.overdue(key, now).is_some() {
+                return Some(key);
+            }
+            self.arm(key);
+        }
     }
 
     /// Where a connection is, and what its deadline means, if that has passed.

@@ -44,6 +44,12 @@ impl Tick {
     }
 }
 
+/// The first of several times, if there is one.
+#[must_use]
+pub fn earliest<const N: usize>(times: [Option<Tick>; N]) -> Option<Tick> {
+    times.into_iter().flatten().min()
+}
+
 impl Add<Duration> for Tick {
     type Output = Self;
 

@@ -57,7 +57,7 @@ impl Alarm {
             return None;
         }
         let wait = due.since(now);
-        if wait.is_zero() || self.set_to(wait).is_err() {
+        if wait.is_zero() || self.set_to(due).is_err() {
             // The poll counts milliseconds in an int.
             return Some(wait.min(DAY));
         }
@@ -65,13 +65,15 @@ impl Alarm {
         None
     }
 
-    fn set_to(&self, wait: Duration) -> io::Result<()> {
+    /// To a time and not to a span: `now` may be long past, where another loop asks.
+    fn set_to(&self, due: Tick) -> io::Result<()> {
         let timer = self.timer.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         let value = Itimerspec {
             it_interval: Timespec::default(),
-            it_value: Timespec::try_from(wait).map_err(|_| io::ErrorKind::InvalidInput)?,
+            it_value: Timespec::try_from(due.since(Tick::new(0)))
+                .map_err(|_| io::ErrorKind::InvalidInput)?,
         };
-        timerfd_settime(timer, TimerfdTimerFlags::empty(), &value)?;
+        timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &value)?;
         Ok(())
     }
 }

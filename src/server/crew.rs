@@ -1,19 +1,23 @@
 //! The workers beside the one of the main loop, each with a thread, a poll and a loop of its own.
 //!
-//! What a worker has is its own: no turn ever waits for another loop.  Only between two rounds the
-//! server may come in ([`Crew::hold`]): to bring connections, to change limits, to count, and for all
-//! that concerns what is kept for a successor, which is decided over all of them together.  So a
-//! worker is behind a lock that it takes once a round, and never for a message.  The lock is fair:
-//! who waits for it gets it next, or a worker that is never idle would keep the server out.
+//! What a worker has is its own: no turn waits for another loop (but in the first round of a
+//! successor, [`crate::survival::caution`]).  Only between two rounds the server may come in
+//! ([`Crew::hold`]): to bring connections, to change limits, to count, and for all that concerns what
+//! is kept for a successor, which is decided over all of them together.  So a worker is behind a lock
+//! that it takes once a round, and never for a message.  The lock is fair: who waits for it gets it
+//! next, or a worker that is never idle would keep the server out.
+//!
+//! A worker that hangs in a round makes the main loop wait, too: then the watchdog is not fed, and
+//! the service manager ends the process.
 //!
 //! In the other direction a worker lays down who is over ([`Tray`]), and wakes the main loop when
 //! there was nothing in it before.
 //!
-//! With one worker there is no crew, no thread and no lock.
+//! With one worker there is no crew, no thread and no such lock.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
 use mio::{Events, Poll, Registry, Waker};
@@ -23,6 +27,7 @@ use super::worker::{Gone, Worker};
 use crate::echo::counters::Counters;
 use crate::survival::lane::Lane;
 use crate::system::clock;
+use crate::system::lock::lock;
 use crate::system::signals;
 
 /// Events taken from the kernel in one round.
@@ -52,16 +57,22 @@ struct Desk {
     /// Wakes the main loop.
     main: Arc<Waker>,
     /// Something was sent, and the main loop has not told it yet.
-    busy: AtomicBool,
+    untold: AtomicBool,
     /// It has begun a round since it was asked for a sign of life.
     alive: AtomicBool,
     /// It is to end.
     over: AtomicBool,
 }
 
-/// Nothing here can be left half done: a panic ends the process.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Ends the process with a thread that panics, also where a panic unwinds (in a test).
+struct Fatal;
+
+impl Drop for Fatal {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
+    }
 }
 
 impl Desk {
@@ -98,12 +109,12 @@ impl Desk {
     }
 
     fn report(&self, worker: &mut Worker) {
-        let sent = std::mem::take(&mut worker.sent) && !self.busy.load(Ordering::Relaxed);
+        let sent = std::mem::take(&mut worker.sent) && !self.untold.load(Ordering::Relaxed);
         // The main loop has to find out when the first round is over.
         if !sent && worker.gone.is_empty() && worker.caution.is_none() {
             return;
         }
-        self.busy.fetch_or(sent, Ordering::Relaxed);
+        self.untold.fetch_or(sent, Ordering::Relaxed);
         let mut tray = lock(&self.tray);
         tray.gone.append(&mut worker.gone);
         tray.counters = (worker.shard.counters(), worker.shard.noted());
@@ -128,7 +139,7 @@ struct Held<'a> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         // Its poll may wait for longer than is right now.
-        if self.worker.sleep(None).is_some() {
+        if self.worker.rest(None).is_some() {
             let _ = self.waker.wake();
         }
     }
@@ -181,6 +192,7 @@ struct Hand {
     thread: Option<JoinHandle<()>>,
     /// The totals that were laid down last.
     counters: (Counters, Counters),
+    trouble: Option<io::Error>,
 }
 
 /// The workers beside the one of the main loop.
@@ -212,13 +224,14 @@ impl Crew {
                     tray: Mutex::default(),
                     waker: Waker::new(poll.registry(), Source::Crew.into())?,
                     main,
-                    busy: AtomicBool::new(false),
+                    untold: AtomicBool::new(false),
                     alive: AtomicBool::new(true),
                     over: AtomicBool::new(false),
                 }),
                 poll: Some(poll),
                 thread: None,
                 counters: Default::default(),
+                trouble: None,
             });
         }
         Ok(Self(hands))
@@ -236,6 +249,7 @@ impl Crew {
             let desk = Arc::clone(&hand.desk);
             let name = format!("worker {}", number + 1);
             let work = move || {
+                let _fatal = Fatal;
                 if let Err(error) = desk.work(&mut poll) {
                     let mut tray = lock(&desk.tray);
                     tray.trouble = Some(error);
@@ -261,14 +275,15 @@ impl Crew {
 
     /// Holds all workers still, the main loop's `own` among them.
     pub fn hold<'a>(&'a self, own: &'a mut Worker) -> Loops<'a> {
+        // First a place in each line: then all rounds that are under way end at once.
+        let turns: Vec<_> = self.0.iter().map(|hand| lock(&hand.desk.turn)).collect();
         let held = |hand: &'a Hand| Held {
-            worker: hand.desk.enter(),
+            worker: lock(&hand.desk.worker),
             waker: &hand.desk.waker,
         };
-        Loops {
-            own,
-            others: self.0.iter().map(held).collect(),
-        }
+        let others = self.0.iter().map(held).collect();
+        drop(turns);
+        Loops { own, others }
     }
 
     /// Works with one worker, by its number; `own` is the first.
@@ -289,23 +304,22 @@ impl Crew {
         work(&mut held.worker)
     }
 
-    /// What the workers have laid down: who is over, with the number of the worker.
-    ///
-    /// # Errors
-    /// A poll has failed.
-    pub fn collect(&mut self, mut gone: impl FnMut(usize, Gone)) -> io::Result<()> {
+    /// Takes what the workers have laid down: who is over, with the number of the worker.
+    pub fn collect(&mut self, gone: &mut Vec<(usize, Gone)>) {
         for (number, hand) in (1..).zip(&mut self.0) {
             let mut tray = lock(&hand.desk.tray);
             if !std::mem::take(&mut tray.full) {
                 continue;
             }
             hand.counters = tray.counters;
-            tray.gone.drain(..).for_each(|over| gone(number, over));
-            if let Some(error) = tray.trouble.take() {
-                return Err(error);
-            }
+            gone.extend(tray.gone.drain(..).map(|over| (number, over)));
+            hand.trouble = tray.trouble.take();
         }
-        Ok(())
+    }
+
+    /// Why a worker cannot go on, as it was last laid down.
+    pub fn trouble(&mut self) -> Option<io::Error> {
+        self.0.iter_mut().find_map(|hand| hand.trouble.take())
     }
 
     /// The totals of each, and those for a successor, as they were last laid down.
@@ -316,7 +330,7 @@ impl Crew {
     /// The status was told: the next that is sent is news again.
     pub fn told(&self) {
         for hand in &self.0 {
-            hand.desk.busy.store(false, Ordering::Relaxed);
+            hand.desk.untold.store(false, Ordering::Relaxed);
         }
     }
 

@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use super::keeping::record;
+use super::Server;
+use super::keeping::{Packed, record};
 use super::lifecycle::Life;
 use super::listener::State;
-use super::{Server, sum};
 use crate::survival::standing::Standing;
 use crate::system::clock;
 use crate::system::events::Event;
@@ -33,12 +33,12 @@ impl Server {
         self.take_the_last();
         let span = self.config.limits.leave;
         self.pack_all();
-        let unkept = self.unkept();
-        let mut loops = self.crew.hold(&mut self.own);
-        for (number, key) in unkept {
-            loops.get_mut(number).shard.leave(key, self.now);
+        for worker in self.crew.hold(&mut self.own).iter_mut() {
+            let unkept: Vec<usize> = worker.unkept().collect();
+            for key in unkept {
+                worker.shard.leave(key, self.now);
+            }
         }
-        drop(loops);
         let status = self.status();
         self.manager.stopping(span, &status, self.now);
     }
@@ -82,8 +82,7 @@ impl Server {
         let young = self.unkept_young();
         self.keeper.unpacked.replace(young);
         loop {
-            let batch = self.batch(true);
-            if batch.is_empty() || self.pack(batch) {
+            if self.pack(true) != Packed::Failed {
                 if !self.keeper.unpacked.is_empty() {
                     continue;
                 }
@@ -101,15 +100,10 @@ impl Server {
         }
     }
 
-    /// Who cannot be handed over: the number of the worker, and the key.
-    pub(super) fn unkept(&mut self) -> Vec<(usize, usize)> {
+    /// Whether nobody is left who cannot be handed over.
+    pub(super) fn is_all_kept(&mut self) -> bool {
         let loops = self.crew.hold(&mut self.own);
-        let unkept = loops.iter().enumerate().flat_map(|(number, worker)| {
-            let connections = worker.shard.connections();
-            let unkept = connections.filter(|(_, stream, _)| stream.seat.is_none());
-            unkept.map(move |(key, _, _)| (number, key))
-        });
-        unkept.collect()
+        loops.iter().all(|worker| worker.unkept().next().is_none())
     }
 
     /// Says how far everybody has come, and that the successor may go on from there.
@@ -123,7 +117,7 @@ impl Server {
                 }
             }
         }
-        let noted = sum(loops.iter().map(|worker| worker.shard.noted()));
+        let noted = loops.iter().map(|worker| worker.shard.noted()).sum();
         drop(loops);
         self.note(noted);
         self.keeper.arena().hand_over();

@@ -6,17 +6,14 @@
 
 use std::io;
 
+use super::Server;
 use super::lifecycle::Life;
 use super::listener::{Listener, State};
-use super::{Server, lock, sum};
-use crate::echo::tick::Tick;
+use crate::echo::counters::Counters;
+use crate::echo::tick::{Tick, earliest};
 use crate::survival::standing::Standing;
 use crate::system::events::Event;
-
-/// The first of several times, if there is one.
-fn earliest<const N: usize>(times: [Option<Tick>; N]) -> Option<Tick> {
-    times.into_iter().flatten().min()
-}
+use crate::system::lock::lock;
 
 impl Server {
     /// When housekeeping and callers have to be looked after, if nothing happens before.
@@ -48,16 +45,19 @@ impl Server {
     /// The poll of a worker has failed.
     pub(super) fn look_round(&mut self) -> io::Result<()> {
         self.changed |= !self.own.gone.is_empty();
-        self.stirred |= self.own.caution.is_some();
+        // The last one to go, or a listener that closes, may be what is waited for.
+        self.stirred |= self.own.caution.is_some() || self.life != Life::Serving;
         let sent = std::mem::take(&mut self.own.sent);
         if (sent || self.changed) && !self.busy {
             self.busy = true;
             self.wake = earliest([self.wake, self.manager.next_status(self.now)]);
         }
         if self.changed && !self.stirred {
-            self.part()?;
-            // The last one to go may be what is waited for.
-            self.stirred = self.life != Life::Serving || self.listeners.is_empty();
+            self.part();
+            self.stirred = self.listeners.is_empty();
+            if let Some(error) = self.crew.trouble() {
+                return Err(error);
+            }
             if *self.keeper.standing() == Standing::Kept {
                 self.note_totals();
             }
@@ -81,13 +81,16 @@ impl Server {
     /// # Errors
     /// The poll of a worker has failed.
     pub(super) fn housekeep(&mut self) -> io::Result<()> {
-        self.part()?;
+        self.part();
+        if let Some(error) = self.crew.trouble() {
+            return Err(error);
+        }
         if let Some(event) = lock(&self.fold).flush(self.now, false) {
             self.log.tell(event);
         }
         self.keep();
         let idle = match self.life {
-            Life::HandingOver { .. } => self.unkept().is_empty(),
+            Life::HandingOver { .. } => self.is_all_kept(),
             _ => self.open() == 0,
         };
         if idle && self.listeners.is_empty() && self.life == Life::Serving {
@@ -114,6 +117,7 @@ impl Server {
         self.stirred = false;
         let ready = |listener: &Listener| listener.state == State::Ready;
         self.calling = self.listeners.iter().any(ready);
+        self.forget_young();
         self.wake = self.next_wake();
         Ok(())
     }
@@ -121,18 +125,14 @@ impl Server {
     /// Tells the manager how it is, if that has changed and may be told again.
     fn tell_status(&mut self) {
         let crew = self.crew.counters().map(|(counters, _)| counters);
-        let counters = sum(std::iter::once(self.own.shard.counters()).chain(crew));
+        let counters: Counters = std::iter::once(self.own.shard.counters()).chain(crew).sum();
         let standing = self.keeper.standing().mark(self.keeper.kept());
-        let mark = [
-            counters.accepted,
-            counters.closed(),
-            counters.sent,
-            standing,
-        ];
+        let mark = [self.number, counters.closed(), counters.sent, standing];
         if self.manager.is_status_due(mark, self.now) {
+            // What is sent from here on is news again.
+            self.crew.told();
             let status = self.status();
             self.manager.status(mark, status, self.now);
-            self.crew.told();
         }
     }
 }

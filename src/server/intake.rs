@@ -1,6 +1,7 @@
 //! Taking connections in: limits first, then a seat, then the poll.
 
 use std::io;
+use std::net::IpAddr;
 
 use mio::net::{TcpStream, UnixStream};
 
@@ -63,10 +64,7 @@ impl Server {
     }
 
     /// Takes in a connection that was passed; every listener must be there already.
-    ///
-    /// # Errors
-    /// It cannot be registered.
-    pub fn add_connection(&mut self, name: &str, socket: StreamSocket) -> io::Result<()> {
+    pub fn add_connection(&mut self, name: &str, socket: StreamSocket) {
         let index = self.know(name);
         let options = self.config.options_for(name).clone();
         let socket = match socket {
@@ -74,8 +72,7 @@ impl Server {
                 Ok(peer) => Socket::Tcp(TcpStream::from_std(socket), peer),
                 // Its peer has reset it before we came to look.
                 Err(error) => {
-                    self.tell_lost(index, error.raw_os_error().unwrap_or(0));
-                    return Ok(());
+                    return self.tell_lost(index, error.raw_os_error().unwrap_or(0));
                 }
             },
             StreamSocket::Unix(socket) => Socket::Unix(UnixStream::from_std(socket)),
@@ -87,7 +84,6 @@ impl Server {
         self.tell_refused(index, refused);
         self.place(stream);
         self.deliver();
-        Ok(())
     }
 
     /// Puts down the name of a listener, or of what stands for one; returns its number.
@@ -118,6 +114,9 @@ impl Server {
         let announced = std::mem::take(&mut self.listeners[index].announced);
         let (mut taken, mut lost) = (0, 0);
         while taken + lost < BURST {
+            if self.open() >= self.max_connections {
+                self.part_now();
+            }
             if self.open() >= self.max_connections {
                 return self.pause(index, State::Full, Pause::Limit);
             }
@@ -173,11 +172,11 @@ impl Server {
     fn admit(&mut self, index: usize, socket: Socket) {
         let stream = self.stream(socket, index);
         if let (Some(most), Some(source)) = (self.per_source, source_of(&stream)) {
-            if self
-                .sources
-                .get(&source)
-                .is_some_and(|count| *count >= most)
-            {
+            if self.is_full(source, most) {
+                // Somebody of them may have left just now.
+                self.part_now();
+            }
+            if self.is_full(source, most) {
                 self.refused += 1;
                 if let Some(count) = self.refusals.pass(self.now) {
                     self.log.tell(Event::Refused {
@@ -263,6 +262,12 @@ impl Server {
             });
             self.arrivals[number] = arrivals;
         }
+    }
+
+    fn is_full(&self, source: IpAddr, most: usize) -> bool {
+        self.sources
+            .get(&source)
+            .is_some_and(|count| *count >= most)
     }
 
     /// Counts a connection's source.

@@ -9,11 +9,11 @@ use mio::net::{TcpStream, UnixStream};
 use mio::unix::SourceFd;
 use socket2::{Domain, SockRef};
 
+use super::Server;
 use super::lifecycle::Life;
 use super::source::Source;
 use super::stream::{Socket, Stream};
 use super::worker::Worker;
-use super::{Server, sum};
 use crate::echo::connection::{Connection, Start};
 use crate::echo::counters::Counters;
 use crate::echo::shard::Shard;
@@ -32,6 +32,17 @@ use crate::system::events::Event;
 /// anew without the dead.
 const YOUNG: usize = 65_536;
 
+/// What became of a message of the parcel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packed {
+    /// There was nobody to pack.
+    Nobody,
+    /// They are in it, or over.
+    Some,
+    /// It failed, and they are to be tried again.
+    Failed,
+}
+
 impl Server {
     /// Takes in what a predecessor has left, when every listener is there.
     pub fn inherit(&mut self, findings: &Findings, adopted: Vec<Adopted>) {
@@ -39,8 +50,11 @@ impl Server {
         self.number = totals.number;
         self.refused = totals.refused;
         let mut counters = totals.counters;
-        counters.take_over(adopted.len() as u64);
-        self.own.shard.resume(counters);
+        let before = adopted.len();
+        counters.take_over(before as u64);
+        // Conversations that were passed are counted already.
+        let passed = self.own.shard.counters();
+        self.own.shard.resume([counters, passed].into_iter().sum());
         let (mut owing, mut owed) = (0, 0);
         // In a row of crashes the same ones would always be the last to get a turn.
         let mut adopted = adopted;
@@ -54,7 +68,6 @@ impl Server {
             }
             self.go_on(adopted);
         }
-        let open = self.open();
         if let Some(ruin) = &findings.ruin {
             let (why, count) = (ruin.to_string(), findings.lost.values().sum());
             self.log.tell(Event::GivenUp { why, count });
@@ -63,7 +76,7 @@ impl Server {
             let mut lost: Vec<_> = findings.lost.clone().into_iter().collect();
             lost.sort_unstable();
             self.log.tell(Event::Adopted {
-                adopted: open,
+                adopted: before,
                 before: findings.before,
                 owing,
                 owed,
@@ -79,10 +92,18 @@ impl Server {
         }
         if !self.config.survival {
             self.keeper.decline();
-            if open > 0 {
+            if before > 0 {
                 let why = DECLINED.into();
-                self.log.tell(Event::GivenUp { why, count: open });
-                self.leave_all();
+                let count = before;
+                self.log.tell(Event::GivenUp { why, count });
+            }
+            for worker in self.crew.hold(&mut self.own).iter_mut() {
+                let connections = worker.shard.connections();
+                let kept = connections.filter(|(_, stream, _)| stream.seat.is_some());
+                let kept: Vec<usize> = kept.map(|(key, _, _)| key).collect();
+                for key in kept {
+                    worker.shard.leave(key, self.now);
+                }
             }
         }
     }
@@ -198,12 +219,10 @@ impl Server {
             return;
         }
         for _ in 0..MESSAGES {
-            let batch = self.batch(false);
-            if batch.is_empty() {
-                break;
-            }
-            if !self.pack(batch) {
-                return;
+            match self.pack(false) {
+                Packed::Nobody => break,
+                Packed::Some => {}
+                Packed::Failed => return,
             }
         }
         self.keeper.packed(self.now);
@@ -211,11 +230,11 @@ impl Server {
 
     /// The first round is over when everybody who was adopted has had a turn.
     fn pass_caution(&mut self) {
-        let Some(caution) = self.keeper.caution() else {
+        if self.keeper.caution().is_none() {
             return;
-        };
+        }
         let mut loops = self.crew.hold(&mut self.own);
-        if caution.is_over() || loops.iter().all(|worker| worker.shard.ready() == 0) {
+        if loops.iter().all(Worker::has_tried_all) {
             for worker in loops.iter_mut() {
                 worker.caution = None;
             }
@@ -223,16 +242,24 @@ impl Server {
         }
     }
 
-    /// Those who are to be packed next, and are not over.
-    pub(super) fn batch(&mut self, all: bool) -> Vec<Young> {
+    /// Nobody has to be woken for those who are over before their time comes.
+    pub(super) fn forget_young(&mut self) {
+        if self.keeper.unpacked.is_empty() {
+            return;
+        }
         let loops = self.crew.hold(&mut self.own);
         let over = |young: &Young| is_over(&loops.get(young.lane).shard, young);
-        self.keeper.unpacked.batch(self.now, all, over)
+        self.keeper.unpacked.forget(over);
     }
 
-    /// Packs one message; false if that failed, and they are to be tried again.
-    pub(super) fn pack(&mut self, mut batch: Vec<Young>) -> bool {
+    /// Packs one message, of those whose time has come, or of `all`.
+    pub(super) fn pack(&mut self, all: bool) -> Packed {
         let mut loops = self.crew.hold(&mut self.own);
+        let over = |young: &Young| is_over(&loops.get(young.lane).shard, young);
+        let mut batch = self.keeper.unpacked.batch(self.now, all, over);
+        if batch.is_empty() {
+            return Packed::Nobody;
+        }
         let alive = batch.len();
         batch.retain(|young| {
             let shard = &mut loops.get_mut(young.lane).shard;
@@ -249,7 +276,7 @@ impl Server {
             self.log.tell(Event::PackFailed { count, error });
         }
         if batch.is_empty() {
-            return true;
+            return Packed::Some;
         }
         let descriptors: Vec<BorrowedFd<'_>> = batch
             .iter()
@@ -257,7 +284,7 @@ impl Server {
             .map(AsFd::as_fd)
             .collect();
         let Err(error) = self.keeper.pack(&descriptors) else {
-            return true;
+            return Packed::Some;
         };
         for young in &batch {
             unseat(&mut loops.get_mut(young.lane).shard, young.key);
@@ -268,7 +295,7 @@ impl Server {
         let news = self.keeper.look();
         if news.is_some() {
             self.hear(news);
-            return false;
+            return Packed::Failed;
         }
         // A full queue has too many messages in it, and a new one will have fewer.
         if error.kind() == std::io::ErrorKind::WouldBlock {
@@ -277,7 +304,7 @@ impl Server {
             let count = count.max(usize::try_from(waiting).unwrap_or(0));
             self.log.tell(Event::PackFailed { count, error });
         }
-        false
+        Packed::Failed
     }
 
     fn renew(&mut self) {
@@ -347,7 +374,9 @@ impl Server {
                 }
             }
             Some(News::NotRenewed(error)) if self.pack_failures.pass(self.now).is_some() => {
-                let count = self.unkept().len();
+                let loops = self.crew.hold(&mut self.own);
+                let count = loops.iter().map(|worker| worker.unkept().count()).sum();
+                drop(loops);
                 self.log.tell(Event::PackFailed { count, error });
             }
             Some(News::NotRenewed(_)) => {}
@@ -357,7 +386,8 @@ impl Server {
     /// Notes the totals for a successor.
     pub(super) fn note_totals(&self) {
         let crew = self.crew.counters().map(|(_, noted)| noted);
-        self.note(sum(std::iter::once(self.own.shard.noted()).chain(crew)));
+        let own = std::iter::once(self.own.shard.noted());
+        self.note(own.chain(crew).sum());
     }
 
     pub(super) fn note(&self, counters: Counters) {

@@ -1,6 +1,6 @@
 //! What is polled, and the loop.
 //!
-//! One `Poll` holds the signals, the listeners and the connections; the loop is
+//! One `Poll` holds the signals, the listeners and connections; the loop is
 //! [`Server::run`] and stays that size.  The clock is read once a round, right after the poll:
 //! everything in the round shares that reading, and the next time-out is reckoned from it.
 //!
@@ -10,8 +10,8 @@
 //! few milliseconds away, whatever the number of flooders.
 //!
 //! The loop never blocks: not on the log (a queue), not on the manager (its own socket), not in
-//! accept (every listener is non-blocking).  The one exception is reading the configuration on
-//! HUP.
+//! accept (every listener is non-blocking).  The exceptions are reading the configuration on HUP and,
+//! with several workers, the end of a round that one of them is in.
 //!
 //! The connections are in workers.  One is here, in the main loop; with `workers` in the configuration
 //! there are others, each with a loop of its own, and the main loop gives each caller to the one
@@ -40,20 +40,19 @@ use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Registry};
 
 use crate::config::{Config, Origin};
-use crate::echo::counters::Counters;
 use crate::echo::tick::Tick;
 use crate::survival::keeper::Keeper;
 use crate::survival::lane::Lane;
-use crate::survival::unpacked::Young;
 use crate::system::clock;
 use crate::system::events::Event;
 use crate::system::kernel::Kernel;
+use crate::system::lock::lock;
 use crate::system::logging::Log;
 use crate::system::notify::Manager;
 use crate::system::rate::{Fold, Gate};
@@ -102,8 +101,10 @@ pub struct Server {
     crew: Crew,
     /// How many connections each worker has, by its number.
     places: Vec<usize>,
-    /// Accepted for another worker, and not brought to it yet.
+    /// Accepted for each worker, and not brought to it yet.
     arrivals: Vec<Vec<Stream>>,
+    /// Connections that are over, with the number of the worker; empty but for a moment.
+    departed: Vec<(usize, Gone)>,
     /// Connections by source, where there is a cap.
     sources: HashMap<IpAddr, usize>,
     life: Life,
@@ -145,7 +146,7 @@ pub struct Server {
     changed: bool,
     /// A listener may have callers.
     calling: bool,
-    /// When they have to be otherwise.
+    /// When everything has to be looked after at the latest.
     wake: Option<Tick>,
     /// The service manager has answered, or dropped something.
     answered: bool,
@@ -158,22 +159,6 @@ pub struct Server {
 /// A descriptor in reserve.
 fn spare() -> Option<File> {
     File::open("/dev/null").ok()
-}
-
-/// Nothing behind a lock can be left half done: a panic ends the process.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Totals of several loops together.  What one has taken over from another process may count what
-/// another loop has now, so they mean something only as a whole.
-fn sum(parts: impl Iterator<Item = Counters>) -> Counters {
-    parts.fold(Counters::default(), |sum, part| Counters {
-        accepted: sum.accepted + part.accepted,
-        received: sum.received + part.received,
-        sent: sum.sent + part.sent,
-        closed: std::array::from_fn(|kind| sum.closed[kind] + part.closed[kind]),
-    })
 }
 
 impl Server {
@@ -216,6 +201,7 @@ impl Server {
             crew,
             places: vec![0; count],
             arrivals: (0..count).map(|_| Vec::new()).collect(),
+            departed: Vec::new(),
             poll,
             signals,
             listeners: Vec::new(),
@@ -262,19 +248,22 @@ impl Server {
         Ok(server)
     }
 
-    /// Starts the other loops, and says that all is registered.
+    /// Starts the other loops.
     ///
     /// # Errors
     /// A thread cannot be had.
-    pub fn ready(&mut self, hint: Option<String>) -> io::Result<()> {
-        self.crew.start()?;
+    pub fn start(&mut self) -> io::Result<()> {
+        self.crew.start()
+    }
+
+    /// Says that all is registered.
+    pub fn ready(&mut self, hint: Option<String>) {
         let listen = self.whereabouts();
         let status = self.status();
         self.manager.ready(&listen, &status, self.now);
         self.log.tell(Event::Ready { listen, hint });
         // Nobody has to wait for that.
         self.begin_to_keep();
-        Ok(())
     }
 
     /// Serves until it is over.
@@ -321,6 +310,8 @@ impl Server {
                 }
             }
             if self.stirred || self.calling {
+                // Those who have left make room for who waits.
+                self.part();
                 self.accept();
             }
             self.own.serve();
@@ -365,15 +356,34 @@ impl Server {
     }
 
     /// Takes note of those that are over.
-    fn part(&mut self) -> io::Result<()> {
-        let before = self.open();
-        let mut over = |number: usize, gone: Gone| {
+    fn part(&mut self) {
+        self.crew.collect(&mut self.departed);
+        self.forget();
+    }
+
+    /// The same, without waiting until the others lay it down.
+    fn part_now(&mut self) {
+        self.crew.collect(&mut self.departed);
+        for (number, worker) in (0..).zip(self.crew.hold(&mut self.own).iter_mut()) {
+            let gone = worker.gone.drain(..).map(|gone| (number, gone));
+            self.departed.extend(gone);
+        }
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        let own = self.own.gone.drain(..).map(|gone| (0, gone));
+        self.departed.extend(own);
+        if self.departed.is_empty() {
+            return;
+        }
+        for (number, gone) in self.departed.drain(..) {
             self.places[number] -= 1;
             if gone.kept {
                 self.keeper.gone();
             }
             let Some(source) = gone.source else {
-                return;
+                continue;
             };
             if let Entry::Occupied(mut entry) = self.sources.entry(source) {
                 *entry.get_mut() -= 1;
@@ -381,35 +391,25 @@ impl Server {
                     entry.remove();
                 }
             }
-        };
-        self.own.gone.drain(..).for_each(|gone| over(0, gone));
-        let collected = self.crew.collect(over);
-        if self.open() < before {
-            let loops = self.crew.hold(&mut self.own);
-            let over = |young: &Young| keeping::is_over(&loops.get(young.lane).shard, young);
-            self.keeper.unpacked.forget(over);
-            for listener in &mut self.listeners {
-                listener.vacancy();
-            }
-            self.calling = true;
         }
-        collected
+        for listener in &mut self.listeners {
+            listener.vacancy();
+        }
+        self.calling = true;
     }
 
     /// The end: whatever is left is abandoned, told and counted.
     fn end(mut self) -> io::Result<()> {
         self.crew.dismiss();
-        self.part()?;
+        self.part_now();
         let handing_over = self.handing_over && self.keeper.is_held();
         let abandoned = |stream: &Stream| !handing_over || stream.seat.is_none();
         for worker in self.crew.hold(&mut self.own).iter_mut() {
             for (key, turn) in worker.shard.abandon(abandoned, self.now) {
                 worker.settle(key, turn);
             }
-            for _ in worker.gone.drain(..).filter(|gone| gone.kept) {
-                self.keeper.gone();
-            }
         }
+        self.part_now();
         if handing_over {
             self.leave_to_successor();
         } else {
@@ -421,6 +421,6 @@ impl Server {
         self.manager.flush(self.now);
         let (counters, refused) = (self.counters(), self.refused);
         self.log.tell(Event::Stopped { counters, refused });
-        Ok(())
+        self.crew.trouble().map_or(Ok(()), Err)
     }
 }

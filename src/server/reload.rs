@@ -1,10 +1,11 @@
 //! A new configuration for a server that goes on serving.
 
+use super::Server;
 use super::listener::State;
-use super::{Server, lock};
 use crate::config::{Config, Options};
 use crate::survival::standing::{Standing, kept};
 use crate::system::events::Event;
+use crate::system::lock::lock;
 use crate::system::socket;
 
 impl Server {

@@ -1,8 +1,8 @@
 //! What the server tells of itself: to the manager in a line, to the log in events.
 
+use super::Server;
 use super::lifecycle::Life;
 use super::listener::{Listener, State};
-use super::{Server, sum};
 use crate::echo::counters::Counters;
 use crate::system::events::Event;
 use crate::system::socket::size;
@@ -90,6 +90,6 @@ impl Server {
     /// The totals over all loops.
     pub(super) fn counters(&mut self) -> Counters {
         let loops = self.crew.hold(&mut self.own);
-        sum(loops.iter().map(|worker| worker.shard.counters()))
+        loops.iter().map(|worker| worker.shard.counters()).sum()
     }
 }

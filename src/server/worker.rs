@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mio::event::Event as Announced;
@@ -21,10 +21,11 @@ use crate::echo::connection::{Connection, Hint, Start, Want};
 use crate::echo::duplex::Duplex;
 use crate::echo::reason::{Reason, Summary};
 use crate::echo::shard::{Shard, Turn};
-use crate::echo::tick::Tick;
+use crate::echo::tick::{Tick, earliest};
 use crate::survival::caution::Caution;
 use crate::survival::lane::Lane;
 use crate::system::events::{Endpoint, Event, Who};
+use crate::system::lock::lock;
 use crate::system::logging::Log;
 use crate::system::rate::Fold;
 
@@ -76,8 +77,10 @@ pub struct Worker {
     allowance: u64,
     /// Until then the poll does not wait (`busy-poll`).
     awake_until: Tick,
-    /// Memory was taken or given back.
-    stirred: bool,
+    /// Memory was taken or given back, or somebody is over: a round is due.
+    touched: bool,
+    /// Those who were adopted and have had no turn.
+    untried: usize,
 }
 
 /// What the poll is asked for on behalf of a connection.
@@ -115,7 +118,9 @@ impl Worker {
             now,
             allowance: 0,
             awake_until: now,
-            stirred: false,
+            // What a predecessor has left may be given back.
+            touched: true,
+            untried: 0,
         }
     }
 
@@ -132,20 +137,22 @@ impl Worker {
     /// is due in this loop.
     pub fn sleep(&mut self, wake: Option<Tick>) -> Option<Duration> {
         // Whoever has just spoken may have more to say soon, and waking up takes longer.
-        if self.shard.ready() > 0 || self.now < self.awake_until {
+        if self.now < self.awake_until {
             return Some(Duration::ZERO);
         }
-        let mut due = wake;
-        for other in [self.shard.next_due(), self.shard.store().next_due()] {
-            due = match (due, other) {
-                (Some(one), Some(other)) => Some(one.min(other)),
-                (one, other) => one.or(other),
-            };
-        }
-        match (self.alarm.wait(due, self.now), self.poll_timeout) {
+        match (self.rest(wake), self.poll_timeout) {
             (Some(wait), Some(most)) => Some(wait.min(most)),
             (wait, most) => wait.or(most),
         }
+    }
+
+    /// How long there is nothing to do; `None`: until the poll has something.
+    pub fn rest(&mut self, wake: Option<Tick>) -> Option<Duration> {
+        if self.shard.ready() > 0 || self.touched {
+            return Some(Duration::ZERO);
+        }
+        let due = earliest([wake, self.shard.next_due(), self.shard.store().next_due()]);
+        self.alarm.wait(due, self.now)
     }
 
     /// A round begins; `announced`: with events.
@@ -176,10 +183,10 @@ impl Worker {
             if self.allowance == 0 {
                 break;
             }
-            let Some((key, turn)) = self.shard.expire(self.now) else {
+            let Some(key) = self.shard.next_overdue(self.now) else {
                 break;
             };
-            self.turned(key, turn);
+            self.turn(key, Shard::expire);
         }
         // Each of them once: a lone flooder, too, lets the poll speak between its turns.
         for _ in 0..self.shard.ready() {
@@ -187,24 +194,60 @@ impl Worker {
                 break;
             }
             if let Some(key) = self.shard.next_ready() {
-                self.turn(key);
+                self.untried = self.untried.saturating_sub(1);
+                self.turn(key, |shard, now| {
+                    Some((key, shard.turn(key, Hint::Plain, now)))
+                });
             }
         }
         let due = self.shard.store().next_due();
-        if std::mem::take(&mut self.stirred) || due.is_some_and(|due| due <= self.now) {
+        if std::mem::take(&mut self.touched) || due.is_some_and(|due| due <= self.now) {
             self.shard.store_mut().trim(self.now);
         }
     }
 
-    fn turn(&mut self, key: usize) {
-        let turn = if let Some(caution) = &self.caution {
-            let owner = self.shard.connection(key).map_or(0, Connection::owner);
-            let _alone = caution.take(owner);
-            self.shard.turn(key, Hint::Plain, self.now)
-        } else {
-            self.shard.turn(key, Hint::Plain, self.now)
-        };
-        self.turned(key, turn);
+    /// Gives a connection a turn of some kind.
+    #[inline]
+    fn turn(
+        &mut self,
+        key: usize,
+        turn: impl FnOnce(&mut Shard<Stream, Lane>, Tick) -> Option<(usize, Turn)>,
+    ) {
+        if self.caution.is_some() {
+            return self.cautious_turn(key, turn);
+        }
+        if let Some((key, turn)) = turn(&mut self.shard, self.now) {
+            self.turned(key, turn);
+        }
+    }
+
+    /// A turn that may kill us: whose it is stands in the arena.
+    #[cold]
+    fn cautious_turn(
+        &mut self,
+        key: usize,
+        turn: impl FnOnce(&mut Shard<Stream, Lane>, Tick) -> Option<(usize, Turn)>,
+    ) {
+        let caution = self.caution.clone();
+        let owner = self.shard.connection(key).map_or(0, Connection::owner);
+        let _alone = caution.as_ref().map(|caution| caution.take(owner));
+        if let Some((key, turn)) = turn(&mut self.shard, self.now) {
+            self.turned(key, turn);
+        }
+    }
+
+    /// Whether everybody who was adopted has had a turn.
+    #[must_use]
+    pub fn has_tried_all(&self) -> bool {
+        self.untried == 0 || self.shard.ready() == 0
+    }
+
+    /// Who is not kept for a successor.
+    pub fn unkept(&self) -> impl Iterator<Item = usize> {
+        self.shard
+            .connections()
+            .filter(|(_, stream, _)| stream.seat.is_none())
+            .map(|(key, _, _)| key)
     }
 
     /// Accounts for a turn, tells of it and acts on it.
@@ -225,7 +268,7 @@ impl Worker {
         match turn {
             Turn::Same => {}
             Turn::Rearm(want) => {
-                self.stirred = true;
+                self.touched = true;
                 let token = Token::from(Source::Connection(key));
                 let stream = self.shard.stream_mut(key);
                 let registered = self.registry.reregister(stream, token, interest(want));
@@ -245,9 +288,9 @@ impl Worker {
     }
 
     fn close(&mut self, key: usize, summary: &Summary) {
-        self.stirred = true;
+        self.touched = true;
         let mut stream = self.shard.remove(key);
-        let mut fold = self.fold.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fold = lock(&self.fold);
         let admitted = fold.admit(summary, self.now);
         drop(fold);
         if admitted && self.log.wants(Level::Info) {
@@ -283,6 +326,7 @@ impl Worker {
 
     /// Takes in a connection of a predecessor.
     pub fn adopt(&mut self, stream: Stream, start: Start, now: Tick) {
+        self.untried += 1;
         let (key, want) = self.shard.adopt(stream, start, now);
         // Failing, it is over, which is told.
         let _ = self.register(key, interest(want));

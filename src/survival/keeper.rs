@@ -27,7 +27,7 @@ use super::recovery::{arena_name, parcel_name};
 use super::renewal::Renewal;
 use super::standing::{NO_ROOM, News, Standing};
 use super::unpacked::{Unpacked, Young};
-use crate::echo::tick::Tick;
+use crate::echo::tick::{Tick, earliest};
 use crate::system::notify::Manager;
 
 /// Between two rounds of packing: fewer messages, of which a parcel takes a few hundred only.
@@ -86,7 +86,7 @@ impl Keeper {
     /// A keeper of an arena, with what a predecessor has left.
     #[must_use]
     pub fn new(heritage: &mut Heritage) -> Self {
-        let caution = Caution::new(heritage.arena.clone(), heritage.adopted.len());
+        let caution = Caution::new(heritage.arena.clone());
         Self {
             arena: heritage.arena.clone(),
             fresh: heritage.fresh,
@@ -279,8 +279,9 @@ impl Keeper {
             (Standing::Kept, None) => {
                 let young = self.unpacked.next_due();
                 let pack = young.map(|due| self.next.map_or(due, |next| due.max(next)));
-                let renew = self.renew_after.filter(|_| self.is_worn());
-                [pack, renew].into_iter().flatten().min()
+                let renew = self.is_worn().then_some(self.renew_after);
+                let renew = renew.map(|after| after.unwrap_or(Tick::new(0)));
+                earliest([pack, renew])
             }
         }
     }

@@ -240,7 +240,9 @@ impl Store for Lane {
     }
 
     fn claim(&mut self, owner: u64, at: u64) {
-        self.claim.set(owner, marked(owner, at));
+        // Nobody asks from where on it is nobody's.
+        let at = if owner == 0 { 0 } else { marked(owner, at) };
+        self.claim.set(owner, at);
     }
 
     fn filled(&mut self, count: usize) {

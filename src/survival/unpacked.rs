@@ -46,7 +46,7 @@ impl Unpacked {
         self.0.is_empty()
     }
 
-    /// Forgets the oldest as long as they are over: nobody has to be woken for them.
+    /// Forgets the oldest as long as they are over.
     pub fn forget(&mut self, is_over: impl Fn(&Young) -> bool) {
         while self.0.front().is_some_and(&is_over) {
             self.0.pop_front();

@@ -1,7 +1,7 @@
 //! Everything that touches the system outside the data path: descriptors, sockets and their
 //! options, the service manager, signals, the kernel's settings, the log.
 //!
-//! In reading order: [`clock`], [`kernel`], [`socket`], [`positions`], [`memory`], [`report`], [`activation`], [`bind`], [`signals`], [`notify`],
+//! In reading order: [`clock`], [`lock`], [`kernel`], [`socket`], [`positions`], [`memory`], [`report`], [`activation`], [`bind`], [`signals`], [`notify`],
 //! [`events`], [`rate`], [`logging`].
 
 pub mod activation;
@@ -9,6 +9,7 @@ pub mod bind;
 pub mod clock;
 pub mod events;
 pub mod kernel;
+pub mod lock;
 pub mod logging;
 pub mod memory;
 pub mod notify;

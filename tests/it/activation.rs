@@ -319,6 +319,25 @@ fn a_conversation_between_listeners_keeps_the_names_apart() {
 }
 
 #[test]
+fn a_passed_conversation_is_counted_and_needs_no_survival() {
+    for survival in [true, false] {
+        let (ours, client) = conversation();
+        let config = format!("workers = 2\nsurvival = {survival}\n[log]\nformat = 'json'\n");
+        let mut daemon = Plan::bare()
+            .config(&config)
+            .pass(vec![fd(ours)], "talk")
+            .start();
+        std::thread::sleep(Duration::from_millis(200));
+        ping(&client, b"still here");
+        daemon.notified("STATUS=0 listeners, 1 connection, 10 B echoed");
+        drop(client);
+        assert!(daemon.exited(SOON).success());
+        let log = daemon.log();
+        assert!(log.contains("\"echo.accepted\":1,"), "{log}");
+    }
+}
+
+#[test]
 fn sockets_for_another_process_are_ignored() {
     let socket = listener();
     let kept = socket.try_clone().unwrap();

@@ -354,3 +354,93 @@ fn callers_come_and_go_while_others_flood() {
     });
     assert!(daemon.stop().success());
 }
+
+#[test]
+fn a_deadline_comes_in_time_however_long_the_worker_has_slept() {
+    for workers in [1, 2] {
+        let config = config(workers) + "[limits]\nidle-timeout = '1s'\n";
+        let daemon = Plan::new().config(&config).start();
+        thread::sleep(Duration::from_secs(3));
+        let begin = Instant::now();
+        // The first one goes to the last worker, which has had nothing to do so far.
+        let silent = daemon.connect();
+        Tape::new(0).expect_to_the_end(&silent);
+        let took = begin.elapsed();
+        assert!(took > Duration::from_millis(900), "{workers}: {took:?}");
+        assert!(took < Duration::from_millis(2500), "{workers}: {took:?}");
+    }
+}
+
+#[test]
+fn at_the_limit_a_stop_is_over_when_the_last_one_has_left() {
+    for workers in [1, 2] {
+        let config = config(workers) + "[limits]\nmax-connections = 1\n";
+        let mut daemon = Plan::new().config(&config).start();
+        let last = daemon.connect();
+        ping(&last, b"the last");
+        let begin = Instant::now();
+        daemon.signal(Signal::TERM);
+        thread::sleep(Duration::from_millis(20));
+        finish(&last);
+        assert!(daemon.exited(SOON).success());
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(3), "{workers}: {took:?}");
+    }
+}
+
+#[test]
+fn silent_callers_are_in_the_status() {
+    for workers in [1, 2, 8] {
+        let daemon = Plan::new().config(&config(workers)).start();
+        let silent: Vec<TcpStream> = (0..workers).map(|_| daemon.connect()).collect();
+        let some = if workers == 1 { "" } else { "s" };
+        daemon.notified(&format!(
+            "STATUS=1 listener, {workers} connection{some}, 0 B echoed"
+        ));
+        drop(silent);
+        daemon.notified("STATUS=1 listener, 0 connections, 0 B echoed");
+    }
+}
+
+#[test]
+fn a_place_is_free_again_when_a_registration_fails() {
+    if !has("strace") {
+        return;
+    }
+    // Of the main thread's calls: the polls and their wakers, the listener, then the callers.
+    let calm = Plan::new().config(&config(2)).start();
+    let watched = |daemon: &Daemon| {
+        let of = format!("/proc/{}/fdinfo", daemon.pid().as_raw_nonzero());
+        let infos = std::fs::read_dir(of).unwrap();
+        let lines = infos.map(|info| {
+            let info = std::fs::read_to_string(info.unwrap().path()).unwrap_or_default();
+            info.matches("tfd:").count()
+        });
+        // Each poll is there twice.
+        lines.sum::<usize>() / 2
+    };
+    let before = watched(&calm);
+    drop(calm);
+    let inject = format!("inject=epoll_ctl:error=ENOSPC:when={}", before + 1);
+    let text = config(2) + "[limits]\nmax-connections = 1\n";
+    let mut daemon = Plan::new()
+        .config(&text)
+        .under(&[
+            "strace",
+            "-D",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            &inject,
+        ])
+        .start();
+    let lost = daemon.connect();
+    assert!(finish(&lost).is_empty());
+    let next = daemon.connect();
+    ping(&next, b"there is room");
+    finish(&next);
+    daemon.logged("No space left on device");
+    assert!(daemon.stop().success());
+}

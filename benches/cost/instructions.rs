@@ -21,7 +21,7 @@ pub fn instructions(report: &mut Report) {
     if !has("valgrind") {
         return;
     }
-    for (clients, messages, bound) in [(1, 4000, (250.0, 700.0)), (64, 250, (200.0, 450.0))] {
+    for (clients, messages, bound) in [(1, 4000, (250.0, 680.0)), (64, 250, (200.0, 390.0))] {
         let cost = difference(messages, clients as u64, |daemon, messages| {
             let mut load = connected(daemon, clients);
             talk(&mut load, messages);
@@ -34,7 +34,7 @@ pub fn instructions(report: &mut Report) {
         report,
         "a connection with one message",
         cost,
-        (1200.0, 4200.0),
+        (1200.0, 3900.0),
     );
 }
 

@@ -17,11 +17,13 @@
 
 use std::io::{self, ErrorKind};
 use std::mem::{Discriminant, discriminant};
+use std::ops::Range;
 
 use super::backlog::{Backlog, Store};
 use super::duplex::Duplex;
 use super::phase::Phase;
 use super::reason::{Reason, Summary};
+pub use super::step::{Hint, Step, Want};
 use super::tick::Tick;
 use super::{BUDGET, FIRST, GRACE, LINGER, Limits, SCRATCH};
 
@@ -31,35 +33,6 @@ const ENOMEM: i32 = 12;
 /// What the smallest read costs of a turn's budget, in bytes, so that a peer whose reads end
 /// after each byte (urgent marks, passed descriptors) gets 256 of them a turn and not 262 144.
 const LEAST: usize = 1024;
-
-/// What the connection waits for; never both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Want {
-    /// Nothing is owed: for input.
-    Read,
-    /// Something is owed: for room in the send queue.
-    Write,
-}
-
-/// What an event said besides "try".
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hint {
-    /// A short read has drained the stream.
-    Plain,
-    /// It may not have: read on to the end or to `WouldBlock`.
-    ReadOn,
-}
-
-/// How a turn ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Nothing more can be done until the kernel announces what [`Connection::want`] says.
-    Blocked,
-    /// There may be more to do, but it is somebody else's turn.  Nothing will be announced.
-    Yield,
-    /// The conversation is over.
-    Done(Reason),
-}
 
 /// Where a conversation stood when another process had it.
 #[derive(Debug)]
@@ -174,9 +147,11 @@ impl Connection {
             if budget == 0 {
                 return Step::Yield;
             }
-            if let Some(why) = self.has_left(io, limits, now) {
-                if io.finish_write().is_err() {
-                    return Step::Done(why);
+            if !matches!(self.phase, Phase::Echoing) {
+                if let Some(why) = self.has_left(io, limits, now) {
+                    if io.finish_write().is_err() {
+                        return Step::Done(why);
+                    }
                 }
             }
             let at = self.received;
@@ -197,12 +172,11 @@ impl Connection {
             if matches!(self.phase, Phase::Lingering { .. }) {
                 continue;
             }
-            let (written, interrupted) = match io.write(store.read()) {
-                Ok(written) => (written, false),
-                Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock => (0, false),
-                    ErrorKind::Interrupted => (0, true),
-                    _ => return Step::Done(Reason::of(&error)),
+            let (written, blocked) = match io.write(store.read()) {
+                Ok(written) => (written, Step::Blocked),
+                Err(error) => match not_written(&error) {
+                    done @ Step::Done(_) => return done,
+                    blocked => (0, blocked),
                 },
             };
             self.sent += written as u64;
@@ -211,15 +185,7 @@ impl Connection {
             }
             self.learn(room, count, written);
             if written < count {
-                let Some(slot) = store.keep(self.owner, written..count, at + written as u64) else {
-                    return Step::Done(Reason::Error(ENOMEM));
-                };
-                self.backlog = Some(Backlog::new(slot, 0));
-                return if interrupted {
-                    Step::Yield
-                } else {
-                    Step::Blocked
-                };
+                return self.owe(store, written..count, at + written as u64, blocked);
             }
             let drained = count < room && self.hint == Hint::Plain && !io.stops_short();
             if drained && matches!(self.phase, Phase::Echoing) {
@@ -228,7 +194,20 @@ impl Connection {
         }
     }
 
+    /// Keeps what was not written, until it can be.
+    #[cold]
+    fn owe(&mut self, store: &mut impl Store, rest: Range<usize>, at: u64, blocked: Step) -> Step {
+        match store.keep(self.owner, rest, at) {
+            Some(slot) => {
+                self.backlog = Some(Backlog::new(slot, 0));
+                blocked
+            }
+            None => Step::Done(Reason::Error(ENOMEM)),
+        }
+    }
+
     /// Pays what is owed; `None`: all of it.
+    #[cold]
     fn pay(&mut self, io: &mut impl Duplex, store: &mut impl Store, now: Tick) -> Option<Step> {
         while let Some(backlog) = &mut self.backlog {
             match io.write(backlog.owed(store)) {
@@ -240,13 +219,7 @@ impl Connection {
                         self.forget(store);
                     }
                 }
-                Err(error) => {
-                    return Some(match error.kind() {
-                        ErrorKind::WouldBlock => Step::Blocked,
-                        ErrorKind::Interrupted => Step::Yield,
-                        _ => Step::Done(Reason::of(&error)),
-                    });
-                }
+                Err(error) => return Some(not_written(&error)),
             }
         }
         None
@@ -329,6 +302,7 @@ impl Connection {
     }
 
     /// When leaving and nothing more has to be read before our FIN: begins to linger, and says why.
+    #[cold]
     fn has_left(&mut self, io: &impl Duplex, limits: &Limits, now: Tick) -> Option<Reason> {
         let Phase::Leaving { since, why, until } = &mut self.phase else {
             return None;
@@ -506,6 +480,16 @@ impl Connection {
             Phase::Echoing => Reason::PeerDone,
             Phase::Leaving { why, .. } | Phase::Lingering { why, .. } => why,
         }
+    }
+}
+
+/// What a failed write means.
+#[cold]
+fn not_written(error: &io::Error) -> Step {
+    match error.kind() {
+        ErrorKind::WouldBlock => Step::Blocked,
+        ErrorKind::Interrupted => Step::Yield,
+        _ => Step::Done(Reason::of(error)),
     }
 }
 

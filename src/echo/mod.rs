@@ -6,7 +6,7 @@
 //! socket, and with a clock of its own.
 //!
 //! In reading order: [`tick`] (a reading of the clock), [`reason`] (how a conversation ends), [`phase`], [`backlog`] (where bytes wait),
-//! [`duplex`] (what a stream can do), [`timers`] (an ordered set of deadlines), [`counters`], [`connection`] (one conversation),
+//! [`duplex`] (what a stream can do), [`timers`] (an ordered set of deadlines), [`counters`], [`step`] (how a turn ends), [`connection`] (one conversation),
 //! [`shard`] (many of them).
 
 pub mod backlog;
@@ -16,6 +16,7 @@ pub mod duplex;
 pub mod phase;
 pub mod reason;
 pub mod shard;
+pub mod step;
 pub mod tick;
 pub mod timers;
 

@@ -363,6 +363,7 @@ impl<S: Duplex, M: Store> Shard<S, M> {
     }
 
     /// Ends one connection for a reason that lies outside its stream; to be taken out then.
+    #[cold]
     pub fn end(&mut self, key: usize, reason: Reason, now: Tick) -> Turn {
         let seat = &mut self.seats[key];
         self.timers.set(key, &mut seat.armed, None);

@@ -251,6 +251,7 @@ impl Worker {
     }
 
     /// Accounts for a turn, tells of it and acts on it.
+    #[inline]
     fn turned(&mut self, key: usize, turn: Turn) {
         let (received, sent) = self.shard.moved();
         self.sent |= sent > 0;
@@ -264,6 +265,7 @@ impl Worker {
     }
 
     /// Acts on a turn.
+    #[cold]
     pub fn settle(&mut self, key: usize, turn: Turn) {
         match turn {
             Turn::Same => {}
@@ -351,6 +353,7 @@ impl Worker {
     }
 
     /// Tells a turn.
+    #[cold]
     fn trace(&mut self, key: usize, received: u64, sent: u64) {
         let Some(connection) = self.shard.connection(key) else {
             return;

@@ -197,8 +197,9 @@ pub fn placed(place: Place) -> Result<(Vec<usize>, Option<usize>), &'static str>
     match place {
         Place::Together => Ok((vec![last], Some(last))),
         Place::Apart if first == last => Err("there is one processor only"),
+        Place::Spread if first == last => Err("there is one processor only"),
         Place::Apart => Ok((vec![last], Some(first))),
-        Place::Anywhere => Ok((Vec::new(), None)),
+        Place::Spread => Ok((all[1..].to_vec(), Some(first))),
     }
 }
 

@@ -15,8 +15,8 @@ pub enum Place {
     Together,
     /// On one each.
     Apart,
-    /// Wherever the kernel puts them.
-    Anywhere,
+    /// The load on one, the server on all others, or the load would be the limit.
+    Spread,
 }
 
 /// One side of a comparison.
@@ -159,7 +159,7 @@ fn against_itself(
 
 /// All of them, in the order in which they run.
 pub fn all() -> Vec<Scenario> {
-    use Place::{Anywhere, Apart, Together};
+    use Place::{Apart, Spread, Together};
     const PLAIN: (&str, &str) = ("", "");
     const CUBIC: (&str, &str) = ("", "congestion = \"cubic\"");
     const SURVIVAL: (&str, &str) = ("survival = true", "");
@@ -245,7 +245,7 @@ pub fn all() -> Vec<Scenario> {
         ),
         against_itself(
             "workers",
-            Anywhere,
+            Spread,
             ("2 workers", "workers = 2", small.clone()),
             ("1 worker", "workers = 1", small.clone()),
             vec![processor(1.10)],

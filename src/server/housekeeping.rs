@@ -88,6 +88,8 @@ impl Server {
         if let Some(event) = lock(&self.fold).flush(self.now, false) {
             self.log.tell(event);
         }
+        // Nothing is asked of the manager for those who are over.
+        self.forget_young();
         self.keep();
         let idle = match self.life {
             Life::HandingOver { .. } => self.is_all_kept(),
@@ -117,7 +119,6 @@ impl Server {
         self.stirred = false;
         let ready = |listener: &Listener| listener.state == State::Ready;
         self.calling = self.listeners.iter().any(ready);
-        self.forget_young();
         self.wake = self.next_wake();
         Ok(())
     }

@@ -93,25 +93,25 @@ pub fn compare(scenario: &Scenario, options: &Options, report: &mut Report) -> O
             work: work.clone(),
         }));
     }
-    let servers: Vec<Server> = sides
+    let mut servers: Vec<Option<Server>> = sides
         .iter()
         .map(|side| Server::start(&side.server, &options.config, &server_cpus))
+        .map(Some)
         .collect();
     let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); sides.len()];
-    let mut failed = vec![false; sides.len()];
     for round in 0..options.rounds {
         let mut order: Vec<usize> = (0..sides.len()).collect();
         if round % 2 == 1 {
             order.swap(0, 1);
         }
         for index in order {
-            if failed[index] {
+            let Some(server) = &servers[index] else {
                 continue;
-            }
+            };
             let mut work = sides[index].work.clone();
             work.seconds = options.seconds;
             work.cpu = load_cpu;
-            match measure(&servers[index], work) {
+            match measure(server, work) {
                 Ok(figures) => rounds[index].push(figures),
                 // Of others we only tell.
                 Err(error) if index > 1 => {
@@ -119,7 +119,7 @@ pub fn compare(scenario: &Scenario, options: &Options, report: &mut Report) -> O
                         "{}: {}: {error}",
                         scenario.name, sides[index].name
                     ));
-                    failed[index] = true;
+                    servers[index] = None;
                 }
                 Err(error) => {
                     report.broken(&format!("{}: {error}", sides[index].name));
@@ -163,7 +163,7 @@ pub fn compare(scenario: &Scenario, options: &Options, report: &mut Report) -> O
 pub fn measure(server: &Server, work: Work) -> Result<Figures, String> {
     let outcome = run(server, work)?;
     let units = outcome.units.max(1.0);
-    server.settle();
+    server.settle()?;
     Ok(Figures {
         processor: outcome.server / units,
         rate: outcome.units / outcome.seconds,

@@ -105,7 +105,7 @@ fn point(kind: &Kind, count: usize, options: &Options) -> Result<Point, String> 
     };
     // The first connection allocates what all of them share.
     run(&server, work.clone())?;
-    server.settle();
+    server.settle()?;
     let (before, kernel) = (memory(server.pid), slabs());
     // First with all of them idle but one, then with all at work.
     let idle = Work {
@@ -115,7 +115,7 @@ fn point(kind: &Kind, count: usize, options: &Options) -> Result<Point, String> 
         ..work.clone()
     };
     let idle = run(&server, idle)?;
-    server.settle();
+    server.settle()?;
     let busy = Work {
         connections: count,
         mode: Mode::PingPong,
@@ -125,7 +125,7 @@ fn point(kind: &Kind, count: usize, options: &Options) -> Result<Point, String> 
         ..work
     };
     let busy = run(&server, busy)?;
-    server.settle();
+    server.settle()?;
     let each = |bytes: i64| bytes as f64 / count as f64;
     let (with_idle, [with_busy, after_use]) = (
         idle.memory.unwrap_or_default()[0],

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::daemon::{Daemon, Folder, PROGRAM, Plan, SOON, eventually, ping};
+use crate::daemon::{Daemon, Folder, PROGRAM, Plan, SOON, ping};
 use crate::process::{family, family_time, pin};
 
 /// What every daemon is configured to do; keys of the root come first.
@@ -114,15 +114,25 @@ impl Server {
     }
 
     /// Waits until it has closed every connection and does nothing more.
-    pub fn settle(&self) {
-        eventually(SOON, "a server does not close its connections", || {
-            (self.count() <= self.descriptors).then_some(())
-        });
-        eventually(SOON, "a server does not come to rest", || {
+    pub fn settle(&self) -> Result<(), String> {
+        let deadline = Instant::now() + SOON;
+        let mut closed = false;
+        loop {
+            closed = closed || self.count() <= self.descriptors;
             let before = family_time(self.pid);
             std::thread::sleep(Duration::from_millis(10));
-            (family_time(self.pid) - before < 100).then_some(())
-        });
+            if closed && family_time(self.pid) - before < 100 {
+                break;
+            }
+            if Instant::now() > deadline {
+                let what = if closed {
+                    "come to rest"
+                } else {
+                    "close its connections"
+                };
+                return Err(format!("it does not {what} within {SOON:?}"));
+            }
+        }
         if let Some(daemon) = &self.daemon {
             // The manager reads what it is told.
             while daemon
@@ -130,6 +140,7 @@ impl Server {
                 .is_some()
             {}
         }
+        Ok(())
     }
 
     fn count(&self) -> usize {

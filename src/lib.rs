@@ -69,7 +69,8 @@
 //!   manager has the new one.
 //! - Every queue has a bound: backlog (256 KiB), ready list (seats), burst (64), events (1024),
 //!   deadlines in a round (256), log queue (1024), messages that wait for the manager (64), young
-//!   connections (twice those that are open, and 65 536), a message of the
+//!   connections (twice those that are open, and 65 536), those who are on the way to a worker (a
+//!   burst) or over and not noted yet (as many as there may be), a message of the
 //!   parcel (253 descriptors), a round of packing (8 messages).
 //! - `echo` reads no clock, logs nothing, knows no address.  The clock is read once a round.
 //! - A loop never blocks, but for reading the configuration on HUP, and for the rounds of the other
@@ -109,7 +110,8 @@
 //!   50 ms: a failed accept that claims "nobody" must not make it deaf.
 //! - A connection is given up when it was in hand at three crashes in a row, not at two: an accident
 //!   that kills at each start hits somebody, and twice the same one by chance.
-//! - The manager is asked to keep connections at the start only where `FDSTORE=` tells of a store or
+//! - The manager is asked to keep connections at the start only where `FDSTORE=` tells of a store that
+//!   is large enough, or
 //!   a predecessor has left something.  Else it is asked when there is a connection to keep, so
 //!   that a manager without a store is not troubled for nothing.
 //! - A Unix stream ends after a crash: the kernel counts no bytes of it, and its own numbers would be

@@ -127,7 +127,7 @@ impl Connection {
 
     /// Moves what can be moved, at most [`BUDGET`] bytes.
     ///
-    /// The one loop of the data path; it is kept in one piece on purpose.
+    /// The one loop of the data path; what is rare stands beside it.
     pub fn advance(
         &mut self,
         io: &mut impl Duplex,

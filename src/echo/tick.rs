@@ -37,6 +37,12 @@ impl Tick {
         self.0.get() / 1000
     }
 
+    /// How long after the boot it was.
+    #[must_use]
+    pub fn since_boot(self) -> Duration {
+        Duration::from_nanos(self.0.get())
+    }
+
     /// How long before this one another reading was; zero if it was later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

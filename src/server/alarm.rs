@@ -70,7 +70,7 @@ impl Alarm {
         let timer = self.timer.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         let value = Itimerspec {
             it_interval: Timespec::default(),
-            it_value: Timespec::try_from(due.since(Tick::new(0)))
+            it_value: Timespec::try_from(due.since_boot())
                 .map_err(|_| io::ErrorKind::InvalidInput)?,
         };
         timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &value)?;

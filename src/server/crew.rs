@@ -199,6 +199,13 @@ struct Hand {
 #[derive(Debug, Default)]
 pub struct Crew(Vec<Hand>);
 
+impl Drop for Crew {
+    fn drop(&mut self) {
+        // Whatever went wrong: nobody touches the arena any more.
+        self.dismiss();
+    }
+}
+
 impl Crew {
     /// A worker for each of the lanes; `main` is the registry of the main loop.
     ///

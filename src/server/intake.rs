@@ -115,9 +115,6 @@ impl Server {
         let (mut taken, mut lost) = (0, 0);
         while taken + lost < BURST {
             if self.open() >= self.max_connections {
-                self.part_now();
-            }
-            if self.open() >= self.max_connections {
                 return self.pause(index, State::Full, Pause::Limit);
             }
             let error = match self.listeners[index].accept() {
@@ -172,8 +169,9 @@ impl Server {
     fn admit(&mut self, index: usize, socket: Socket) {
         let stream = self.stream(socket, index);
         if let (Some(most), Some(source)) = (self.per_source, source_of(&stream)) {
-            if self.is_full(source, most) {
-                // Somebody of them may have left just now.
+            // Somebody of them may have left just now; but nobody may hold up all loops by calling
+            // again and again.
+            if self.is_full(source, most) && !std::mem::replace(&mut self.asked, true) {
                 self.part_now();
             }
             if self.is_full(source, most) {

@@ -37,7 +37,7 @@ const YOUNG: usize = 65_536;
 pub(super) enum Packed {
     /// There was nobody to pack.
     Nobody,
-    /// They are in it, or over.
+    /// They are in it, or there was no seat for them.
     Some,
     /// It failed, and they are to be tried again.
     Failed,
@@ -47,7 +47,6 @@ impl Server {
     /// Takes in what a predecessor has left, when every listener is there.
     pub fn inherit(&mut self, findings: &Findings, adopted: Vec<Adopted>) {
         let totals = self.keeper.arena().totals();
-        self.number = totals.number;
         self.refused = totals.refused;
         let mut counters = totals.counters;
         let before = adopted.len();

@@ -146,6 +146,8 @@ pub struct Server {
     changed: bool,
     /// A listener may have callers.
     calling: bool,
+    /// The others were held in this round to see who has left.
+    asked: bool,
     /// When everything has to be looked after at the latest.
     wake: Option<Tick>,
     /// The service manager has answered, or dropped something.
@@ -191,6 +193,7 @@ impl Server {
             worker.caution = keeper.caution().cloned();
             worker
         };
+        let number = keeper.arena().totals().number;
         let count = lanes.len();
         let mut lanes = lanes.into_iter();
         let lane = lanes.next().expect("a lane for the main loop");
@@ -224,7 +227,7 @@ impl Server {
             failures: Gate::default(),
             pack_failures: Gate::default(),
             refused: 0,
-            number: 0,
+            number,
             stale: false,
             handing_over: false,
             first: 0,
@@ -233,6 +236,7 @@ impl Server {
             stirred: true,
             changed: false,
             calling: false,
+            asked: false,
             wake: None,
             answered: false,
             watched: None,
@@ -287,6 +291,7 @@ impl Server {
             }
             self.now = clock::now();
             self.own.begin(self.now, !events.is_empty());
+            self.asked = false;
             self.stirred |= self.wake.is_some_and(|wake| wake <= self.now);
             for event in &events {
                 match Source::from(event.token()) {
@@ -361,14 +366,13 @@ impl Server {
         self.forget();
     }
 
-    /// The same, without waiting until the others lay it down.
+    /// The same, after the rounds that are under way: with those who are over in them.
     fn part_now(&mut self) {
-        self.crew.collect(&mut self.departed);
         for (number, worker) in (0..).zip(self.crew.hold(&mut self.own).iter_mut()) {
             let gone = worker.gone.drain(..).map(|gone| (number, gone));
             self.departed.extend(gone);
         }
-        self.forget();
+        self.part();
     }
 
     fn forget(&mut self) {

@@ -126,6 +126,8 @@ impl Worker {
 
     /// Goes on with other settings.
     pub fn configure(&mut self, config: &Config) {
+        // How long the poll waits changes, too.
+        self.touched = true;
         self.shard.set_limits(config.limits.clone());
         self.log.set_level(config.log.level);
         self.preview = config.log.payload_preview;
@@ -194,7 +196,9 @@ impl Worker {
                 break;
             }
             if let Some(key) = self.shard.next_ready() {
-                self.untried = self.untried.saturating_sub(1);
+                if self.untried > 0 && self.is_kept(key) {
+                    self.untried -= 1;
+                }
                 self.turn(key, |shard, now| {
                     Some((key, shard.turn(key, Hint::Plain, now)))
                 });
@@ -240,6 +244,12 @@ impl Worker {
     #[must_use]
     pub fn has_tried_all(&self) -> bool {
         self.untried == 0 || self.shard.ready() == 0
+    }
+
+    #[cold]
+    fn is_kept(&self, key: usize) -> bool {
+        let stream = self.shard.stream(key);
+        stream.is_some_and(|stream| stream.seat.is_some())
     }
 
     /// Who is not kept for a successor.

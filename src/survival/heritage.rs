@@ -13,7 +13,7 @@ use super::arena::Arena;
 use super::lane::{Lane, Seat};
 use super::layout::{Geometry, header, slot_at};
 use super::parcel::Parcel;
-use super::recovery::{Findings, Heir, Place, SUSPICION, arena_name, end, parcel_name};
+use super::recovery::{Findings, Heir, Place, arena_name, end, parcel_name};
 use crate::echo::backlog::{Backlog, Slot};
 use crate::system::memory::Region;
 
@@ -69,7 +69,12 @@ impl Heritage {
             found => {
                 fresh = true;
                 latest += 1;
-                let (arena, payloads) = Arena::create(geometry, latest)?;
+                let created = Arena::create(geometry, latest);
+                let (arena, payloads) = created.inspect_err(|_| {
+                    if let Some((old, _)) = &found {
+                        findings.restore(old);
+                    }
+                })?;
                 let arena = Arc::new(arena);
                 let lanes = (0..).zip(payloads);
                 let lanes = lanes.map(|(index, payload)| Lane::new(arena.clone(), index, payload));
@@ -130,14 +135,7 @@ impl Heritage {
     /// The start has failed before anybody was served: the next one may find it as this one did, but
     /// for those who had no place.  That was no crash.
     pub fn leave_as_found(&self, findings: &Findings) {
-        let arena = self.old.as_ref().unwrap_or(&self.arena);
-        arena.set(header::STARTS, findings.crashes);
-        for (word, value) in SUSPICION.into_iter().zip(findings.suspicion) {
-            arena.set(word, value);
-        }
-        if findings.planned {
-            arena.hand_over();
-        }
+        findings.restore(self.old.as_ref().unwrap_or(&self.arena));
     }
 }
 

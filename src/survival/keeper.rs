@@ -271,11 +271,11 @@ impl Keeper {
     #[must_use]
     pub fn next_due(&self) -> Option<Tick> {
         match (&self.standing, &self.renewal) {
-            // An answer that never comes is told at the next occasion; nothing waits for it.
-            (Standing::Off | Standing::Declined | Standing::Asking, _) => None,
+            (Standing::Off | Standing::Declined | Standing::Asking, None) => None,
             (Standing::Waiting, _) => self.unpacked.next_due(),
             (Standing::Refused(_), None) => self.ask_again,
-            (Standing::Refused(_) | Standing::Kept, Some(renewal)) => Some(renewal.until),
+            // The answer may never come.
+            (_, Some(renewal)) => Some(renewal.until),
             (Standing::Kept, None) => {
                 let young = self.unpacked.next_due();
                 let pack = young.map(|due| self.next.map_or(due, |next| due.max(next)));

@@ -44,7 +44,7 @@ pub const SUSPICIONS: u64 = 3;
 const FEW: &str = "there are not enough descriptors (LimitNOFILE=)";
 
 /// The words that tell whom a crash is blamed on.
-pub(super) const SUSPICION: [usize; 3] = [header::IN_HAND, header::SUSPECT, header::SUSPECTED];
+const SUSPICION: [usize; 3] = [header::IN_HAND, header::SUSPECT, header::SUSPECTED];
 
 /// The beginnings of the names under which the manager keeps our descriptors.
 const ARENA: &str = "survival-arena-";
@@ -290,6 +290,19 @@ impl Findings {
             self.ruin = Some(Ruin::Crashes(starts));
         }
         self.arena = Some((arena, payloads));
+    }
+}
+
+impl Findings {
+    /// Leaves an arena as it was found, for the next start: this one was no crash.
+    pub(super) fn restore(&self, arena: &Arena) {
+        arena.set(header::STARTS, self.crashes);
+        for (word, value) in SUSPICION.into_iter().zip(self.suspicion) {
+            arena.set(word, value);
+        }
+        if self.planned {
+            arena.hand_over();
+        }
     }
 }
 

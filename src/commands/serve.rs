@@ -28,6 +28,7 @@ use crate::system::clock;
 use crate::system::events::{Endpoint, Event};
 use crate::system::kernel::Kernel;
 use crate::system::logging::Log;
+use crate::system::memory::give_back_large_blocks;
 use crate::system::notify::Manager;
 use crate::system::signals::{self, Signals};
 use crate::system::socket;
@@ -80,6 +81,7 @@ impl Trouble {
 /// Serves until stopped.
 #[must_use]
 pub fn run(origin: Origin) -> Exit {
+    give_back_large_blocks();
     let passed = activation::take();
     // Before there is another thread; the handlers come later.  Failing, the log's thread may take a
     // signal, and pass it on.

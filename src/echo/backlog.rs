@@ -10,6 +10,7 @@
 //! ([`Heap`]), which is enough for a simulation.  What a store is told before each read
 //! ([`Store::claim`]) is what lets another process find the bytes again.
 
+use std::num::NonZeroU32;
 use std::ops::Range;
 
 use slab::Slab;
@@ -51,8 +52,14 @@ pub trait Store {
 pub struct Slot {
     /// Which one.
     pub index: u32,
-    /// How many bytes are in it.
-    pub length: u32,
+    /// How many bytes are in it: never none.
+    pub length: NonZeroU32,
+}
+
+/// The length of a slot for a part of the scratch.
+#[must_use]
+pub fn length(rest: &Range<usize>) -> Option<NonZeroU32> {
+    NonZeroU32::new(u32::try_from(rest.len()).ok()?)
 }
 
 /// What one connection owes: never nothing, and never more than [`SCRATCH`] bytes.
@@ -66,7 +73,7 @@ impl Backlog {
     /// What is owed is in this slot, but for the first `paid` bytes, which were written already.
     #[must_use]
     pub fn new(slot: Slot, paid: u32) -> Self {
-        assert!(paid < slot.length, "a backlog owes something");
+        assert!(paid < slot.length.get(), "a backlog owes something");
         Self { slot, paid }
     }
 
@@ -79,7 +86,7 @@ impl Backlog {
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        (self.slot.length - self.paid) as usize
+        (self.slot.length.get() - self.paid) as usize
     }
 
     /// Never.
@@ -92,7 +99,7 @@ impl Backlog {
     pub fn pay(&mut self, count: usize) -> bool {
         assert!(count <= self.len(), "paid more than owed");
         self.paid += u32::try_from(count).unwrap_or(u32::MAX);
-        self.paid == self.slot.length
+        self.paid == self.slot.length.get()
     }
 
     /// The slot.
@@ -162,7 +169,7 @@ impl Store for Heap {
     }
 
     fn keep(&mut self, _: u64, rest: Range<usize>, _: u64) -> Option<Slot> {
-        let length = u32::try_from(rest.len()).ok()?;
+        let length = length(&rest)?;
         let index = self.slots.insert(self.scratch[rest].into());
         let index = u32::try_from(index).ok()?;
         Some(Slot { index, length })

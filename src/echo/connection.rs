@@ -276,7 +276,7 @@ impl Connection {
     pub fn own(&mut self, owner: u64, store: &mut impl Store) {
         self.owner = owner;
         if let Some(backlog) = &self.backlog {
-            let at = self.received - u64::from(backlog.slot().length);
+            let at = self.received - u64::from(backlog.slot().length.get());
             store.own(backlog.slot(), owner, at);
         }
     }

@@ -116,7 +116,7 @@ impl Desk {
         }
         self.untold.fetch_or(sent, Ordering::Relaxed);
         let mut tray = lock(&self.tray);
-        tray.gone.append(&mut worker.gone);
+        tray.gone.extend(std::mem::take(&mut worker.gone));
         tray.counters = (worker.shard.counters(), worker.shard.noted());
         self.call(&mut tray);
     }
@@ -319,7 +319,9 @@ impl Crew {
                 continue;
             }
             hand.counters = tray.counters;
-            gone.extend(tray.gone.drain(..).map(|over| (number, over)));
+            // Taken whole, so that the list of a crowd does not stay.
+            let over = std::mem::take(&mut tray.gone);
+            gone.extend(over.into_iter().map(|over| (number, over)));
             hand.trouble = tray.trouble.take();
         }
     }

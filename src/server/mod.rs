@@ -396,6 +396,11 @@ impl Server {
                 }
             }
         }
+        if self.departed.capacity() > EVENTS {
+            // A crowd has left, and its list would stay as long as it was.
+            self.departed = Vec::new();
+            self.own.gone = Vec::new();
+        }
         for listener in &mut self.listeners {
             listener.vacancy();
         }

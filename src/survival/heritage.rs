@@ -14,7 +14,7 @@ use super::lane::{Lane, Seat};
 use super::layout::{Geometry, header, slot_at};
 use super::parcel::Parcel;
 use super::recovery::{Findings, Heir, Place, arena_name, end, parcel_name};
-use crate::echo::backlog::{Backlog, Slot};
+use crate::echo::backlog::{Backlog, Slot, length};
 use crate::system::memory::Region;
 
 /// A connection of a predecessor, in its new place.
@@ -164,14 +164,14 @@ fn stay(arena: &Arc<Arena>, payloads: Vec<Region>, heirs: Vec<Heir>) -> Settled 
     let mut lanes: Vec<Lane> = lanes.collect();
     let mut homeless = 0;
     let adopted = heirs.into_iter().filter_map(|heir| {
-        let (lane, seat) = (heir.lane, Seat(heir.seat));
+        let (lane, seat) = (heir.lane, Seat::new(heir.seat)?);
         let backlog = match heir.owed {
             None => None,
             Some((count, Place::Slot(slot, ahead))) => {
                 let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
                 let slot = Slot {
                     index: number(slot),
-                    length: number(ahead + count),
+                    length: length(&(0..ahead + count))?,
                 };
                 Some(Backlog::new(slot, number(ahead)))
             }

@@ -7,6 +7,7 @@
 //! Slots that were used and are free again keep their memory for a second, as giving it back costs
 //! more than a copy; what nobody needed for a second is given back to the kernel, a few at a time.
 
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -15,7 +16,7 @@ use std::time::Duration;
 use super::arena::{Arena, Record};
 use super::layout::{WORD, lane, marked, slot_at};
 use crate::echo::SCRATCH;
-use crate::echo::backlog::{Slot, Store};
+use crate::echo::backlog::{Slot, Store, length};
 use crate::echo::tick::Tick;
 use crate::system::memory::{Pair, Region};
 
@@ -30,7 +31,21 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// A seat in the arena: what is noted of one connection there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seat(pub u32);
+pub struct Seat(NonZeroU32);
+
+impl Seat {
+    /// A seat, by its number.
+    #[must_use]
+    pub fn new(number: u32) -> Option<Self> {
+        number.checked_add(1).and_then(NonZeroU32::new).map(Self)
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self.0.get() - 1
+    }
+}
 
 /// Numbers that are taken and given back, the lowest first as long as none was given back.
 #[derive(Debug, Default)]
@@ -133,18 +148,19 @@ impl Lane {
             self.arena.set(used, seat as u64 + 1);
         }
         self.arena.fill(self.index, seat, record);
-        u32::try_from(seat).ok().map(Seat)
+        Seat::new(u32::try_from(seat).ok()?)
     }
 
     /// Notes how far a connection has come.
     pub fn note(&self, seat: Seat, record: &Record) {
-        self.arena.note_seat(self.index, seat.0 as usize, record);
+        self.arena
+            .note_seat(self.index, seat.number() as usize, record);
     }
 
     /// Forgets a connection: whoever finds it closes it.
     pub fn stand(&mut self, seat: Seat) {
-        self.arena.clear(self.index, seat.0 as usize);
-        self.seats.give(seat.0);
+        self.arena.clear(self.index, seat.number() as usize);
+        self.seats.give(seat.number());
     }
 
     /// The bytes of all slots, and of the scratch before them.
@@ -161,7 +177,7 @@ impl Lane {
         other: Option<&Region>,
         at: u64,
     ) -> Option<Slot> {
-        let slot = self.take(from.len())?;
+        let slot = self.take(length(&from)?)?;
         let place = slot_at(slot.index as usize);
         match other {
             None => self.payload.bytes_mut().copy_within(from, place),
@@ -208,8 +224,7 @@ impl Lane {
         }
     }
 
-    fn take(&mut self, length: usize) -> Option<Slot> {
-        let length = u32::try_from(length).ok()?;
+    fn take(&mut self, length: NonZeroU32) -> Option<Slot> {
         let index = match self.warm.pop() {
             Some(index) => {
                 self.unneeded = self.unneeded.min(self.warm.len());
@@ -266,7 +281,7 @@ impl Store for Lane {
 
     fn slot(&self, slot: &Slot) -> &[u8] {
         let place = slot_at(slot.index as usize);
-        &self.payload.bytes()[place..place + slot.length as usize]
+        &self.payload.bytes()[place..place + slot.length.get() as usize]
     }
 
     fn free(&mut self, slot: Slot) {

@@ -605,7 +605,8 @@ mod tests {
             let before = words.map(|at| past.arena.get(at));
             let mut record = past.arena.seat(0, 0).unwrap();
             record.received = 9;
-            past.lane.note(super::super::lane::Seat(0), &record);
+            past.lane
+                .note(super::super::lane::Seat::new(0).unwrap(), &record);
             for (at, word) in words.into_iter().zip(before).skip(stores) {
                 past.arena.set(at, word);
             }
@@ -636,7 +637,7 @@ mod tests {
     #[test]
     fn who_has_no_seat_or_no_place_is_ended() {
         let mut past = Past::new();
-        past.lane.stand(super::super::lane::Seat(0));
+        past.lane.stand(super::super::lane::Seat::new(0).unwrap());
         let findings = past.read_by_successor(9);
         assert_eq!((findings.before, findings.heirs.len()), (1, 1));
         assert!(findings.lost.is_empty());

@@ -1,4 +1,4 @@
-//! Mapped memory: words that anybody may set, and regions of bytes that one owner has.
+//! Memory from the kernel: words that anybody may set, and regions of bytes that one owner has.
 //!
 //! It is behind a memory file (memfd_create(2)) that others may map too, or behind none, and is not
 //! part of a core.  A mapping is divided once ([`Memory::divide`]): then every byte belongs to the
@@ -75,6 +75,18 @@ pub fn memory_file(name: &str, size: usize) -> io::Result<File> {
 #[must_use]
 pub fn cannot_shrink(file: &File) -> bool {
     fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
+}
+
+/// Makes the allocator give large blocks back to the kernel, as it does with the first: by itself it
+/// learns from that one to keep those that follow (`M_MMAP_THRESHOLD` of mallopt(3)), and what a
+/// crowd took would stay.
+pub fn give_back_large_blocks() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "mallopt(3) is reached through libc only")]
+    // SAFETY: it takes two numbers; failing, it changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
+    }
 }
 
 impl Memory {

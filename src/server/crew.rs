@@ -10,7 +10,7 @@
 //! A worker that hangs in a round makes the main loop wait, too: then the watchdog is not fed, and
 //! the service manager ends the process.
 //!
-//! In the other direction a worker lays down who is over ([`Tray`]), and wakes the main loop when
+//! In the other direction a worker lays down who is over (its tray), and wakes the main loop when
 //! there was nothing in it before.
 //!
 //! With one worker there is no crew, no thread and no such lock.

@@ -219,7 +219,7 @@ fn every_variable_of_the_environment_is_explained() {
         }
         let source = std::fs::read_to_string(file).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap();
-        for call in ["env::var(\"", "env::var_os(\"", "env = \""] {
+        for call in ["env::var(\"", "env::var_os(\"", " env = \""] {
             for rest in source.split(call).skip(1) {
                 known.insert(rest.split('"').next().unwrap().to_owned());
             }

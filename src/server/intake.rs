@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use mio::net::{TcpStream, UnixStream};
 
-use super::Server;
 use super::lifecycle::Life;
 use super::listener::{BURST, Failure, Listener, SHORT, State};
 use super::source::Source;
 use super::stream::{Socket, Stream, source_of};
+use super::{CROWD, Server};
 use crate::cli::Level;
 use crate::system::activation::StreamSocket;
 use crate::system::bind::is_local;
@@ -221,6 +221,7 @@ impl Server {
         let number = places.min_by_key(|(_, open)| **open);
         let number = number.map_or(0, |(number, _)| number);
         self.places[number] += 1;
+        self.crowd |= self.places[number] >= CROWD;
         self.arrivals[number].push(stream);
         self.changed = true;
     }

@@ -9,11 +9,11 @@ use mio::net::{TcpStream, UnixStream};
 use mio::unix::SourceFd;
 use socket2::{Domain, SockRef};
 
-use super::Server;
 use super::lifecycle::Life;
 use super::source::Source;
 use super::stream::{Socket, Stream};
 use super::worker::Worker;
+use super::{CROWD, Server};
 use crate::echo::connection::{Connection, Start};
 use crate::echo::counters::Counters;
 use crate::echo::shard::Shard;
@@ -185,6 +185,7 @@ impl Server {
         };
         self.count_source(&stream);
         self.places[lane] += 1;
+        self.crowd |= self.places[lane] >= CROWD;
         self.crew.with(lane, &mut self.own, |worker| {
             worker.adopt(stream, start, self.now);
         });

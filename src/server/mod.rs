@@ -54,6 +54,7 @@ use crate::system::events::Event;
 use crate::system::kernel::Kernel;
 use crate::system::lock::lock;
 use crate::system::logging::Log;
+use crate::system::memory::give_back_free_memory;
 use crate::system::notify::Manager;
 use crate::system::rate::{Fold, Gate};
 use crate::system::signals::Signals;
@@ -63,6 +64,9 @@ use listener::Listener;
 use source::Source;
 use stream::Stream;
 use worker::{Gone, Worker};
+
+/// As many connections as make a crowd.
+const CROWD: usize = 1024;
 
 /// What the server is made of.
 #[derive(Debug)]
@@ -146,6 +150,8 @@ pub struct Server {
     changed: bool,
     /// A listener may have callers.
     calling: bool,
+    /// There were many connections since there was none.
+    crowd: bool,
     /// The others were held in this round to see who has left.
     asked: bool,
     /// When everything has to be looked after at the latest.
@@ -236,6 +242,7 @@ impl Server {
             stirred: true,
             changed: false,
             calling: false,
+            crowd: false,
             asked: false,
             wake: None,
             answered: false,
@@ -396,10 +403,12 @@ impl Server {
                 }
             }
         }
-        if self.departed.capacity() > EVENTS {
-            // A crowd has left, and its list would stay as long as it was.
+        if self.crowd && self.open() == 0 {
+            // It has left, and what it took would stay.
+            self.crowd = false;
             self.departed = Vec::new();
             self.own.gone = Vec::new();
+            give_back_free_memory();
         }
         for listener in &mut self.listeners {
             listener.vacancy();

@@ -218,6 +218,19 @@ def a_daemon_that_aborts_takes_no_connection_and_no_byte_with_it(box):
     has("\n".join(entry["MESSAGE"] for entry in box.journal("_PID=1")), "status=6/ABRT", "the journal")
 
 
+@promise(NO_STORE)
+def with_several_workers_a_restart_and_a_kill_take_no_connection_and_no_byte(box):
+    box.configure("workers = 4\n")
+
+    def twice(pid):
+        box.run(f"systemctl restart {SERVICE}")
+        next_pid = box.pid()
+        equal(box.run(f"ls /proc/{next_pid}/task | wc -l"), "5", "threads: four loops and the log")
+        box.run(f"kill -KILL {next_pid}")
+        other(box, next_pid)
+    survives(box, twice, crash=True)
+
+
 @promise(line(STANDALONE, (STORE, "")))
 def connections_of_the_standalone_unit_survive_too(box):
     box.run(f"systemctl start {STANDALONE}")

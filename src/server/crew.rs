@@ -268,18 +268,6 @@ impl Crew {
         Ok(())
     }
 
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Holds all workers still, the main loop's `own` among them.
     pub fn hold<'a>(&'a self, own: &'a mut Worker) -> Loops<'a> {
         // First a place in each line: then all rounds that are under way end at once.

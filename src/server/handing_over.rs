@@ -34,10 +34,7 @@ impl Server {
         let span = self.config.limits.leave;
         self.pack_all();
         for worker in self.crew.hold(&mut self.own).iter_mut() {
-            let unkept: Vec<usize> = worker.unkept().collect();
-            for key in unkept {
-                worker.shard.leave(key, self.now);
-            }
+            worker.leave(|stream| stream.seat.is_none(), self.now);
         }
         let status = self.status();
         self.manager.stopping(span, &status, self.now);

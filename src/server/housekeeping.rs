@@ -11,7 +11,6 @@ use super::lifecycle::Life;
 use super::listener::{Listener, State};
 use crate::echo::counters::Counters;
 use crate::echo::tick::{Tick, earliest};
-use crate::survival::standing::Standing;
 use crate::system::events::Event;
 use crate::system::lock::lock;
 
@@ -54,13 +53,9 @@ impl Server {
         }
         if self.changed && !self.stirred {
             self.part();
+            self.crew.trouble().map_or(Ok(()), Err)?;
             self.stirred = self.listeners.is_empty();
-            if let Some(error) = self.crew.trouble() {
-                return Err(error);
-            }
-            if *self.keeper.standing() == Standing::Kept {
-                self.note_totals();
-            }
+            self.note_totals();
             let told = lock(&self.fold).next_due();
             self.wake = earliest([self.wake, self.keeper.next_due(), told]);
             self.changed = false;
@@ -69,11 +64,15 @@ impl Server {
             return self.housekeep();
         }
         if self.calling {
-            // A listener whose burst was not enough goes on in the next round.
-            let ready = |listener: &Listener| listener.state == State::Ready;
-            self.calling = self.listeners.iter().any(ready);
+            self.calling = self.has_callers();
         }
         Ok(())
+    }
+
+    /// Whether a listener goes on in the next round, as its burst was not enough.
+    fn has_callers(&self) -> bool {
+        let ready = |listener: &Listener| listener.state == State::Ready;
+        self.listeners.iter().any(ready)
     }
 
     /// Everything that is done by the clock and not by an event.
@@ -82,9 +81,7 @@ impl Server {
     /// The poll of a worker has failed.
     pub(super) fn housekeep(&mut self) -> io::Result<()> {
         self.part();
-        if let Some(error) = self.crew.trouble() {
-            return Err(error);
-        }
+        self.crew.trouble().map_or(Ok(()), Err)?;
         if let Some(event) = lock(&self.fold).flush(self.now, false) {
             self.log.tell(event);
         }
@@ -105,9 +102,7 @@ impl Server {
             .all(|listener| listener.state == State::Closed);
         self.life.tick(self.now, idle && closed);
         self.tell_status();
-        if *self.keeper.standing() == Standing::Kept {
-            self.note_totals();
-        }
+        self.note_totals();
         if self.manager.tick(self.now, self.crew.is_alive()) {
             self.crew.ask();
         }
@@ -117,8 +112,7 @@ impl Server {
         self.busy = false;
         self.changed = false;
         self.stirred = false;
-        let ready = |listener: &Listener| listener.state == State::Ready;
-        self.calling = self.listeners.iter().any(ready);
+        self.calling = self.has_callers();
         self.wake = self.next_wake();
         Ok(())
     }

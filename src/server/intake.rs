@@ -215,13 +215,11 @@ impl Server {
             let who = self.own.who(&stream);
             self.log.tell(Event::Opened(who));
         }
-        self.count_source(&stream);
         // Of several, the last: the first has callers to look after besides.
         let places = self.places.iter().enumerate().rev();
         let number = places.min_by_key(|(_, open)| **open);
         let number = number.map_or(0, |(number, _)| number);
-        self.places[number] += 1;
-        self.crowd |= self.places[number] >= CROWD;
+        self.occupy(number, &stream);
         self.arrivals[number].push(stream);
         self.changed = true;
     }
@@ -234,32 +232,25 @@ impl Server {
             }
             let mut arrivals = std::mem::take(&mut self.arrivals[number]);
             let (life, now) = (self.life, self.now);
-            let (keeper, failures) = (&mut self.keeper, &mut self.failures);
-            let log = &self.log;
+            let keeper = &mut self.keeper;
+            let mut lost = Vec::new();
             self.crew.with(number, &mut self.own, |worker| {
                 for stream in arrivals.drain(..) {
                     let (name, kept, listener) = (stream.number, !stream.shared, stream.listener);
-                    let key = match worker.admit(stream, now) {
-                        Ok(key) => key,
-                        Err(error) => {
-                            if let Some(count) = failures.pass(now) {
-                                log.tell(Event::AcceptFailed {
-                                    listener: worker.names[listener as usize].clone(),
-                                    errno: error.raw_os_error().unwrap_or(0),
-                                    count,
-                                });
-                            }
-                            continue;
+                    match worker.admit(stream, now) {
+                        Ok(key) if matches!(life, Life::Leaving { .. }) => {
+                            worker.shard.leave(key, now);
                         }
-                    };
-                    if matches!(life, Life::Leaving { .. }) {
-                        worker.shard.leave(key, now);
-                    } else if kept {
-                        keeper.arrived(number, key, name, now);
+                        Ok(key) if kept => keeper.arrived(number, key, name, now),
+                        Ok(_) => {}
+                        Err(error) => lost.push((listener as usize, error)),
                     }
                 }
             });
             self.arrivals[number] = arrivals;
+            for (listener, error) in lost {
+                self.tell_lost(listener, error.raw_os_error().unwrap_or(0));
+            }
         }
     }
 
@@ -269,8 +260,10 @@ impl Server {
             .is_some_and(|count| *count >= most)
     }
 
-    /// Counts a connection's source.
-    pub(super) fn count_source(&mut self, stream: &Stream) {
+    /// Counts a connection of a worker.
+    pub(super) fn occupy(&mut self, number: usize, stream: &Stream) {
+        self.places[number] += 1;
+        self.crowd |= self.places[number] >= CROWD;
         if let Some(source) = source_of(stream) {
             *self.sources.entry(source).or_default() += 1;
         }

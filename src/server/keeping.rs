@@ -9,11 +9,11 @@ use mio::net::{TcpStream, UnixStream};
 use mio::unix::SourceFd;
 use socket2::{Domain, SockRef};
 
+use super::Server;
 use super::lifecycle::Life;
 use super::source::Source;
 use super::stream::{Socket, Stream};
 use super::worker::Worker;
-use super::{CROWD, Server};
 use crate::echo::connection::{Connection, Start};
 use crate::echo::counters::Counters;
 use crate::echo::shard::Shard;
@@ -23,7 +23,7 @@ use crate::survival::heritage::Adopted;
 use crate::survival::keeper::{MESSAGES, STORED};
 use crate::survival::lane::Lane;
 use crate::survival::recovery::Findings;
-use crate::survival::standing::{DECLINED, News};
+use crate::survival::standing::{DECLINED, News, Standing};
 use crate::survival::totals::Totals;
 use crate::survival::unpacked::Young;
 use crate::system::events::Event;
@@ -97,12 +97,7 @@ impl Server {
                 self.log.tell(Event::GivenUp { why, count });
             }
             for worker in self.crew.hold(&mut self.own).iter_mut() {
-                let connections = worker.shard.connections();
-                let kept = connections.filter(|(_, stream, _)| stream.seat.is_some());
-                let kept: Vec<usize> = kept.map(|(key, _, _)| key).collect();
-                for key in kept {
-                    worker.shard.leave(key, self.now);
-                }
+                worker.leave(|stream| stream.seat.is_some(), self.now);
             }
         }
     }
@@ -183,9 +178,7 @@ impl Server {
             moved,
             finished: heir.positions.finished,
         };
-        self.count_source(&stream);
-        self.places[lane] += 1;
-        self.crowd |= self.places[lane] >= CROWD;
+        self.occupy(lane, &stream);
         self.crew.with(lane, &mut self.own, |worker| {
             worker.adopt(stream, start, self.now);
         });
@@ -383,8 +376,11 @@ impl Server {
         }
     }
 
-    /// Notes the totals for a successor.
+    /// Notes the totals for a successor, if there will be one.
     pub(super) fn note_totals(&self) {
+        if *self.keeper.standing() != Standing::Kept {
+            return;
+        }
         let crew = self.crew.counters().map(|(_, noted)| noted);
         let own = std::iter::once(self.own.shard.noted());
         self.note(own.chain(crew).sum());

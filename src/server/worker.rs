@@ -252,12 +252,20 @@ impl Worker {
         stream.is_some_and(|stream| stream.seat.is_some())
     }
 
-    /// Who is not kept for a successor.
-    pub fn unkept(&self) -> impl Iterator<Item = usize> {
-        self.shard
-            .connections()
-            .filter(|(_, stream, _)| stream.seat.is_none())
-            .map(|(key, _, _)| key)
+    /// Those that are not kept for a successor.
+    pub fn unkept(&self) -> impl Iterator<Item = &Stream> {
+        let streams = self.shard.connections().map(|(_, stream, _)| stream);
+        streams.filter(|stream| stream.seat.is_none())
+    }
+
+    /// Asks some to end in good order.
+    pub fn leave(&mut self, whom: impl Fn(&Stream) -> bool, now: Tick) {
+        let connections = self.shard.connections();
+        let leaving = connections.filter(|(_, stream, _)| whom(stream));
+        let leaving: Vec<usize> = leaving.map(|(key, _, _)| key).collect();
+        for key in leaving {
+            self.shard.leave(key, now);
+        }
     }
 
     /// Accounts for a turn, tells of it and acts on it.
@@ -302,9 +310,7 @@ impl Worker {
     fn close(&mut self, key: usize, summary: &Summary) {
         self.touched = true;
         let mut stream = self.shard.remove(key);
-        let mut fold = lock(&self.fold);
-        let admitted = fold.admit(summary, self.now);
-        drop(fold);
+        let admitted = lock(&self.fold).admit(summary, self.now);
         if admitted && self.log.wants(Level::Info) {
             let who = self.who(&stream);
             self.log.tell(Event::Closed(who, *summary));

@@ -291,9 +291,7 @@ impl Findings {
         }
         self.arena = Some((arena, payloads));
     }
-}
 
-impl Findings {
     /// Leaves an arena as it was found, for the next start: this one was no crash.
     pub(super) fn restore(&self, arena: &Arena) {
         arena.set(header::STARTS, self.crashes);

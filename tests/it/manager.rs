@@ -206,6 +206,13 @@ fn pump(socket: &UnixDatagram, desk: &Desk) {
     }
 }
 
+/// How a daemon goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    Restart,
+    Kill,
+}
+
 /// A manager, and the daemon that is its service now.
 #[derive(Debug)]
 pub struct Manager {
@@ -450,11 +457,26 @@ impl Manager {
         assert!(status.success(), "it ended with {status}");
     }
 
+    /// The daemon goes, in this way.
+    #[track_caller]
+    pub fn goes(&mut self, way: Way) {
+        match way {
+            Way::Restart => self.hand_over(),
+            Way::Kill => self.kill(),
+        }
+    }
+
+    /// It goes, and the next one comes.
+    #[track_caller]
+    pub fn replace(&mut self, way: Way) {
+        self.goes(way);
+        self.start();
+    }
+
     /// Hands over to the next daemon.
     #[track_caller]
     pub fn restart(&mut self) {
-        self.hand_over();
-        self.start();
+        self.replace(Way::Restart);
     }
 
     /// Sends TERM, and waits until the daemon has exited well.

@@ -18,7 +18,7 @@ use crate::crowd::{Crowd, Kind, Kind::*};
 use crate::daemon::{
     Dice, SOON, Tape, connect, end_of, eventually, finish, ping, reset, unacknowledged,
 };
-use crate::manager::{Manager, value};
+use crate::manager::{Manager, Way, value};
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
 const KEEPING: &str = "a31e4c1d81744f6c880d7c15144baeb9";
@@ -41,21 +41,6 @@ const ALL: [(Kind, usize); 5] = [
 
 /// Some of each kind that is possible with large buffers.
 const WIDE: [(Kind, usize); 4] = [(Streaming, 6), (Idle, 4), (HalfClosed, 4), (Stalled, 4)];
-
-/// How a daemon goes.
-#[derive(Clone, Copy, Debug)]
-enum Way {
-    Restart,
-    Kill,
-}
-
-fn replace(manager: &mut Manager, way: Way) {
-    match way {
-        Way::Restart => manager.hand_over(),
-        Way::Kill => manager.kill(),
-    }
-    manager.start();
-}
 
 /// Waits until the kernel of the daemon has everything that a client sent.
 #[track_caller]
@@ -156,7 +141,7 @@ fn streams_live_through_restarts_and_kills_in_turn() {
             } else {
                 Way::Kill
             };
-            replace(&mut manager, way);
+            manager.replace(way);
         }
         progress.moves(100_000);
     });
@@ -181,7 +166,7 @@ fn every_kind_of_client_gets_exactly_what_it_is_owed() {
             let mut crowd = Crowd::new(manager.address(), kinds);
             manager.keeps(18);
             for way in ways {
-                replace(&mut manager, *way);
+                manager.replace(*way);
                 crowd.goes_on();
             }
             crowd.comes_back_exact();
@@ -273,10 +258,7 @@ fn callers_who_come_while_there_is_no_daemon_are_served_by_the_next() {
     let mut manager = Manager::new();
     manager.start();
     for way in [Way::Restart, Way::Kill] {
-        match way {
-            Way::Restart => manager.hand_over(),
-            Way::Kill => manager.kill(),
-        }
+        manager.goes(way);
         let caller = manager.connect();
         Tape::new(1).send(&caller, 5000).unwrap();
         manager.start();
@@ -292,7 +274,7 @@ fn a_daemon_that_listens_for_itself_hands_its_connections_over_too() {
     let mut crowd = Crowd::new(manager.address(), &WIDE);
     manager.keeps(18);
     for way in [Way::Restart, Way::Kill, Way::Restart] {
-        replace(&mut manager, way);
+        manager.replace(way);
         crowd.goes_on();
         ping(manager.connect(), b"a new one");
     }
@@ -348,7 +330,7 @@ fn a_stop_lets_everybody_go_and_leaves_nothing_in_the_store() {
         let mut crowd = Crowd::new(manager.address(), &ALL);
         manager.keeps(18);
         if let Some(way) = before {
-            replace(&mut manager, way);
+            manager.replace(way);
             crowd.goes_on();
         }
         manager.daemon().signal(Signal::TERM);
@@ -436,10 +418,7 @@ fn what_a_client_did_while_there_was_no_daemon_is_noticed() {
         let clients: Vec<TcpStream> = (0..9).map(|_| manager.connect()).collect();
         clients.iter().for_each(|client| ping(client, b"hello"));
         manager.keeps(9);
-        match way {
-            Way::Restart => manager.hand_over(),
-            Way::Kill => manager.kill(),
-        }
+        manager.goes(way);
         let mut left = Vec::new();
         for (number, client) in clients.into_iter().enumerate() {
             match number % 3 {
@@ -519,7 +498,7 @@ fn many_restarts_leave_no_more_than_one() {
         } else {
             Way::Kill
         };
-        replace(&mut manager, way);
+        manager.replace(way);
         crowd.goes_on();
     }
     manager.keeps(18);
@@ -565,7 +544,7 @@ fn connections_outlive_the_listener_that_accepted_them() {
     manager.keeps(1);
     for way in [Way::Restart, Way::Kill] {
         manager.relist("other", TcpListener::bind("127.0.0.1:0").unwrap());
-        replace(&mut manager, way);
+        manager.replace(way);
         ping(&client, b"still here");
         ping(manager.connect(), b"a new one");
     }

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::crowd::{Crowd, Kind, Kind::*};
 use crate::daemon::{Daemon, Plan, SOON, Tape, eventually, finish, has, pattern, ping};
-use crate::manager::Manager;
+use crate::manager::{Manager, Way};
 
 const COUNTERS: &str = "7cc00e0f218a49398192dbfc1f40e617";
 
@@ -284,12 +284,11 @@ fn connections_find_their_place_whatever_the_number_of_the_next_process_is() {
     manager.keeps(28);
     for (round, workers) in [1, 2, 8, 8, 3, 2, 2, 1, 8].into_iter().enumerate() {
         manager.config(&config(workers));
-        if round % 2 == 0 {
-            manager.restart();
+        manager.replace(if round % 2 == 0 {
+            Way::Restart
         } else {
-            manager.kill();
-            manager.start();
-        }
+            Way::Kill
+        });
         crowd.goes_on();
         manager.one_of_each();
         let shares = shares(manager.daemon());
@@ -310,12 +309,11 @@ fn kills_and_restarts_under_way_lose_nobody_with_any_number() {
         crowd.meanwhile(|progress| {
             for round in 0..12 {
                 progress.moves(200_000);
-                if round % 3 == 0 {
-                    manager.restart();
+                manager.replace(if round % 3 == 0 {
+                    Way::Restart
                 } else {
-                    manager.kill();
-                    manager.start();
-                }
+                    Way::Kill
+                });
             }
         });
         crowd.goes_on();

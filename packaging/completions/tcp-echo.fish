@@ -24,6 +24,7 @@ function __fish_tcp_echo_using_subcommand
     contains -- $cmd[1] $argv
 end
 
+complete -c tcp-echo -f
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is told'

@@ -1,4 +1,5 @@
-//! What is generated and checked in: the completions, and regions of the manuals.
+//! What is generated and checked in: the completions, regions of the manuals, and the notices of the
+//! crates in packaging/debian/copyright.
 //!
 //! The manuals are written by hand, but for the regions between a `Generated` and an `End` comment.
 //! Those say what is known elsewhere: the options (src/cli.rs), the keys of the configuration
@@ -23,6 +24,12 @@ const REFRESH: &str = "TCP_ECHO_UPDATE=1 cargo test --test it generated";
 const BEGIN: &str = ".\\\" Generated: ";
 const END: &str = ".\\\" End";
 
+const COPYRIGHT: &str = "packaging/debian/copyright";
+
+/// Between these lines stand the notices of the crates.
+const CRATES: &str = " The crates, of which each notice here is copied from its sources:\n";
+const LIBRARY: &str = " The standard library of Rust, and what it brings along:\n";
+
 /// What the manuals are dated until the changelog has a date for this version.
 const UNRELEASED: &str = "2026-10-01";
 
@@ -40,12 +47,24 @@ fn the_completions_are_fresh() {
     }
 }
 
-/// What clap_complete 4.6.11 makes, with two mistakes repaired.
+/// What clap_complete 4.6.11 makes, with its mistakes repaired.
 fn repaired(made: &str) -> String {
     let made = made
         // bash: a hyphen in the name of the program is spelt in two ways, so that nothing is
         // completed behind a command (clap issue 6421).
         .replace("tcp__subcmd__echo", "tcp__echo")
+        // bash: `--log=d` is three words for it, of which `=` is one.
+        .replace(
+            "    prev=\"$3\"\n",
+            "    prev=\"$3\"\n    if [[ ${cur} == \"=\" ]]; then\n        cur=\"\"\n    \
+             elif [[ ${prev} == \"=\" ]]; then\n        prev=\"${COMP_WORDS[COMP_CWORD-2]}\"\n    fi\n",
+        )
+        // fish: files are offered wherever nothing else is; none of the commands takes one.
+        .replacen(
+            "\ncomplete -c tcp-echo",
+            "\ncomplete -c tcp-echo -f\ncomplete -c tcp-echo",
+            1,
+        )
         // fish: an option that still lacks its value ends the search, so that the value is not
         // completed.
         .replace("    or return\n", "    or return 0\n");
@@ -70,18 +89,29 @@ fn offered(shell: &str, arguments: &[&str]) -> Option<String> {
     Some(String::from_utf8(output.stdout).unwrap())
 }
 
+fn script(name: &str) -> String {
+    path(&format!("packaging/completions/{name}"))
+        .display()
+        .to_string()
+}
+
+/// The words that fish offers for a line.
+fn in_fish(line: &str) -> Option<Vec<String>> {
+    let ask = format!("source {}; complete -C'{line}'", script("tcp-echo.fish"));
+    let offered = offered("fish", &["--no-config", "-c", &ask])?;
+    let word = |line: &str| line.split('\t').next().unwrap().to_owned();
+    Some(offered.lines().map(word).collect())
+}
+
 #[test]
 fn the_completions_complete() {
-    let script = |name: &str| {
-        path(&format!("packaging/completions/{name}"))
-            .display()
-            .to_string()
-    };
     for (words, expected) in [
         (&["ch"][..], "check"),
         (&["--log", ""], "warn"),
         (&["check", "--conf"], "--config-only"),
         (&["check", "--log-format", "j"], "json"),
+        (&["--log", "=", "d"], "debug"),
+        (&["--log", "="], "warn"),
     ] {
         let (last, before) = words.split_last().unwrap();
         let ask = "source \"$1\"; shift; COMP_WORDS=(tcp-echo \"$@\"); COMP_CWORD=$#; \
@@ -96,11 +126,22 @@ fn the_completions_complete() {
                 "{words:?}: {offered}"
             );
         }
+        // For fish, as for the daemon, `--log=d` is one word.
         let line = format!("tcp-echo {} {last}", before.join(" "));
-        let ask = format!("source {}; complete -C'{line}'", script("tcp-echo.fish"));
-        if let Some(offered) = offered("fish", &["--no-config", "-c", &ask]) {
-            let first = |line: &str| line.split('\t').next() == Some(expected);
-            assert!(offered.lines().any(first), "{words:?}: {offered}");
+        let line = line.replace(" =", "=").replace("= ", "=");
+        if let Some(offered) = in_fish(&line) {
+            let word = match line.contains('=') {
+                true => format!("--log={expected}"),
+                false => expected.to_owned(),
+            };
+            assert!(offered.contains(&word), "{line}: {offered:?}");
+        }
+    }
+    // No command takes a file.
+    for line in ["tcp-echo check ", "tcp-echo help ", "tcp-echo reload "] {
+        if let Some(offered) = in_fish(line) {
+            let file = |word: &String| Path::new(word.trim_end_matches('/')).exists();
+            assert!(!offered.iter().any(file), "{line}: {offered:?}");
         }
     }
     offered("zsh", &["-f", "-n", &script("_tcp-echo")]);
@@ -111,6 +152,100 @@ fn the_manuals_are_fresh() {
     for page in ["packaging/man/tcp-echo.8", "packaging/man/tcp-echo.toml.5"] {
         fresh(page, &refreshed(&text(page)));
     }
+}
+
+#[test]
+fn the_copyright_of_the_package_is_fresh() {
+    let kept = text(COPYRIGHT);
+    let (head, rest) = kept.split_once(CRATES).unwrap();
+    let (_, tail) = rest.split_once(LIBRARY).unwrap();
+    let made = format!("{head}{CRATES}{}{LIBRARY}{tail}", notices());
+    fresh(COPYRIGHT, &made);
+}
+
+/// The crates that are linked into the program, with their licences and the copyright notices of
+/// their sources.
+fn notices() -> String {
+    let linked = cargo(&["tree", "-e", "normal,no-proc-macro", "--prefix", "none"]);
+    let linked: std::collections::BTreeSet<(&str, &str)> = linked
+        .lines()
+        .filter_map(|line| line.split_once(" v"))
+        .map(|(name, version)| (name, version.split(' ').next().unwrap()))
+        .filter(|(name, _)| *name != env!("CARGO_PKG_NAME"))
+        .collect();
+    assert!(linked.len() > 20, "{linked:?}");
+    let target = "x86_64-unknown-linux-gnu";
+    let all = cargo(&[
+        "metadata",
+        "--format-version",
+        "1",
+        "--filter-platform",
+        target,
+    ]);
+    let all: serde_json::Value = serde_json::from_str(&all).unwrap();
+    let mut made = String::new();
+    for (name, version) in linked {
+        let is_it =
+            |known: &&serde_json::Value| known["name"] == name && known["version"] == version;
+        let known = all["packages"].as_array().unwrap().iter().find(is_it);
+        let known =
+            known.unwrap_or_else(|| panic!("cargo metadata does not know {name} {version}"));
+        let licence = known["license"].as_str().unwrap();
+        made += &format!(" .\n {name} {version}, {licence}:\n");
+        let folder = Path::new(known["manifest_path"].as_str().unwrap())
+            .parent()
+            .unwrap();
+        let mut found = copyrights(folder);
+        if found.is_empty() {
+            let authors = known["authors"].as_array().unwrap().iter();
+            let authors: Vec<&str> = authors.filter_map(|author| author.as_str()).collect();
+            found.insert(match authors.is_empty() {
+                true => format!("Copyright: the contributors of {name}"),
+                false => format!("Copyright: {}", authors.join(", ")),
+            });
+        }
+        for notice in found {
+            made += &format!("  {notice}\n");
+        }
+    }
+    made + " .\n"
+}
+
+/// The copyright notices in the licence files of a crate; not those that a licence shows as examples.
+fn copyrights(folder: &Path) -> std::collections::BTreeSet<String> {
+    let mut notices = std::collections::BTreeSet::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().to_string_lossy().to_uppercase();
+        let told = ["LICEN", "COPY", "NOTICE"]
+            .iter()
+            .any(|start| name.starts_with(start));
+        if !told || !entry.file_type().unwrap().is_file() {
+            continue;
+        }
+        let text = String::from_utf8_lossy(&fs::read(entry.path()).unwrap()).into_owned();
+        for line in text.lines().map(str::trim) {
+            let notice = line.starts_with("Copyright ") || line.starts_with("Copyrights in ");
+            let example = ["yyyy", "notice", "license", "owner"].iter();
+            if notice && !example.clone().any(|word| line.contains(word)) {
+                notices.insert(line.replace('`', ""));
+            }
+        }
+    }
+    notices
+}
+
+/// What cargo says of this package, without the network.
+fn cargo(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(arguments)
+        .args(["--locked", "--offline"])
+        .output()
+        .unwrap();
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{complaints}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Compares a file with what it should be, or makes it so.

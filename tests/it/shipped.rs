@@ -195,6 +195,18 @@ fn the_three_services_differ_where_they_must() {
         only(&template, &service),
         ["Requires=tcp-echo@%i.socket", "After=tcp-echo@%i.socket",]
     );
+    // A process for one connection has nothing to preserve, to reload or to start again.
+    let accept = settings("systemd/examples/tcp-echo-accept@.service");
+    assert_eq!(
+        only(&accept, &service),
+        [
+            "CollectMode=inactive-or-failed",
+            "ExecStart=-/usr/bin/tcp-echo",
+            "Restart=no",
+            "FileDescriptorStoreMax=0",
+            "LimitNOFILE=256",
+        ]
+    );
 }
 
 #[test]
@@ -232,43 +244,8 @@ fn the_readme_and_the_changelog_keep_up() {
 }
 
 #[test]
-fn the_package_has_the_program_s_version_and_names_every_crate_in_it() {
+fn the_package_has_the_version_of_the_program() {
     let changelog = text("packaging/debian/changelog");
     let first = format!("tcp-echo ({}) ", env!("CARGO_PKG_VERSION"));
     assert!(changelog.starts_with(&first), "packaging/debian/changelog");
-    let tree = std::process::Command::new(env!("CARGO"))
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args([
-            "tree",
-            "--locked",
-            "--offline",
-            "-e",
-            "normal,no-proc-macro",
-            "--prefix",
-            "none",
-        ])
-        .output()
-        .unwrap();
-    assert!(
-        tree.status.success(),
-        "{}",
-        String::from_utf8_lossy(&tree.stderr)
-    );
-    let copyright = text("packaging/debian/copyright");
-    let named: Vec<&str> = copyright
-        .split(|c: char| c.is_whitespace() || c == ',')
-        .filter(|word| !word.is_empty())
-        .collect();
-    let tree = String::from_utf8(tree.stdout).unwrap();
-    let crates: Vec<&str> = tree
-        .lines()
-        .filter_map(|line| line.split(' ').next())
-        .collect();
-    assert!(crates.len() > 20, "{tree}");
-    for name in crates {
-        assert!(
-            named.contains(&name),
-            "packaging/debian/copyright does not name {name}"
-        );
-    }
 }

@@ -28,6 +28,18 @@ def an_installation_without_a_running_systemd_does_not_fail(box):
     equal(box.run("systemctl is-enabled tcp-echo.socket || true"), "disabled", "the socket")
 
 
+@promise(package("tcp-echo", "printf '#!/bin/sh\\nset -e\\ndeb-systemd-helper enable tcp-echo.socket\\n' > DEBIAN/postinst"),
+         bare=True)
+def an_installation_where_systemd_is_not_installed_enables_nothing(box):
+    # deb-systemd-helper asks the presets through systemctl only.
+    systemctl = box.run("command -v systemctl").strip()
+    box.run(f"mv {systemctl} {systemctl}.away; {INSTALL}; mv {systemctl}.away {systemctl}; systemctl daemon-reload")
+    has(box.run("dpkg-query -W -f '${Status}' tcp-echo"), "ok installed", "the package")
+    equal(box.run("find /etc/systemd/system -lname '*tcp-echo*'"), "", "links that enable a unit")
+    for unit in (SOCKET, STANDALONE):
+        equal(box.try_(f"systemctl is-enabled {unit}")[1].strip(), "disabled", f"{unit} is")
+
+
 @promise([package("newer", "sed -i '2i systemctl restart tcp-echo.socket' DEBIAN/postinst"),
           package("newer", "printf '#!/bin/sh\\nexit 0\\n' > DEBIAN/postinst")])
 def an_upgrade_refuses_nobody_and_brings_the_new_version(box):
@@ -106,8 +118,11 @@ def a_removal_stops_the_standalone_unit_too_and_an_upgrade_restarts_it(box):
 
 @promise([shell("printf '#!/bin/sh\\nexit 0\\n' > /var/lib/dpkg/info/tcp-echo.postrm"),
           shell(f"mkdir -p /etc/systemd/system/multi-user.target.wants; ln -s {UNITS}/{SERVICE} "
-                "/etc/systemd/system/multi-user.target.wants/")])
+                "/etc/systemd/system/multi-user.target.wants/"),
+          shell("sed -i /config.toml.d/d /var/lib/dpkg/info/tcp-echo.postrm; "
+                "sed -i 's/purge ]; then/purge ]; then :/' /var/lib/dpkg/info/tcp-echo.postrm")])
 def a_purge_leaves_nothing(box):
+    box.configure("[limits]\nidle-timeout = \"1h\"\n")
     box.run(f"systemctl enable --now {SOCKET}")
     box.serves()
     box.run("apt-get purge -q -y tcp-echo")

@@ -116,3 +116,20 @@ def an_enabled_socket_comes_back_after_a_reboot(box):
     equal(box.state(SOCKET), "active", "the socket after the reboot")
     equal(box.state(SERVICE), "inactive", "the service after the reboot")
     box.serves()
+
+
+@promise([shell("sed -i 's/^Accept=yes/Accept=no/' /usr/share/doc/tcp-echo/examples/tcp-echo-accept.socket"),
+          shell("sed -i 's/^ExecStart=.*/ExecStart=-\\/bin\\/true/' "
+                "'/usr/share/doc/tcp-echo/examples/tcp-echo-accept@.service'")])
+def the_example_with_accept_yes_has_a_process_for_each_connection_and_leaves_no_unit(box):
+    box.example("tcp-echo-accept.socket")
+    box.example("tcp-echo-accept@.service")
+    box.run("systemctl start tcp-echo-accept.socket")
+    units = "systemctl list-units --all --no-legend --plain 'tcp-echo-accept@*.service'"
+    with box.connect() as one, box.connect() as other:
+        for client in (one, other):
+            client.sendall(b"a")
+            equal(client.recv(1), b"a", "the echo")
+        equal(len(box.run(units).splitlines()), 2, "units")
+    until(lambda: not box.run(units), "no unit of a connection that is over")
+    box.serves()

@@ -135,6 +135,11 @@
 //! - Storing is not answered.  That there is no store, or no room in it, shows when the sending end
 //!   hangs up after the barrier.
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!(
+    "tcp-echo needs a 64-bit target: it maps memory for as many connections as there can be"
+);
+
 pub mod cli;
 pub mod commands;
 pub mod config;

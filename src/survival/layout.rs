@@ -19,10 +19,13 @@ pub(super) use crate::system::memory::WORD;
 pub(super) const MAGIC: u64 = u64::from_be_bytes(*b"tcp-echo");
 
 /// Of this layout.  Any change of it, of [`SCRATCH`] or of the reasons for an end needs another one.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 
-/// Bytes of a page, to whose multiples the parts are aligned.
-const PAGE: usize = 4096;
+/// Bytes to whose multiples the parts are aligned: the largest page that Linux has by default (64 KiB
+/// on arm64 and ppc64).  Memory that is not aligned to a page cannot be given back (madvise(2)).
+const PAGE: usize = 65_536;
+
+const _: () = assert!(SCRATCH % PAGE == 0, "slots begin with a page");
 
 /// Words of the part of the header that never changes, the check not counted.
 pub(super) const FIXED: usize = 7;

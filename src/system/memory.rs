@@ -248,38 +248,41 @@ impl Drop for Map {
 mod tests {
     use super::*;
 
+    /// The largest page that Linux has by default.
+    const PAGE: usize = 65_536;
+
     #[test]
     fn words_and_regions_are_seen_by_whoever_maps_the_file() {
-        let file = memory_file("test", 3 * 4096).unwrap();
+        let file = memory_file("test", 3 * PAGE).unwrap();
         assert!(cannot_shrink(&file));
-        let (one, mut regions) = Memory::new(Some(&file), 3 * 4096)
+        let (one, mut regions) = Memory::new(Some(&file), 3 * PAGE)
             .unwrap()
-            .divide(4096, 2, 4096);
+            .divide(PAGE, 2, PAGE);
         one.word(8).store(7, Ordering::Release);
         regions[1].bytes_mut()[5] = 9;
-        let (other, others) = Memory::new(Some(&file), 3 * 4096)
+        let (other, others) = Memory::new(Some(&file), 3 * PAGE)
             .unwrap()
-            .divide(4096, 2, 4096);
+            .divide(PAGE, 2, PAGE);
         assert_eq!(other.word(8).load(Ordering::Acquire), 7);
         assert_eq!((others[0].bytes()[5], others[1].bytes()[5]), (0, 9));
-        regions[1].give_back(0, 4096);
+        regions[1].give_back(0, PAGE);
         assert_eq!(others[1].bytes()[5], 0);
         assert!(file.set_len(0).is_err());
     }
 
     #[test]
     fn without_a_file_it_is_memory_all_the_same() {
-        let (words, mut regions) = Memory::new(None, 8192).unwrap().divide(4096, 1, 4096);
+        let (words, mut regions) = Memory::new(None, 2 * PAGE).unwrap().divide(PAGE, 1, PAGE);
         words.word(0).store(1, Ordering::Relaxed);
         regions[0].bytes_mut().fill(1);
-        regions[0].give_back(0, 4096);
+        regions[0].give_back(0, PAGE);
         assert_eq!(regions[0].bytes()[0], 0);
     }
 
     #[test]
     #[should_panic(expected = "not a word")]
     fn a_region_has_no_words() {
-        let (words, _regions) = Memory::new(None, 8192).unwrap().divide(4096, 1, 4096);
-        let _ = words.word(4096);
+        let (words, _regions) = Memory::new(None, 2 * PAGE).unwrap().divide(PAGE, 1, PAGE);
+        let _ = words.word(PAGE);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use mio::Poll;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -243,7 +243,7 @@ impl Opening<'_> {
 
     fn adopt(&mut self, passed: Vec<(String, ListenSocket)>) -> Result<(), Trouble> {
         for (name, socket) in passed {
-            let options = self.config.options_for(&name).clone();
+            let options = self.config.options_of_passed(&name);
             let listener =
                 Listener::new(name, socket, true, options, None).map_err(unregistered)?;
             let refused = listener
@@ -305,8 +305,7 @@ impl Opening<'_> {
             let listener = Listener::new(name.to_owned(), bound.socket, false, options, bound.path)
                 .map_err(unregistered)?;
             if let (None, Endpoint::Ip(address)) = (&self.hint, &listener.local) {
-                let ip = reachable(&listener, address.ip());
-                self.hint = Some(format!("printf 'hello\\n' | nc -N {ip} {}", address.port()));
+                self.hint = Some(hint(&listener, *address));
             }
             self.server
                 .add_listener(listener, bound.refused)
@@ -318,6 +317,18 @@ impl Opening<'_> {
 
 fn unregistered(error: io::Error) -> Trouble {
     Trouble::System("a socket cannot be registered", error)
+}
+
+/// A command that tries a listener, in any shell of a host that has bash: of nc there are several,
+/// which end the stream in different ways.
+fn hint(listener: &Listener, address: SocketAddr) -> String {
+    let ip = reachable(listener, address.ip());
+    let scope = match address {
+        SocketAddr::V6(address) if address.scope_id() > 0 => format!("%{}", address.scope_id()),
+        _ => String::new(),
+    };
+    let port = address.port();
+    format!("bash -c 'exec 3<>/dev/tcp/{ip}{scope}/{port}; echo hello >&3; head -n 1 <&3'")
 }
 
 /// An address under which this host reaches itself.

@@ -171,6 +171,15 @@ impl Options {
             dscp: Some(Count(0)),
         }
     }
+
+    /// What a passed socket has where nothing else is said: what a socket unit has no setting for.
+    #[must_use]
+    pub(crate) fn passed() -> Self {
+        Self {
+            notsent_lowat: Self::built_in().notsent_lowat,
+            ..Self::default()
+        }
+    }
 }
 
 /// Where the configuration comes from: kept, so that a reload asks the same places.
@@ -317,6 +326,12 @@ impl Config {
             .iter()
             .find(|listener| listener.name == name)
             .map_or(&self.socket, |l| &l.options)
+    }
+
+    /// What a passed socket of this name has: everything else is as its unit has set it.
+    #[must_use]
+    pub(crate) fn options_of_passed(&self, name: &str) -> Options {
+        self.options_for(name).clone().over(Options::passed())
     }
 
     /// The keys of `new` that a daemon which was started with `self` cannot bring into effect.

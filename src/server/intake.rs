@@ -66,7 +66,7 @@ impl Server {
     /// Takes in a connection that was passed; every listener must be there already.
     pub fn add_connection(&mut self, name: &str, socket: StreamSocket) {
         let index = self.know(name);
-        let options = self.config.options_for(name).clone();
+        let options = self.config.options_of_passed(name);
         let socket = match socket {
             StreamSocket::Tcp(socket) => match socket.peer_addr() {
                 Ok(peer) => Socket::Tcp(TcpStream::from_std(socket), peer),

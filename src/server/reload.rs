@@ -44,7 +44,7 @@ impl Server {
     fn left_as_set(&self, new: &Config) -> Vec<String> {
         let mut keys = Vec::new();
         for listener in self.listeners.iter().filter(|listener| listener.passed) {
-            let asked = new.options_for(&listener.name);
+            let asked = new.options_of_passed(&listener.name);
             let kept = asked.clone().over(listener.options.clone());
             let left = asked.differ(&kept).into_iter();
             keys.extend(
@@ -64,10 +64,10 @@ impl Server {
         self.keeper.set_delay(new.survival_delay);
         for index in 0..self.listeners.len() {
             let listener = &mut self.listeners[index];
-            let asked = new.options_for(&listener.name).clone();
             let options = if listener.passed {
-                asked
+                new.options_of_passed(&listener.name)
             } else {
+                let asked = new.options_for(&listener.name).clone();
                 asked.over(Options::built_in())
             };
             if options == listener.options {

@@ -798,18 +798,32 @@ pub fn eventually<T>(within: Duration, complaint: &str, mut ask: impl FnMut() ->
     }
 }
 
+/// Whether a terminal can be opened (pty(7)); said as for a tool where it cannot.
+pub fn has_terminals() -> bool {
+    let opened = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/ptmx");
+    let slave = opened.is_ok() && Path::new("/dev/pts/ptmx").exists();
+    is_there(slave, "/dev/pts: no terminal can be opened")
+}
+
 /// Whether a tool that a test needs is there.  Where `TCP_ECHO_REQUIRE_TOOLS` is set, as in
 /// continuous integration, a missing one is a failure; elsewhere the test says that it skips.
 pub fn has(tool: &str) -> bool {
     let found = std::env::var_os("PATH").is_some_and(|path| {
         std::env::split_paths(&path).any(|folder| Path::new(&folder).join(tool).is_file())
     });
+    is_there(found, &format!("{tool} is not installed"))
+}
+
+fn is_there(found: bool, complaint: &str) -> bool {
     assert!(
         found || std::env::var_os("TCP_ECHO_REQUIRE_TOOLS").is_none(),
-        "{tool} is not installed"
+        "{complaint}"
     );
     if !found {
-        eprintln!("skipped: {tool} is not installed");
+        eprintln!("skipped: {complaint}");
     }
     found
 }

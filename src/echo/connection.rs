@@ -160,7 +160,7 @@ impl Connection {
             let count = match io.read(&mut store.scratch()[..room]) {
                 Ok(0) => return Step::Done(self.ended()),
                 Ok(count) => count,
-                Err(error) => match self.not_read(&error, now) {
+                Err(error) => match self.not_read(io, &error, now) {
                     Some(step) => return step,
                     None => continue,
                 },
@@ -227,9 +227,16 @@ impl Connection {
 
     /// What a failed read means; `None`: read on.
     #[cold]
-    fn not_read(&mut self, error: &io::Error, now: Tick) -> Option<Step> {
+    fn not_read(&mut self, io: &impl Duplex, error: &io::Error, now: Tick) -> Option<Step> {
         let step = match (error.kind(), self.phase) {
             (ErrorKind::Interrupted, _) => Step::Yield,
+            // At the urgent mark Linux answers so while a signal is pending, although bytes wait,
+            // and announces them no more.
+            (ErrorKind::WouldBlock, _)
+                if self.hint == Hint::ReadOn && io.unread().is_some_and(|count| count > 0) =>
+            {
+                Step::Yield
+            }
             (ErrorKind::WouldBlock, Phase::Leaving { .. }) if now < self.pause() => Step::Blocked,
             (ErrorKind::WouldBlock, Phase::Leaving { since, why, .. }) => {
                 let until = Some(self.received);
@@ -511,6 +518,9 @@ pub(super) mod tests {
         /// So many bytes are there; what does not fit into the buffer stays.
         Data(usize),
         Block,
+        /// It would block although the next data is there: tcp(7) at the urgent mark, with a signal
+        /// pending.
+        Hide,
         Interrupt,
         End,
         Fail(i32),
@@ -534,6 +544,8 @@ pub(super) mod tests {
         Part,
         /// `WouldBlock`.
         Block,
+        /// `WouldBlock`, although there is something.
+        Hidden,
     }
 
     /// A scripted stream.  It checks each byte that it is given, and asserts what no stream can.
@@ -625,6 +637,10 @@ pub(super) mod tests {
                     self.read = Some(Answer::Block);
                     return Err(ErrorKind::WouldBlock.into());
                 }
+                Some(In::Hide) => {
+                    self.read = Some(Answer::Hidden);
+                    return Err(ErrorKind::WouldBlock.into());
+                }
             };
             let count = there.min(buffer.len());
             if count < there {
@@ -706,7 +722,11 @@ pub(super) mod tests {
         }
 
         fn unread(&self) -> Option<u64> {
-            self.unread
+            match (self.read, self.reads.front()) {
+                (Some(Answer::Block), _) => Some(0),
+                (Some(Answer::Hidden), Some(In::Data(count))) => Some(*count as u64),
+                _ => self.unread,
+            }
         }
 
         fn unacknowledged(&self) -> u64 {
@@ -801,7 +821,9 @@ pub(super) mod tests {
                     read => panic!("waits for input, but the last read said {read:?}"),
                 },
                 Step::Yield => assert!(
-                    script.interrupted || moved + reads as u64 * LEAST as u64 >= BUDGET as u64,
+                    script.interrupted
+                        || (self.read_on && script.read == Some(Answer::Hidden))
+                        || moved + reads as u64 * LEAST as u64 >= BUDGET as u64,
                     "yielded for nothing"
                 ),
                 Step::Done(_) => assert!(script.broken, "done, and nothing had happened"),
@@ -943,6 +965,28 @@ pub(super) mod tests {
         assert_eq!(talk.script.calls, (2, 1));
         assert_eq!(talk.turn(), Step::Blocked);
         assert_eq!(talk.script.calls, (3, 2), "two calls a message again");
+    }
+
+    #[test]
+    fn would_block_is_no_answer_while_something_is_there() {
+        let reads = [In::Data(1), In::Hide, In::Data(1), In::Block];
+        let mut talk = Talk::new(reads, []);
+        assert_eq!(talk.turn_with(Hint::ReadOn), Step::Yield);
+        assert_eq!(talk.turn(), Step::Blocked);
+        assert_eq!(talk.script.taken, 2);
+        // Nor is our FIN sent before it.
+        let reads = [In::Data(1), In::Hide, In::Data(1), In::Block, In::End];
+        let mut talk = Talk::new(reads, []);
+        talk.connection.remember(Hint::ReadOn);
+        talk.read_on = true;
+        talk.leave();
+        talk.now = talk.now + LINGER;
+        talk.moved = talk.now;
+        talk.script.unread = Some(2);
+        assert_eq!(talk.turn(), Step::Yield);
+        assert!(!talk.script.finished);
+        assert_eq!(talk.finish(), Step::Done(Reason::Left));
+        assert_eq!(talk.script.taken, 2);
     }
 
     #[test]

@@ -377,6 +377,11 @@ impl Read for Pipe {
                 Err(ErrorKind::WouldBlock.into())
             };
         }
+        // At the urgent mark a pending signal counts as nothing to read (tcp_recvmsg of Linux).
+        let at_mark = self.mark == Some(self.read) && !self.unix;
+        if at_mark && !self.calm && self.chance.one_in(3) {
+            return Err(ErrorKind::WouldBlock.into());
+        }
         let mut count = (self.sent - self.read).min(buffer.len() as u64);
         if let Some(mark) = self.mark {
             if mark > self.read {

@@ -34,6 +34,13 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// The most descriptors that go with a message.
 const DESCRIPTORS: usize = 4;
 
+/// The most bytes of a message that systemd reads; it ignores a longer one as a whole
+/// (`NOTIFY_BUFFER_MAX`).
+const MOST: usize = 4096;
+
+/// The most bytes of a value, so that a state and two values always fit into a message.
+const VALUE: usize = 1024;
+
 /// Changes of state that may wait: when more do, the oldest no longer matter.
 const WAITING: usize = 64;
 
@@ -123,13 +130,14 @@ impl Manager {
     }
 
     /// Serving: every listener is registered.  `listen` is where, for supervisors and tests that
-    /// asked for port 0.
+    /// asked for port 0: as many addresses as fit.
     pub fn ready(&mut self, listen: &str, status: &str, now: Tick) {
-        let listen = format!("X_TCP_ECHO_LISTEN={}", clean(listen));
+        let room = MOST - "READY=1\nSTATUS=\nX_TCP_ECHO_LISTEN=".len() - VALUE;
+        let listen = format!("X_TCP_ECHO_LISTEN={}", words(&clean(listen), room));
         self.state(
             &[
                 NotifyState::Ready,
-                NotifyState::Status(&clean(status)),
+                NotifyState::Status(&line(status)),
                 NotifyState::Custom(&listen),
             ],
             now,
@@ -148,7 +156,7 @@ impl Manager {
     /// Done with reading the configuration, well or not.
     pub fn reloaded(&mut self, status: &str, now: Tick) {
         self.state(
-            &[NotifyState::Ready, NotifyState::Status(&clean(status))],
+            &[NotifyState::Ready, NotifyState::Status(&line(status))],
             now,
         );
         self.status.told(status, now);
@@ -165,7 +173,7 @@ impl Manager {
             &[
                 NotifyState::Stopping,
                 NotifyState::Custom(&extend),
-                NotifyState::Status(&clean(status)),
+                NotifyState::Status(&line(status)),
             ],
             now,
         );
@@ -299,7 +307,7 @@ impl Manager {
             return;
         }
         // A refused status is not worth a retry of its own: the next change brings it.
-        let message = NotifyState::Status(&clean(&text)).to_string();
+        let message = NotifyState::Status(&line(&text)).to_string();
         if self.waiting.is_empty() && self.send(&message, &[]) == Sent::Yes {
             self.status.text = text;
         }
@@ -308,6 +316,7 @@ impl Manager {
     fn state(&mut self, states: &[NotifyState<'_>], now: Tick) {
         let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
         let text = lines.join("\n");
+        debug_assert!(text.len() <= MOST, "systemd ignores this: {text}");
         let descriptors = Vec::new();
         self.queue(Message { text, descriptors }, now);
     }
@@ -385,6 +394,32 @@ fn clean(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
+/// A value of one line that leaves room for the rest of its message.
+fn line(text: &str) -> String {
+    words(&clean(text), VALUE)
+}
+
+/// As many words of a text as `most` bytes hold, with `...` in place of the others.
+fn words(text: &str, most: usize) -> String {
+    const REST: &str = " ...";
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let mut end = most - REST.len();
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let kept = &text[..end];
+    // The word that would be cut in two is left out.
+    let whole = kept.rsplit_once(' ').map_or(kept, |(whole, _)| whole);
+    let kept = if text[end..].starts_with(' ') {
+        kept
+    } else {
+        whole
+    };
+    format!("{kept}{REST}")
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -431,6 +466,33 @@ mod tests {
             received(&inbox),
             ["READY=1\nSTATUS=b READY=0\nX_TCP_ECHO_LISTEN=a MAINPID=1"]
         );
+    }
+
+    #[test]
+    fn no_message_is_longer_than_what_systemd_reads() {
+        let (mut manager, inbox) = pair("long");
+        let now = Tick::new(1 << 60);
+        for text in ["[2001:db8::1]:9999 ".repeat(500), "\u{20ac}".repeat(5000)] {
+            manager.ready(&text, &text, now);
+            manager.reloaded(&text, now);
+            manager.stopping(Duration::MAX / 2, &text, now);
+            manager.report(&text, now);
+            manager.status([1; 4], text + "!", now);
+        }
+        let mut buffer = [0; 65536];
+        let mut count = 0;
+        while let Ok(length) = inbox.recv(&mut buffer) {
+            assert!(length <= MOST, "{length}");
+            count += 1;
+        }
+        assert_eq!(count, 10);
+    }
+
+    #[test]
+    fn no_address_is_cut_in_two() {
+        assert_eq!(words("one two", 7), "one two");
+        assert_eq!(words("one two three", 12), "one two ...");
+        assert_eq!(words("one two three", 10), "one ...");
     }
 
     #[test]

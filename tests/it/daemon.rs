@@ -249,6 +249,9 @@ impl Plan {
     }
 }
 
+/// systemd ignores a longer message as a whole, `NOTIFY_BUFFER_MAX`.
+pub const LONGEST_MESSAGE: usize = 4096;
+
 /// The number of the first passed descriptor, `SD_LISTEN_FDS_START`.
 const FIRST: i32 = 3;
 
@@ -428,7 +431,7 @@ impl Daemon {
             .notify
             .as_ref()
             .expect("started without a notify socket");
-        let mut buffer = [0; 8192];
+        let mut buffer = [0; LONGEST_MESSAGE + 1];
         loop {
             let left = deadline
                 .checked_duration_since(Instant::now())
@@ -437,6 +440,9 @@ impl Daemon {
             let Ok(count) = notify.recv(&mut buffer) else {
                 continue;
             };
+            if count > LONGEST_MESSAGE {
+                continue;
+            }
             let message = String::from_utf8_lossy(&buffer[..count]).into_owned();
             if message.lines().any(|line| line.starts_with(start)) {
                 return Some(message);

@@ -31,7 +31,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
-use crate::daemon::{Daemon, Dice, Folder, Plan, SOON, connect, eventually};
+use crate::daemon::{Daemon, Dice, Folder, LONGEST_MESSAGE, Plan, SOON, connect, eventually};
 
 /// `FileDescriptorStoreMax=` of the shipped unit.
 const CAPACITY: usize = 16;
@@ -175,7 +175,7 @@ pub fn value<'a>(message: &'a str, key: &str) -> Option<&'a str> {
 fn pump(socket: &UnixDatagram, desk: &Desk) {
     loop {
         desk.awake();
-        let mut bytes = [0; 8192];
+        let mut bytes = [0; LONGEST_MESSAGE + 1];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = recvmsg(
@@ -189,6 +189,9 @@ fn pump(socket: &UnixDatagram, desk: &Desk) {
             Err(Errno::INTR) => continue,
             Err(error) => panic!("the manager cannot receive: {error}"),
         };
+        if count > LONGEST_MESSAGE {
+            continue;
+        }
         let descriptors = control
             .drain()
             .filter_map(|message| match message {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use sd_notify::NotifyState;
+use socket2::{Domain, Socket, Type};
 
 use crate::daemon::{
     Daemon, Folder, PROGRAM, Plan, SOON, connect, eventually, has, listener, pattern, ping,
@@ -182,6 +183,43 @@ fn the_message_of_readiness_tells_the_status_and_the_real_port() {
             "READY=1\nSTATUS=1 listener, 0 connections, 0 B echoed; on {address}\nX_TCP_ECHO_LISTEN={address}"
         )
     );
+    assert!(daemon.stop().success());
+}
+
+/// The fixture's manager ignores what systemd ignores, so a start is the test.
+#[test]
+fn many_listeners_do_not_make_the_message_of_readiness_too_long() {
+    let tables: String = (0..300)
+        .map(|number| format!("[listener.n{number}]\naddress = \"127.0.0.1:0\"\n"))
+        .collect();
+    let mut daemon = Plan::bare().config(&tables).start();
+    daemon.logged_times("listening on", 300);
+    ping(daemon.connect(), b"hello");
+    let reloaded = daemon.reload(&tables);
+    assert!(reloaded.starts_with("READY=1"), "{reloaded}");
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn long_addresses_do_not_make_the_message_of_readiness_too_long() {
+    let sockets = (0..100).map(|number| {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+        // This host need not have the address.
+        socket.set_freebind_v6(true).unwrap();
+        let address = format!(
+            "[fd00:1111:2222:3333:4444:5555:6666:{:x}]:40000",
+            0x7000 + number
+        );
+        socket
+            .bind(&address.parse::<SocketAddr>().unwrap().into())
+            .unwrap();
+        socket.listen(16).unwrap();
+        socket.into()
+    });
+    let sockets = sockets.collect();
+    let mut daemon = Plan::bare()
+        .pass(sockets, &vec!["web"; 100].join(":"))
+        .start();
     assert!(daemon.stop().success());
 }
 

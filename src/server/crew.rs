@@ -45,6 +45,12 @@ struct Tray {
     trouble: Option<io::Error>,
 }
 
+impl Tray {
+    fn count(&mut self, worker: &Worker) {
+        self.counters = (worker.shard.counters(), worker.shard.noted());
+    }
+}
+
 /// What a worker's thread and the main loop share.
 #[derive(Debug)]
 struct Desk {
@@ -117,7 +123,7 @@ impl Desk {
         self.untold.fetch_or(sent, Ordering::Relaxed);
         let mut tray = lock(&self.tray);
         tray.gone.extend(std::mem::take(&mut worker.gone));
-        tray.counters = (worker.shard.counters(), worker.shard.noted());
+        tray.count(worker);
         self.call(&mut tray);
     }
 
@@ -133,14 +139,17 @@ impl Desk {
 #[derive(Debug)]
 struct Held<'a> {
     worker: MutexGuard<'a, Worker>,
-    waker: &'a Waker,
+    desk: &'a Desk,
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
+        // What the main loop has brought or taken away is counted at once: the worker may have
+        // nothing to report for a long time, and a crash would leave totals without it.
+        lock(&self.desk.tray).count(&self.worker);
         // Its poll may wait for longer than is right now.
         if self.worker.rest(None).is_some() {
-            let _ = self.waker.wake();
+            let _ = self.desk.waker.wake();
         }
     }
 }
@@ -190,8 +199,6 @@ struct Hand {
     /// Until the thread has it.
     poll: Option<Poll>,
     thread: Option<JoinHandle<()>>,
-    /// The totals that were laid down last.
-    counters: (Counters, Counters),
     trouble: Option<io::Error>,
 }
 
@@ -237,7 +244,6 @@ impl Crew {
                 }),
                 poll: Some(poll),
                 thread: None,
-                counters: Default::default(),
                 trouble: None,
             });
         }
@@ -274,7 +280,7 @@ impl Crew {
         let turns: Vec<_> = self.0.iter().map(|hand| lock(&hand.desk.turn)).collect();
         let held = |hand: &'a Hand| Held {
             worker: lock(&hand.desk.worker),
-            waker: &hand.desk.waker,
+            desk: &hand.desk,
         };
         let others = self.0.iter().map(held).collect();
         drop(turns);
@@ -294,7 +300,7 @@ impl Crew {
         let desk = &self.0[other].desk;
         let mut held = Held {
             worker: desk.enter(),
-            waker: &desk.waker,
+            desk,
         };
         work(&mut held.worker)
     }
@@ -306,7 +312,6 @@ impl Crew {
             if !std::mem::take(&mut tray.full) {
                 continue;
             }
-            hand.counters = tray.counters;
             // Taken whole, so that the list of a crowd does not stay.
             let over = std::mem::take(&mut tray.gone);
             gone.extend(over.into_iter().map(|over| (number, over)));
@@ -321,7 +326,7 @@ impl Crew {
 
     /// The totals of each, and those for a successor, as they were last laid down.
     pub fn counters(&self) -> impl Iterator<Item = (Counters, Counters)> {
-        self.0.iter().map(|hand| hand.counters)
+        self.0.iter().map(|hand| lock(&hand.desk.tray).counters)
     }
 
     /// The status was told: the next that is sent is news again.

@@ -442,3 +442,42 @@ fn a_place_is_free_again_when_a_registration_fails() {
     daemon.logged("No space left on device");
     assert!(daemon.stop().success());
 }
+
+#[test]
+fn the_totals_are_exact_after_a_crash_and_a_restart_however_many_there_are() {
+    for workers in [1, 2, 8] {
+        let mut manager = Manager::new();
+        manager.config(&format!("survival-delay = '1s'\n{}", config(workers)));
+        manager.start();
+        let mut old: Vec<TcpStream> = (0..10).map(|_| manager.connect()).collect();
+        for client in &old {
+            ping(client, b"before");
+        }
+        manager.keeps(10);
+        finish(&old.pop().unwrap());
+        let young: Vec<TcpStream> = (0..6).map(|_| manager.connect()).collect();
+        for client in &young {
+            ping(client, b"young");
+        }
+        manager.keeps(9);
+        manager.kill();
+        manager.start();
+        let exact = |manager: &Manager| {
+            manager.daemon().signal(Signal::USR1);
+            let totals = manager.event(COUNTERS);
+            let number = |key: &str| totals[key].as_u64().unwrap();
+            let found = (number("echo.accepted"), number("echo.open"));
+            assert_eq!(found, (16, 9), "{workers} workers: {totals}");
+            assert_eq!(
+                totals["echo.reasons"], "peer-done 1, lost 6",
+                "{workers} workers"
+            );
+            // What the six had received was known only to the process that was killed.
+            assert_eq!(number("echo.received"), 60, "{workers} workers: {totals}");
+        };
+        exact(&manager);
+        manager.restart();
+        exact(&manager);
+        manager.stop();
+    }
+}

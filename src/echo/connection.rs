@@ -980,7 +980,7 @@ pub(super) mod tests {
         talk.connection.remember(Hint::ReadOn);
         talk.read_on = true;
         talk.leave();
-        talk.now = talk.now + LINGER;
+        talk.now += LINGER;
         talk.moved = talk.now;
         talk.script.unread = Some(2);
         assert_eq!(talk.turn(), Step::Yield);

@@ -249,7 +249,7 @@ impl Report {
 
     fn limits(&mut self, config: &Config) {
         let off = |span: Option<Duration>| span.map_or_else(|| "off".to_owned(), duration);
-        let most = descriptors(config.workers);
+        let most = descriptors(config.workers, config.listeners.len());
         let connections = config.connections(most).min(most);
         self.line("\nlimits");
         self.line(match config.max_connections {
@@ -316,7 +316,8 @@ impl Report {
         self.line("\nkernel");
         let rows = [
             ("net.core.somaxconn", kernel.somaxconn, "the longest accept queue".to_owned()),
-            ("net.ipv4.tcp_max_syn_backlog", kernel.tcp_max_syn_backlog, "the most half-open handshakes of a listener".to_owned()),
+            ("net.ipv4.tcp_max_syn_backlog", kernel.tcp_max_syn_backlog, kernel.half_open().unwrap_or_default()),
+            ("net.ipv4.tcp_syncookies", kernel.tcp_syncookies, "1: SYN cookies when the queue of a listener is full; 2: always".to_owned()),
             (
                 "net.ipv4.tcp_synack_retries",
                 kernel.tcp_synack_retries,

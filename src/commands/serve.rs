@@ -42,9 +42,12 @@ pub(super) const LOOPBACK: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::LOCALHOST),
 ];
 
-/// Descriptors that are not connections: standard streams, poll, signals, manager, log, listeners,
-/// and some to spare.
+/// Descriptors that are not connections: standard streams, poll, signals, manager, log, a few
+/// listeners, and some to spare.
 const OWN: u64 = 32;
+
+/// Listeners that are among those.
+const LISTENERS: usize = 8;
 
 /// Those that each further worker takes: its poll twice, its timer, what wakes it.
 const WORKER: u64 = 4;
@@ -113,6 +116,10 @@ pub fn run(origin: Origin) -> Exit {
             Exit::Success
         }
         Err(trouble) => {
+            if !log.wants(Level::Error) {
+                // The only word there is about it.
+                complain(&format!("cannot start: {trouble}"));
+            }
             log.tell(Event::StartFailed(trouble.to_string()));
             drop(log);
             sink.finish_early();
@@ -133,10 +140,14 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
     if rustix::process::geteuid().is_root() {
         log.tell(Event::Root);
     }
+    if let Some(why) = passed.ignored.take() {
+        log.tell(Event::Ignored(why));
+    }
     // An instance for one conversation needs no more than one.
     let lone = passed.listeners.is_empty() && !passed.connections.is_empty();
     let workers = if lone { 1 } else { config.workers };
-    let descriptors = descriptors(workers);
+    let listeners = passed.listeners.len() + config.listeners.len();
+    let descriptors = descriptors(workers, listeners);
     let estate = Estate::sort(std::mem::take(&mut passed.reserved));
     for name in &estate.strangers {
         log.tell(Event::Reserved { name: name.clone() });
@@ -346,7 +357,7 @@ fn reachable(listener: &Listener, address: IpAddr) -> IpAddr {
 }
 
 /// Raises the soft limit of descriptors to the hard one; returns how many connections that allows.
-pub(super) fn descriptors(workers: usize) -> usize {
+pub(super) fn descriptors(workers: usize, listeners: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     // It stays as it is when this fails.
     let _ = setrlimit(
@@ -357,6 +368,7 @@ pub(super) fn descriptors(workers: usize) -> usize {
         },
     );
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let own = OWN + WORKER * (workers as u64 - 1);
+    let listeners = listeners.saturating_sub(LISTENERS) as u64;
+    let own = OWN + WORKER * (workers as u64 - 1) + listeners;
     usize::try_from(descriptors.saturating_sub(own).max(1)).unwrap_or(usize::MAX)
 }

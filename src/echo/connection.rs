@@ -230,11 +230,8 @@ impl Connection {
     fn not_read(&mut self, io: &impl Duplex, error: &io::Error, now: Tick) -> Option<Step> {
         let step = match (error.kind(), self.phase) {
             (ErrorKind::Interrupted, _) => Step::Yield,
-            // At the urgent mark Linux answers so while a signal is pending, although bytes wait,
-            // and announces them no more.
-            (ErrorKind::WouldBlock, _)
-                if self.hint == Hint::ReadOn && io.unread().is_some_and(|count| count > 0) =>
-            {
+            // At the urgent mark Linux answers so while a signal is pending, although bytes wait.
+            (ErrorKind::WouldBlock, _) if self.hint == Hint::ReadOn && io.unread() > Some(0) => {
                 Step::Yield
             }
             (ErrorKind::WouldBlock, Phase::Leaving { .. }) if now < self.pause() => Step::Blocked,

@@ -28,6 +28,7 @@ impl Server {
             self.life.next_due(),
             self.manager.next_due(),
             lock(&self.fold).next_due(),
+            self.floods.next_due(),
             (self.life == Life::Serving)
                 .then(|| self.keeper.next_due())
                 .flatten(),
@@ -83,6 +84,9 @@ impl Server {
         self.part();
         self.crew.trouble().map_or(Ok(()), Err)?;
         if let Some(event) = lock(&self.fold).flush(self.now, false) {
+            self.log.tell(event);
+        }
+        for event in self.floods.flush(self.now, false) {
             self.log.tell(event);
         }
         // Nothing is asked of the manager for those who are over.

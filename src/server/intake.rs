@@ -15,6 +15,7 @@ use crate::system::activation::StreamSocket;
 use crate::system::bind::is_local;
 use crate::system::events::{Endpoint, Event, Pause};
 use crate::system::kernel::is_alone;
+use crate::system::rate::Flood;
 use crate::system::report::read_back;
 use crate::system::socket::{self, Refused};
 
@@ -132,7 +133,7 @@ impl Server {
                     self.listeners[index].state = State::Short(self.now + SHORT);
                     return;
                 }
-                Failure::Drained => return self.listeners[index].drained(self.poll.registry()),
+                Failure::Drained => return self.drained(index),
                 Failure::Caller => {
                     lost += 1;
                     // An interruption loses nobody: the next attempt finds the same caller.
@@ -145,7 +146,7 @@ impl Server {
                 }
                 // Nobody waits, so nobody is kept waiting: the next caller will be announced.
                 Failure::Short if !self.listeners[index].has_callers() => {
-                    return self.listeners[index].drained(self.poll.registry());
+                    return self.drained(index);
                 }
                 failure => {
                     let again = self.now + self.listeners[index].patience(errno);
@@ -176,14 +177,9 @@ impl Server {
             }
             if self.is_full(source, most) {
                 self.refused += 1;
-                if let Some(count) = self.refusals.pass(self.now) {
-                    self.log.tell(Event::Refused {
-                        peer: stream.peer(),
-                        most,
-                        count,
-                    });
-                }
-                return;
+                let (peer, count) = (stream.peer(), 1);
+                let event = Event::Refused { peer, most, count };
+                return self.flood(Flood::Refused, event);
             }
         }
         let listener = &self.listeners[index];
@@ -270,37 +266,45 @@ impl Server {
     }
 
     fn pause(&mut self, index: usize, state: State, pause: Pause) {
-        self.listeners[index].state = state;
-        if let Some(count) = self.pauses.pass(self.now) {
-            let listener = self.listeners[index].name.clone();
-            self.log.tell(Event::Paused {
-                listener,
-                pause,
-                open: self.open() as u64,
-                count,
-            });
+        let listener = &mut self.listeners[index];
+        listener.state = state;
+        listener.paused.get_or_insert(self.now);
+        let event = Event::Paused {
+            listener: listener.name.clone(),
+            pause,
+            open: self.open() as u64,
+            count: 1,
+        };
+        self.floods.forget(Flood::Resumed(index));
+        self.flood(Flood::Paused(index), event);
+    }
+
+    /// The queue of a listener was seen empty, and with it a pause is over.
+    fn drained(&mut self, index: usize) {
+        let listener = &mut self.listeners[index];
+        listener.drained(self.poll.registry());
+        if let Some(since) = listener.paused.take() {
+            let listener = listener.name.clone();
+            let span = self.now.since(since);
+            self.flood(Flood::Resumed(index), Event::Resumed { listener, span });
         }
     }
 
     fn tell_lost(&mut self, index: usize, errno: i32) {
-        if let Some(count) = self.failures.pass(self.now) {
-            self.log.tell(Event::AcceptFailed {
-                listener: self.own.names[index].clone(),
-                errno,
-                count,
-            });
-        }
+        let event = Event::AcceptFailed {
+            listener: self.own.names[index].clone(),
+            errno,
+            count: 1,
+        };
+        self.flood(Flood::Lost(index), event);
     }
 
     /// Tells options that one accepted socket was refused, and with it perhaps each.
     fn tell_refused(&mut self, index: usize, refused: Vec<Refused>) {
         for refused in refused {
-            if self.failures.pass(self.now).is_some() {
-                self.log.tell(Event::Option {
-                    listener: self.own.names[index].clone(),
-                    refused,
-                });
-            }
+            let listener = self.own.names[index].clone();
+            let flood = Flood::Option(index, refused.option);
+            self.flood(flood, Event::Option { listener, refused });
         }
     }
 }

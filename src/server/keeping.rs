@@ -27,6 +27,7 @@ use crate::survival::standing::{DECLINED, News, Standing};
 use crate::survival::totals::Totals;
 use crate::survival::unpacked::Young;
 use crate::system::events::Event;
+use crate::system::rate::Flood;
 
 /// Connections that wait to be packed, beyond twice those that are open, before the list is made
 /// anew without the dead.
@@ -263,10 +264,12 @@ impl Server {
             seat(shard, young, listener.unwrap_or(u32::MAX))
         });
         let seatless = alive - batch.len();
-        if seatless > 0 && self.pack_failures.pass(self.now).is_some() {
+        if seatless > 0 {
+            drop(loops);
             let error = std::io::Error::from_raw_os_error(libc::ENOMEM);
             let count = seatless;
-            self.log.tell(Event::PackFailed { count, error });
+            self.flood(Flood::NotPreserved, Event::PackFailed { count, error });
+            loops = self.crew.hold(&mut self.own);
         }
         if batch.is_empty() {
             return Packed::Some;
@@ -293,9 +296,8 @@ impl Server {
         // A full queue has too many messages in it, and a new one will have fewer.
         if error.kind() == std::io::ErrorKind::WouldBlock {
             self.renew();
-        } else if let Some(waiting) = self.pack_failures.pass(self.now) {
-            let count = count.max(usize::try_from(waiting).unwrap_or(0));
-            self.log.tell(Event::PackFailed { count, error });
+        } else {
+            self.flood(Flood::NotPreserved, Event::PackFailed { count, error });
         }
         Packed::Failed
     }
@@ -351,6 +353,7 @@ impl Server {
                 self.keeper.unpacked.replace(unkept);
                 self.log.tell(Event::Kept {
                     max_connections: self.max_connections,
+                    per_source: self.per_source,
                 });
             }
             Some(News::Refused { why, grave }) => {
@@ -366,13 +369,12 @@ impl Server {
                     self.leave_all();
                 }
             }
-            Some(News::NotRenewed(error)) if self.pack_failures.pass(self.now).is_some() => {
+            Some(News::NotRenewed(error)) => {
                 let loops = self.crew.hold(&mut self.own);
                 let count = loops.iter().map(|worker| worker.unkept().count()).sum();
                 drop(loops);
-                self.log.tell(Event::PackFailed { count, error });
+                self.flood(Flood::NotPreserved, Event::PackFailed { count, error });
             }
-            Some(News::NotRenewed(_)) => {}
         }
     }
 

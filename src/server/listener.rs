@@ -64,6 +64,8 @@ pub struct Listener {
     pub fresh: bool,
     /// The kernel has announced callers since the last burst.
     pub announced: bool,
+    /// Since when it has kept callers waiting, as far as is known.
+    pub paused: Option<Tick>,
     /// How many more callers are accepted after the stop; `None` while serving.
     last: Option<usize>,
     /// The last wait where nobody else can help.
@@ -148,6 +150,7 @@ impl Listener {
             // What we bound ourselves had its options before its first caller.
             fresh: passed,
             announced: false,
+            paused: None,
             last: None,
             waited: Duration::ZERO,
             socket: Some(socket),

@@ -46,7 +46,7 @@ use std::time::Duration;
 use mio::{Events, Interest, Poll, Registry};
 
 use crate::config::{Config, Origin};
-use crate::echo::tick::Tick;
+use crate::echo::tick::{Tick, earliest};
 use crate::survival::keeper::Keeper;
 use crate::survival::lane::Lane;
 use crate::system::clock;
@@ -56,7 +56,7 @@ use crate::system::lock::lock;
 use crate::system::logging::Log;
 use crate::system::memory::give_back_free_memory;
 use crate::system::notify::Manager;
-use crate::system::rate::{Fold, Gate};
+use crate::system::rate::{Flood, Floods, Fold};
 use crate::system::signals::Signals;
 use crew::{Crew, EVENTS};
 use lifecycle::{Action, Life};
@@ -126,10 +126,8 @@ pub struct Server {
     noted: Vec<u32>,
     log: Log,
     fold: Arc<Mutex<Fold>>,
-    refusals: Gate,
-    pauses: Gate,
-    failures: Gate,
-    pack_failures: Gate,
+    /// What can happen often.
+    floods: Floods,
     /// Connections closed at once for their source's sake.
     refused: u64,
     /// Connections so far, for their numbers.
@@ -228,10 +226,7 @@ impl Server {
             keeper,
             noted: Vec::new(),
             log,
-            refusals: Gate::default(),
-            pauses: Gate::default(),
-            failures: Gate::default(),
-            pack_failures: Gate::default(),
+            floods: Floods::default(),
             refused: 0,
             number,
             stale: false,
@@ -356,6 +351,14 @@ impl Server {
         self.leave_all();
     }
 
+    /// Logs what can happen often: at once, or with what follows within a second.
+    fn flood(&mut self, flood: Flood, event: Event) {
+        if let Some(event) = self.floods.pass(flood, event, self.now) {
+            self.log.tell(event);
+        }
+        self.wake = earliest([self.wake, self.floods.next_due()]);
+    }
+
     fn leave_all(&mut self) {
         for worker in self.crew.hold(&mut self.own).iter_mut() {
             worker.shard.leave_all(self.now);
@@ -434,6 +437,9 @@ impl Server {
             self.keeper.dissolve(&mut self.manager, self.now);
         }
         if let Some(event) = lock(&self.fold).flush(self.now, true) {
+            self.log.tell(event);
+        }
+        for event in self.floods.flush(self.now, true) {
             self.log.tell(event);
         }
         self.manager.flush(self.now);

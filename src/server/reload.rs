@@ -23,6 +23,8 @@ impl Server {
                 restart.extend(self.left_as_set(&new));
                 restart.sort();
                 restart.dedup();
+                // Where more is logged from now on, that is confirmed, too.
+                self.log.set_level(self.log.level().max(new.log.level));
                 self.log.tell(Event::Reloaded {
                     read: new.read.clone(),
                     restart,

@@ -62,7 +62,7 @@ pub(super) mod lane {
 }
 
 /// Names of listeners.
-pub(super) const NAMES: usize = 256;
+pub(super) const NAMES: usize = 4096;
 
 /// Bytes for a name: its length, itself, and a check.
 pub(super) const NAME: usize = 256;

@@ -34,6 +34,8 @@ pub struct Passed {
     pub connections: Vec<(String, StreamSocket)>,
     /// Descriptors of reserved names, of whatever kind.
     pub reserved: Vec<(String, OwnedFd)>,
+    /// Why descriptors that the environment promises are not taken.
+    pub ignored: Option<String>,
 }
 
 /// A listening socket.
@@ -81,6 +83,12 @@ impl fmt::Display for Stranger {
 /// # Errors
 /// The first one that cannot be served.
 pub fn take() -> Result<Passed, Stranger> {
+    if let Some(why) = misaddressed() {
+        return Ok(Passed {
+            ignored: Some(why),
+            ..Passed::default()
+        });
+    }
     if let Some(number) = beyond_all_limits() {
         let kind = "not open: no process may have so many".into();
         return Err(Stranger {
@@ -153,11 +161,28 @@ pub fn take() -> Result<Passed, Stranger> {
     Ok(passed)
 }
 
+/// Why `LISTEN_FDS` cannot be meant for this process: sd_listen_fds(3) wants its id in `LISTEN_PID`.
+/// With the id of another process it was inherited, which is no mistake.
+fn misaddressed() -> Option<String> {
+    let promised = std::env::var("LISTEN_FDS")
+        .ok()
+        .filter(|fds| !fds.is_empty())?;
+    match std::env::var("LISTEN_PID") {
+        Ok(pid) if pid.parse::<u32>().is_ok() => None,
+        Ok(pid) => Some(format!(
+            "LISTEN_FDS is {promised:?}, and LISTEN_PID is {pid:?}, which is no process id"
+        )),
+        Err(_) => Some(format!(
+            "LISTEN_FDS is {promised:?}, and LISTEN_PID, the process they are for, is not set"
+        )),
+    }
+}
+
 /// The first number that `LISTEN_FDS` promises and that cannot be open: listenfd would make a list
 /// of them all before anybody could look.
 fn beyond_all_limits() -> Option<usize> {
     let pid = std::env::var("LISTEN_PID").unwrap_or_default();
-    if !pid.is_empty() && pid.parse() != Ok(std::process::id()) {
+    if pid.parse() != Ok(std::process::id()) {
         return None;
     }
     let promised: u64 = std::env::var("LISTEN_FDS").ok()?.parse().ok()?;

@@ -39,6 +39,8 @@ mod id {
     pub(super) const FOLDED: &str = "2fa50739ecdd4fc98b8fd9d8c9df4fa2";
     pub(super) const REFUSED: &str = "00afb773cbf34747b73808877767c7a7";
     pub(super) const PAUSED: &str = "2eb21e7394684092af1c3d8501e53566";
+    pub(super) const RESUMED: &str = "bf55f1d07771400ea344e8a94babd090";
+    pub(super) const IGNORED: &str = "9b9c717e52b0455fb2f3c005fe9b6866";
     pub(super) const ACCEPT_FAILED: &str = "f9316b0a3ce74e5cb515b067af13cd8b";
     pub(super) const COUNTERS: &str = "7cc00e0f218a49398192dbfc1f40e617";
     pub(super) const KERNEL: &str = "238a737fc79f4b0185228c0b8d8ebe5f";
@@ -171,6 +173,10 @@ pub enum Event {
         open: u64,
         count: u64,
     },
+    /// A listener accepts again, after this long.
+    Resumed { listener: String, span: Duration },
+    /// The environment promises sockets that cannot be ours.
+    Ignored(String),
     /// A connection could not be taken in.
     AcceptFailed {
         listener: String,
@@ -203,7 +209,10 @@ pub enum Event {
     /// A limit is lower than was asked.
     Clamped { asked: usize, effective: usize },
     /// The service manager keeps connections for a successor.
-    Kept { max_connections: usize },
+    Kept {
+        max_connections: usize,
+        per_source: Option<usize>,
+    },
     /// It does not.
     Unkept { why: String, grave: bool },
     /// A predecessor's connections go on.
@@ -241,6 +250,7 @@ impl Event {
             | Self::Option { .. }
             | Self::Unused { .. }
             | Self::Reserved { .. }
+            | Self::Ignored(_)
             | Self::Manager(_)
             | Self::Clamped { .. }
             | Self::PackFailed { .. }
@@ -251,8 +261,34 @@ impl Event {
             Self::Reloaded { restart, .. } if !restart.is_empty() => Level::Warn,
             Self::Opened(_) => Level::Debug,
             Self::Turned { .. } => Level::Trace,
-            _ => Level::Info,
+            Self::Started { .. }
+            | Self::Kernel(_)
+            | Self::Listening { .. }
+            | Self::Ready { .. }
+            | Self::Stopping { .. }
+            | Self::Stopped { .. }
+            | Self::Reloaded { .. }
+            | Self::Closed(..)
+            | Self::Folded { .. }
+            | Self::Resumed { .. }
+            | Self::Counters { .. }
+            | Self::Absent(_)
+            | Self::Kept { .. }
+            | Self::Unkept { .. }
+            | Self::Adopted { .. }
+            | Self::HandedOver { .. } => Level::Info,
         }
+    }
+
+    /// The same event, for so many occurrences where it counts them.
+    pub(crate) fn counting(mut self, occurrences: u64) -> Self {
+        if let Self::Refused { count, .. }
+        | Self::Paused { count, .. }
+        | Self::AcceptFailed { count, .. } = &mut self
+        {
+            *count = occurrences;
+        }
+        self
     }
 
     /// Hands it to `tracing`.
@@ -393,13 +429,15 @@ impl Event {
                     "echo.reasons" = reasons,
                     "echo.received" = received,
                     "echo.sent" = sent,
-                    "{total} more connections ended ({reasons}), received {received}, sent {sent}"
+                    "{total} more connection{} ended ({reasons}), received {received}, sent {sent}",
+                    if total == 1 { "" } else { "s" }
                 );
             }
             Self::Refused { peer, most, count } => warn!(
                 message_id = id::REFUSED, "echo.peer" = %peer, "echo.limit" = most, "echo.count" = count,
-                "closed {count} connections at once, the last from {peer}: a source may have {most} \
-                 (limits.max-connections-per-source)"
+                "closed {} at once, the last from {peer}: a source may have {most} \
+                 (limits.max-connections-per-source)",
+                connections(usize::try_from(*count).unwrap_or(usize::MAX))
             ),
             Self::Paused {
                 listener,
@@ -407,6 +445,16 @@ impl Event {
                 open,
                 count,
             } => tell_paused(listener, *pause, *open, *count),
+            Self::Resumed { listener, span } => info!(
+                message_id = id::RESUMED,
+                "echo.listener" = listener,
+                "echo.duration_usec" = micros(*span),
+                "listener {listener} accepts again, after a pause of {span:.1?}"
+            ),
+            Self::Ignored(why) => warn!(
+                message_id = id::IGNORED,
+                "sockets that the environment promises are ignored: {why}"
+            ),
             Self::AcceptFailed {
                 listener,
                 errno,
@@ -416,7 +464,8 @@ impl Event {
                 "echo.listener" = listener,
                 errno,
                 "echo.count" = count,
-                "listener {listener}: {count} connections were lost before they began: {}",
+                "listener {listener}: lost {} before it began: {}",
+                connections(usize::try_from(*count).unwrap_or(usize::MAX)),
                 io::Error::from_raw_os_error(*errno)
             ),
             Self::Counters {
@@ -474,11 +523,16 @@ impl Event {
                 "limits.max-connections is {effective}, not {asked}: there are not enough descriptors \
                  (LimitNOFILE= in the unit, ulimit -n)"
             ),
-            Self::Kept { max_connections } => info!(
+            Self::Kept {
+                max_connections,
+                per_source,
+            } => info!(
                 message_id = id::KEPT,
                 "echo.max_connections" = max_connections,
+                "echo.per_source" = per_source,
                 "connections survive a restart: the service manager keeps them; connections at most: \
-                 {max_connections}"
+                 {max_connections}{}",
+                per_source.map_or_else(String::new, |most| format!(", {most} from one source"))
             ),
             Self::Unkept { why, grave } => tell_unkept(why, *grave),
             Self::Adopted { .. } => self.tell_adopted(),
@@ -510,12 +564,16 @@ impl Event {
                 "echo.reason" = why,
                 "echo.count" = count,
                 "{} that a predecessor had left ended: {why}",
-                connections(*count)
+                match count {
+                    0 => "everything".to_owned(),
+                    count => connections(*count),
+                }
             ),
             Self::Lost(count) => warn!(
                 message_id = id::LOST,
                 "echo.count" = count,
-                "{count} events were lost while the log could not take them"
+                "{count} event{} lost while the log could not take them",
+                if *count == 1 { " was" } else { "s were" }
             ),
         }
     }
@@ -712,9 +770,7 @@ fn tell_kernel(kernel: &Kernel) {
     add(kernel
         .somaxconn
         .map(|most| format!("at most {most} callers wait in a listen queue")));
-    add(kernel
-        .tcp_max_syn_backlog
-        .map(|most| format!("{most} half-open")));
+    add(kernel.half_open());
     add(kernel.tcp_slow_start_after_idle.map(|on| {
         format!(
             "slow start after idle is {}",
@@ -931,7 +987,15 @@ mod tests {
             },
             Event::Absent("why".into()),
             Event::Reserved { name: "web".into() },
-            Event::Kept { max_connections: 9 },
+            Event::Kept {
+                max_connections: 9,
+                per_source: None,
+            },
+            Event::Resumed {
+                listener: listener(),
+                span: Duration::ZERO,
+            },
+            Event::Ignored("why".into()),
             Event::Unkept {
                 why: "x".into(),
                 grave: true,

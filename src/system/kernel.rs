@@ -17,8 +17,11 @@ const LEAST_RTO: Duration = Duration::from_millis(200);
 pub struct Kernel {
     /// `net.core.somaxconn`: the longest accept queue.
     pub somaxconn: Option<u64>,
-    /// `net.ipv4.tcp_max_syn_backlog`: the most half-open handshakes of a listener.
+    /// `net.ipv4.tcp_max_syn_backlog`: the most half-open handshakes of a listener, while
+    /// `net.ipv4.tcp_syncookies` is 0.
     pub tcp_max_syn_backlog: Option<u64>,
+    /// `net.ipv4.tcp_syncookies`: 0 never, 1 when the queue of a listener is full, 2 always.
+    pub tcp_syncookies: Option<u64>,
     /// `net.core.rmem_max`: the most that `SO_RCVBUF` may ask for, in bytes.
     pub rmem_max: Option<u64>,
     /// `net.core.wmem_max`: the most that `SO_SNDBUF` may ask for, in bytes.
@@ -47,6 +50,7 @@ impl Kernel {
         Self {
             somaxconn: sysctl("net/core/somaxconn", 0),
             tcp_max_syn_backlog: ipv4("tcp_max_syn_backlog"),
+            tcp_syncookies: ipv4("tcp_syncookies"),
             rmem_max: sysctl("net/core/rmem_max", 0),
             wmem_max: sysctl("net/core/wmem_max", 0),
             tcp_rmem_max: sysctl("net/ipv4/tcp_rmem", 2),
@@ -82,6 +86,21 @@ impl Kernel {
                 .map(|retry| doubled(LEAST_RTO, retry, self.rto_max()))
                 .sum(),
         )
+    }
+
+    /// What bounds the half-open handshakes of a listener, in words (tcp(7), ip-sysctl): the setting of
+    /// that name does so only without SYN cookies, for which the kernel keeps nothing.
+    #[must_use]
+    pub fn half_open(&self) -> Option<String> {
+        Some(match self.tcp_syncookies? {
+            0 => format!(
+                "at most {} handshakes are half-open",
+                self.tcp_max_syn_backlog?
+            ),
+            1 => "half-open handshakes beyond the listen queue get SYN cookies, without a bound"
+                .into(),
+            _ => "half-open handshakes get SYN cookies, without a bound".into(),
+        })
     }
 
     fn rto_max(&self) -> Duration {
@@ -121,6 +140,20 @@ fn sysctl(name: &str, field: usize) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn syn_cookies_leave_half_open_handshakes_without_a_bound() {
+        let of = |tcp_syncookies| Kernel {
+            tcp_syncookies,
+            tcp_max_syn_backlog: Some(2048),
+            ..Kernel::default()
+        };
+        let text = |cookies| of(cookies).half_open().unwrap_or_default();
+        assert!(text(Some(0)).contains("2048"));
+        assert!(!text(Some(1)).contains("2048") && text(Some(1)).contains("without a bound"));
+        assert!(text(Some(2)).contains("without a bound"));
+        assert_eq!(text(None), "");
+    }
 
     #[test]
     fn time_outs_are_the_sums_of_the_back_offs() {

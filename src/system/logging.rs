@@ -98,6 +98,11 @@ impl Log {
         level <= self.level
     }
 
+    /// What is logged.
+    pub(crate) fn level(&self) -> Level {
+        self.level
+    }
+
     /// Changes what is told.
     pub fn set_level(&mut self, level: Level) {
         self.level = level;

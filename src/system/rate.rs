@@ -1,9 +1,11 @@
 //! What strangers can repeat is not told each time: sums instead of floods.
 //!
 //! [`Fold`] tells so many ended connections a second one by one and the rest as one summary with
-//! exact counts.  [`Gate`] lets one event of a kind through a second, with the number that it
-//! stands for.
+//! exact counts.  [`Floods`] logs one event of a kind a second, with the number that it stands
+//! for.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use super::events::Event;
@@ -92,22 +94,84 @@ impl Fold {
     }
 }
 
-/// One event a second.
-#[derive(Debug, Default)]
-pub struct Gate {
-    passed: Option<Tick>,
-    held: u64,
+/// What can happen often; each kind is limited by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Flood {
+    /// Connections that were closed at once, as their source has as many as it may.
+    Refused,
+    /// Pauses of a listener, by its number.
+    Paused(usize),
+    /// Ends of such pauses.
+    Resumed(usize),
+    /// Connections of a listener that were lost before they began.
+    Lost(usize),
+    /// An option that the kernel refuses for the connections of a listener.
+    Option(usize, &'static str),
+    /// Connections that cannot be preserved.
+    NotPreserved,
 }
 
-impl Gate {
-    /// For how many occurrences an event may be told now, this one included, if at all.
-    pub fn pass(&mut self, now: Tick) -> Option<u64> {
-        self.held += 1;
-        if self.passed.is_some_and(|passed| now < passed + SECOND) {
+/// One event a second of each kind: the first one at once, those that follow within a second as
+/// one when it is over.  The counts of these events add up to what has happened.
+#[derive(Debug, Default)]
+pub(crate) struct Floods(BTreeMap<Flood, Gate>);
+
+#[derive(Debug)]
+struct Gate {
+    since: Tick,
+    /// Occurrences that no event has counted yet, and the event for the last of them.
+    held: Option<(u64, Event)>,
+}
+
+impl Floods {
+    /// Takes one occurrence; returns the event that is to be logged now, if any.
+    pub(crate) fn pass(&mut self, flood: Flood, event: Event, now: Tick) -> Option<Event> {
+        let Entry::Occupied(mut entry) = self.0.entry(flood) else {
+            self.0.insert(
+                flood,
+                Gate {
+                    since: now,
+                    held: None,
+                },
+            );
+            return Some(event.counting(1));
+        };
+        let gate = entry.get_mut();
+        let count = 1 + gate.held.take().map_or(0, |(count, _)| count);
+        if now < gate.since + SECOND {
+            gate.held = Some((count, event));
             return None;
         }
-        self.passed = Some(now);
-        Some(std::mem::take(&mut self.held))
+        gate.since = now;
+        Some(event.counting(count))
+    }
+
+    /// Drops what is held of a kind, as something else has made it untrue.
+    pub(crate) fn forget(&mut self, flood: Flood) {
+        if let Some(gate) = self.0.get_mut(&flood) {
+            gate.held = None;
+        }
+    }
+
+    /// The events whose second is over; `last`: all that are held.
+    pub(crate) fn flush(&mut self, now: Tick, last: bool) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.0.retain(|_, gate| {
+            let over = gate.since + SECOND <= now;
+            if let Some((count, event)) = gate.held.take_if(|_| over || last) {
+                gate.since = now;
+                events.push(event.counting(count));
+                return true;
+            }
+            !over
+        });
+        events
+    }
+
+    /// When [`Floods::flush`] has to be called next.
+    pub(crate) fn next_due(&self) -> Option<Tick> {
+        let held = self.0.values().filter(|gate| gate.held.is_some());
+        held.map(|gate| gate.since + SECOND).min()
     }
 }
 
@@ -165,11 +229,39 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_lets_one_a_second_through_and_counts_the_rest() {
+    fn one_a_second_passes_and_the_rest_follows_when_it_is_over() {
         let start = Tick::new(1 << 60);
-        let mut gate = Gate::default();
-        let passed =
-            [0, 1, 999, 1000, 1001, 3000].map(|ms| gate.pass(start + Duration::from_millis(ms)));
-        assert_eq!(passed, [Some(1), None, None, Some(3), None, Some(2)]);
+        let at = |millis| start + Duration::from_millis(millis);
+        let lost = |listener: &str| Event::AcceptFailed {
+            listener: listener.into(),
+            errno: 1,
+            count: 0,
+        };
+        let count = |event: Option<Event>| match event {
+            Some(Event::AcceptFailed { count, .. }) => count,
+            None => 0,
+            event => panic!("{event:?}"),
+        };
+        let mut floods = Floods::default();
+        let mut pass = |listener, name, millis| {
+            let event = floods.pass(Flood::Lost(listener), lost(name), at(millis));
+            count(event)
+        };
+        assert_eq!([0, 1, 999].map(|millis| pass(0, "a", millis)), [1, 0, 0]);
+        assert_eq!(pass(1, "b", 500), 1, "a listener of its own");
+        assert_eq!(floods.next_due(), Some(at(1000)));
+        assert!(floods.flush(at(999), false).is_empty());
+        let mut tail = floods.flush(at(1000), false);
+        assert_eq!(count(tail.pop()), 2);
+        assert!(tail.is_empty());
+        // That was an event, too: the next second has begun.
+        assert_eq!(count(floods.pass(Flood::Lost(0), lost("a"), at(1500))), 0);
+        assert_eq!(count(floods.flush(at(1600), true).pop()), 1);
+        assert_eq!(floods.next_due(), None);
+        assert!(floods.flush(at(9000), false).is_empty());
+        assert!(
+            floods.0.is_empty(),
+            "a listener that is quiet takes no memory"
+        );
     }
 }

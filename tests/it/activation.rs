@@ -354,6 +354,29 @@ fn sockets_for_another_process_are_ignored() {
 }
 
 #[test]
+fn sockets_for_no_process_are_ignored_and_that_is_logged() {
+    for (wrapper, why) in [
+        (vec!["env", "-u", "LISTEN_PID"], "is not set"),
+        (vec!["env", "LISTEN_PID=me"], "is no process id"),
+        (vec!["env", "LISTEN_PID="], "is no process id"),
+    ] {
+        let socket = listener();
+        let kept = socket.try_clone().unwrap();
+        let mut daemon = Plan::bare()
+            .under(&wrapper)
+            .config("[listener.own]\naddress = '127.0.0.1:0'\n")
+            .pass(vec![fd(socket)], "web")
+            .start();
+        assert_eq!(daemon.listen.len(), 1);
+        assert_ne!(daemon.address(), kept.local_addr().unwrap());
+        let log = daemon.logged("the environment promises");
+        assert!(log.contains(why), "{log}");
+        ping(daemon.connect(), b"own");
+        assert!(daemon.stop().success());
+    }
+}
+
+#[test]
 fn what_is_no_stream_socket_is_refused_with_index_name_and_kind() {
     let datagram = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     refused(

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::daemon::{
-    Daemon, Plan, SOON, Tape, connect_with_buffers, end_of, has, pattern, ping,
+    Daemon, Plan, SOON, Tape, connect_with_buffers, end_of, eventually, has, pattern, ping,
     plenty_of_descriptors, seconds_since,
 };
 use crate::load::{Load, Talk};
@@ -70,7 +70,9 @@ fn at_the_limit_callers_wait_in_the_queue_and_get_in_as_others_leave() {
     }
     waits(&outside[4]);
     drop(outside);
+    drop(inside);
     ping(daemon.connect(), b"the next one");
+    daemon.logged("accepts again, after a pause of");
 }
 
 fn end_after_fin(client: &TcpStream) -> io::Result<Vec<u8>> {
@@ -164,6 +166,18 @@ fn the_cap_of_a_source() {
     daemon.has_released(base + 3);
     let told = daemon.logged("closed ");
     assert!(told.contains("192.0.2.1"), "{told}");
+    // What the first event did not count follows when its second is over.
+    let counted = || -> u64 {
+        let log = daemon.log();
+        let counts = log.lines().filter_map(|line| {
+            let (_, rest) = line.split_once("closed ")?;
+            rest.split(' ').next()?.parse::<u64>().ok()
+        });
+        counts.sum()
+    };
+    eventually(SOON, "the events do not count all", || {
+        (counted() == 20).then_some(())
+    });
     // Others are not affected, and neither are those that are in.
     let other = daemon.listen[1].parse().unwrap();
     ping(crate::daemon::connect(other), b"hello");

@@ -123,6 +123,23 @@ fn a_file_that_is_quoted_cannot_drive_a_terminal() {
 }
 
 #[test]
+fn a_start_that_fails_says_why_whatever_is_logged() {
+    let (status, text) = Plan::new().argument("--log=off").config("idle = 1\n").run();
+    assert_eq!(status.code(), Some(78), "{text}");
+    assert!(
+        text.contains("cannot start: ") && text.contains("line 1"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_reload_that_logs_more_is_confirmed() {
+    let daemon = Plan::new().config("[log]\nlevel = 'warn'\n").start();
+    daemon.reload("[log]\nlevel = 'info'\n");
+    daemon.logged("reloaded ");
+}
+
+#[test]
 fn json_is_one_object_a_line_with_an_id_of_its_own() {
     let mut daemon = json().argument("--log=trace").start();
     let client = daemon.connect();

@@ -17,6 +17,7 @@ use crate::system::events::{Endpoint, Event, Pause};
 use crate::system::kernel::is_alone;
 use crate::system::rate::Flood;
 use crate::system::report::read_back;
+use crate::system::rights::Apart;
 use crate::system::socket::{self, Refused};
 
 impl Server {
@@ -76,7 +77,7 @@ impl Server {
                     return self.tell_lost(index, error.raw_os_error().unwrap_or(0));
                 }
             },
-            StreamSocket::Unix(socket) => Socket::Unix(UnixStream::from_std(socket)),
+            StreamSocket::Unix(socket) => Socket::Unix(Apart::stream(UnixStream::from_std(socket))),
         };
         let mut stream = self.stream(socket, index);
         stream.quickack = options.quickack == Some(true);
@@ -232,7 +233,8 @@ impl Server {
             let mut lost = Vec::new();
             self.crew.with(number, &mut self.own, |worker| {
                 for stream in arrivals.drain(..) {
-                    let (name, kept, listener) = (stream.number, !stream.shared, stream.listener);
+                    let kept = !stream.shared && !stream.is_doubtful();
+                    let (name, listener) = (stream.number, stream.listener);
                     match worker.admit(stream, now) {
                         Ok(key) if matches!(life, Life::Leaving { .. }) => {
                             worker.shard.leave(key, now);

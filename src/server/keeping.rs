@@ -28,6 +28,7 @@ use crate::survival::totals::Totals;
 use crate::survival::unpacked::Young;
 use crate::system::events::Event;
 use crate::system::rate::Flood;
+use crate::system::rights::Apart;
 
 /// Connections that wait to be packed, beyond twice those that are open, before the list is made
 /// anew without the dead.
@@ -90,6 +91,10 @@ impl Server {
             let noted = self.keeper.listener(&name);
             self.noted.push(noted);
         }
+        // A predecessor that knew no better has kept them.
+        for worker in self.crew.hold(&mut self.own).iter_mut() {
+            worker.leave(Stream::is_doubtful, self.now);
+        }
         if !self.config.survival {
             self.keeper.decline();
             if before > 0 {
@@ -148,7 +153,7 @@ impl Server {
         self.number = self.number.max(record.number);
         let domain = SockRef::from(&heir.socket).domain().ok();
         let socket = if domain == Some(Domain::UNIX) {
-            Socket::Unix(UnixStream::from_std(heir.socket.into()))
+            Socket::Unix(Apart::stream(UnixStream::from_std(heir.socket.into())))
         } else {
             let socket = std::net::TcpStream::from(heir.socket);
             // Gone already: the first read will say how.
@@ -403,7 +408,7 @@ impl Server {
         let loops = self.crew.hold(&mut self.own);
         let young = loops.iter().enumerate().flat_map(|(lane, worker)| {
             let connections = worker.shard.connections();
-            let own = connections.filter(|(_, stream, _)| !stream.shared);
+            let own = connections.filter(|(_, stream, _)| !stream.shared && !stream.is_doubtful());
             own.map(move |(key, stream, connection)| Young {
                 due: connection.began() + delay,
                 lane,
@@ -427,7 +432,7 @@ fn kept(worker: &Worker) -> impl Iterator<Item = BorrowedFd<'_>> {
     worker
         .shard
         .connections()
-        .filter(|(_, stream, _)| stream.seat.is_some())
+        .filter(|(_, stream, _)| stream.seat.is_some() && !stream.is_doubtful())
         .map(|(_, stream, _)| stream.as_fd())
 }
 

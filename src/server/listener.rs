@@ -20,6 +20,7 @@ use crate::echo::tick::Tick;
 use crate::system::activation::ListenSocket;
 use crate::system::bind::OwnPath;
 use crate::system::events::Endpoint;
+use crate::system::rights::Apart;
 use crate::system::socket::{Queue, accept_queue};
 
 /// Callers accepted in one turn before connections get theirs.
@@ -77,7 +78,7 @@ pub struct Listener {
 #[derive(Debug)]
 enum ListenerSocket {
     Tcp(TcpListener),
-    Unix(UnixListener),
+    Unix(Apart<UnixListener>),
 }
 
 /// What an error of accept(2) means.
@@ -139,7 +140,9 @@ impl Listener {
         };
         let socket = match socket {
             ListenSocket::Tcp(socket) => ListenerSocket::Tcp(TcpListener::from_std(socket)),
-            ListenSocket::Unix(socket) => ListenerSocket::Unix(UnixListener::from_std(socket)),
+            ListenSocket::Unix(socket) => {
+                ListenerSocket::Unix(Apart::listener(UnixListener::from_std(socket)))
+            }
         };
         Ok(Self {
             name,
@@ -253,7 +256,8 @@ impl Listener {
                 .accept()
                 .map(|(socket, peer)| Socket::Tcp(socket, peer)),
             Some(ListenerSocket::Unix(socket)) => {
-                socket.accept().map(|(socket, _)| Socket::Unix(socket))
+                let (socket, _) = socket.accept()?;
+                Ok(Socket::Unix(Apart::stream(socket)))
             }
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
@@ -285,7 +289,7 @@ impl Listener {
                 socket.register(registry, token, Interest::READABLE)
             }
             Some(ListenerSocket::Unix(socket)) => {
-                socket.register(registry, token, Interest::READABLE)
+                (**socket).register(registry, token, Interest::READABLE)
             }
             None => Ok(()),
         }
@@ -298,7 +302,7 @@ impl Listener {
         // Failing means that it was not registered.
         let _ = match &mut self.socket {
             Some(ListenerSocket::Tcp(socket)) => socket.deregister(registry),
-            Some(ListenerSocket::Unix(socket)) => socket.deregister(registry),
+            Some(ListenerSocket::Unix(socket)) => (**socket).deregister(registry),
             None => Ok(()),
         };
         if !self.passed {

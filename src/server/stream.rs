@@ -15,6 +15,7 @@ use crate::echo::duplex::Duplex;
 use crate::survival::lane::Seat;
 use crate::system::bind::is_local;
 use crate::system::events::Endpoint;
+use crate::system::rights::{self, Apart};
 use crate::system::socket::{unacknowledged, unsent};
 
 /// A connected socket and what the server remembers of it.
@@ -39,7 +40,7 @@ pub enum Socket {
     /// TCP.
     Tcp(TcpStream, SocketAddr),
     /// A Unix stream; its peer has no address worth telling.
-    Unix(UnixStream),
+    Unix(Apart<UnixStream>),
 }
 
 impl Stream {
@@ -54,6 +55,13 @@ impl Stream {
             shared: false,
             seat: None,
         }
+    }
+
+    /// Whether descriptors may be in its queue: such a stream is never kept, or the service manager
+    /// would drop them, and wait.
+    #[must_use]
+    pub fn is_doubtful(&self) -> bool {
+        matches!(&self.socket, Socket::Unix(socket) if socket.doubtful)
     }
 
     /// Ends both directions, whoever else holds the socket.
@@ -128,6 +136,9 @@ pub fn source_of(stream: &Stream) -> Option<IpAddr> {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.is_doubtful() {
+            return rights::read(self, buffer);
+        }
         // Not through the C library: with a second thread in the process its calls are points where a
         // thread may be cancelled, which costs more than the rest of the turn.
         let (count, _) = recv(&*self, buffer, RecvFlags::empty())?;
@@ -200,7 +211,7 @@ impl Source for Stream {
     ) -> io::Result<()> {
         match &mut self.socket {
             Socket::Tcp(socket, _) => socket.register(registry, token, interest),
-            Socket::Unix(socket) => socket.register(registry, token, interest),
+            Socket::Unix(socket) => (**socket).register(registry, token, interest),
         }
     }
 
@@ -212,14 +223,14 @@ impl Source for Stream {
     ) -> io::Result<()> {
         match &mut self.socket {
             Socket::Tcp(socket, _) => socket.reregister(registry, token, interest),
-            Socket::Unix(socket) => socket.reregister(registry, token, interest),
+            Socket::Unix(socket) => (**socket).reregister(registry, token, interest),
         }
     }
 
     fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
         match &mut self.socket {
             Socket::Tcp(socket, _) => socket.deregister(registry),
-            Socket::Unix(socket) => socket.deregister(registry),
+            Socket::Unix(socket) => (**socket).deregister(registry),
         }
     }
 }

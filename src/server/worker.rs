@@ -329,6 +329,9 @@ impl Worker {
             // go on announcing it.
             let _ = stream.finish_write();
             let _ = self.registry.deregister(&mut stream);
+        } else if stream.is_doubtful() {
+            // It is open for a while yet.
+            let _ = self.registry.deregister(&mut stream);
         }
     }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::activation::ListenSocket;
+use super::rights;
 use super::socket::{self, Refused};
 use crate::config::Options;
 use crate::config::address::{Address, unfit};
@@ -231,6 +232,8 @@ fn unix(path: &Path, options: &Options) -> io::Result<Bound> {
         result => result?,
     }
     let own = OwnPath::of(path);
+    // Before the first caller.
+    rights::refuse(&socket);
     socket.listen(backlog(options))?;
     let refused = socket::apply(&socket, options);
     let listener: UnixListener = OwnedFd::from(socket).into();

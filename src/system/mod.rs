@@ -1,7 +1,7 @@
 //! Everything that touches the system outside the data path: descriptors, sockets and their
 //! options, the service manager, signals, the kernel's settings, the log.
 //!
-//! In reading order: [`clock`], [`lock`], [`kernel`], [`socket`], [`positions`], [`memory`], [`report`], [`activation`], [`bind`], [`signals`], [`notify`],
+//! In reading order: [`clock`], [`lock`], [`kernel`], [`socket`], [`rights`], [`positions`], [`memory`], [`report`], [`activation`], [`bind`], [`signals`], [`notify`],
 //! [`events`], [`rate`], [`logging`].
 
 pub mod activation;
@@ -16,5 +16,6 @@ pub mod notify;
 pub mod positions;
 pub mod rate;
 pub mod report;
+pub mod rights;
 pub mod signals;
 pub mod socket;

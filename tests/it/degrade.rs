@@ -5,6 +5,7 @@
 //! clients are served as ever, nothing hangs, and who cannot be kept gets what it is owed and a
 //! FIN, as without survival.
 
+use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -519,4 +520,47 @@ fn survival_that_is_switched_off_asks_the_manager_for_nothing() {
             assert!(!message.contains(word), "{message}");
         }
     }
+}
+
+/// A stream whose queue may hold descriptors must not come to the service manager, which would wait
+/// for their close.
+#[test]
+fn unix_streams_that_may_hold_descriptors_are_not_preserved() {
+    if !has("strace") {
+        return;
+    }
+    let mut manager = Manager::new().unix_listener("local");
+    let fault = [
+        "-e",
+        "trace=setsockopt",
+        "-e",
+        "inject=setsockopt:error=ENOPROTOOPT",
+    ];
+    let strace = [
+        "strace",
+        "-D",
+        "-f",
+        "-q",
+        "-o",
+        "/dev/null",
+        "-e",
+        "signal=none",
+    ];
+    manager.under(&[&strace[..], &fault[..]].concat());
+    manager.start();
+    let client = UnixStream::connect(manager.path("local")).unwrap();
+    client.set_read_timeout(Some(SOON)).unwrap();
+    ping(&client, b"not preserved");
+    let tcp = manager.connect();
+    ping(&tcp, b"preserved");
+    manager.keeps(1);
+    // Without those faults the next one can look into the queue of descriptors.
+    manager.under(&[]);
+    manager.restart();
+    ping(&tcp, b"still here");
+    // A FIN, or a reset where something was unread.
+    let mut rest = Vec::new();
+    let ended = (&client).read_to_end(&mut rest);
+    let waits = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+    assert!(!waits, "it hangs");
 }

@@ -574,3 +574,68 @@ fn a_stop_without_descriptors_serves_those_who_wait() {
     drop(outside);
     assert!(daemon.exited(SOON).success());
 }
+
+/// A socket whose last close waits for as long as this, as its data cannot be sent, and its peer.
+fn lingering(span: Duration) -> (TcpStream, TcpStream) {
+    let listener = listener();
+    let socket = connect(listener.local_addr().unwrap());
+    let peer = listener.accept().unwrap().0;
+    socket.set_nonblocking(true).unwrap();
+    while (&socket).write(&[0; 1 << 16]).is_ok() {}
+    socket.set_nonblocking(false).unwrap();
+    socket2::SockRef::from(&socket)
+        .set_linger(Some(span))
+        .unwrap();
+    (socket, peer)
+}
+
+/// Linux before 6.16 does not know `SO_PASSRIGHTS`, as here, where each setsockopt(2) fails.
+#[test]
+fn where_descriptors_cannot_be_refused_they_hold_up_no_loop() {
+    if !has("strace") {
+        return;
+    }
+    let plan = Plan::new().config(LONE);
+    let path = plan.folder().path("echo.sock");
+    let plan = plan
+        .argument("--listen")
+        .argument(&format!("unix:{}", path.display()));
+    let mut tried = Tried::with(plan, &["setsockopt:error=ENOPROTOOPT"]);
+    let other = tried.daemon.connect();
+    ping(&other, b"before");
+    let call = || {
+        let client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        client.set_read_timeout(Some(SOON)).unwrap();
+        ping(&client, b"hello");
+        client
+    };
+    let mut peers = Vec::new();
+    // One that reads what carries it, one that stops before, one that goes without a word.
+    for kind in 0..3 {
+        let client = call();
+        let (socket, peer) = lingering(Duration::from_secs(30));
+        if kind == 1 {
+            tried.daemon.freeze();
+        }
+        crate::echo::give(&client, b"gift", &socket).unwrap();
+        drop(socket);
+        peers.push(peer);
+        if kind == 2 {
+            drop(client);
+        } else if kind == 1 {
+            client.shutdown(Shutdown::Both).unwrap();
+            tried.daemon.thaw();
+        } else {
+            // It ends; what came before was echoed.
+            let mut rest = Vec::new();
+            let _ = (&client).read_to_end(&mut rest);
+            assert!(rest.is_empty());
+        }
+        let began = Instant::now();
+        ping(&other, b"meanwhile");
+        ping(call(), b"another");
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(5), "an echo took {took:?}");
+    }
+    assert!(tried.daemon.stop().success());
+}

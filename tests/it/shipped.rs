@@ -161,7 +161,7 @@ fn the_three_services_differ_where_they_must() {
             "RestartSec=1s",
             "RestartPreventExitStatus=2 77 78",
             "RuntimeDirectory=tcp-echo",
-            "UMask=0000",
+            "UMask=0117",
             "CapabilityBoundingSet=CAP_NET_BIND_SERVICE",
             "AmbientCapabilities=CAP_NET_BIND_SERVICE",
             "PrivateUsers=no",

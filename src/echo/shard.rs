@@ -314,6 +314,13 @@ impl<S: Duplex, M: Store> Shard<S, M> {
                 self.queue(key, Hint::Plain);
                 return None;
             }
+            // The turn was interrupted, or at an urgent mark, before it could read what is there:
+            // it is given the next one of this round.
+            Phase::Echoing if reason == Reason::Idle && seat.stream.unread() > Some(0) => {
+                self.arm(key);
+                self.queue(key, Hint::ReadOn);
+                return None;
+            }
             // The turn was interrupted before it could send our FIN: another one follows.
             Phase::Leaving { .. } if reason == Reason::Left => {
                 self.timers.set(key, &mut seat.armed, Some(now + GRACE));

@@ -602,7 +602,8 @@ impl World {
             let key = self.shard.next_ready().expect("it is in the list");
             allowance = self.turn(key, allowance);
         }
-        let mut deadlines = 2 * self.keys.len();
+        // At an urgent mark a connection may need some of them.
+        let mut deadlines = 2 * self.keys.len() + 32;
         while let Some((key, turn)) = self.shard.expire(self.now()) {
             self.settle(key, turn);
             self.shard.check();

@@ -64,12 +64,6 @@ impl Stream {
         matches!(&self.socket, Socket::Unix(socket) if socket.doubtful)
     }
 
-    /// Ends both directions, whoever else holds the socket.
-    pub fn end(&self) {
-        // Failing, it was over.
-        let _ = SockRef::from(self).shutdown(Shutdown::Both);
-    }
-
     /// The other side.
     #[must_use]
     pub fn peer(&self) -> Endpoint {

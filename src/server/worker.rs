@@ -28,6 +28,7 @@ use crate::system::events::{Endpoint, Event, Who};
 use crate::system::lock::lock;
 use crate::system::logging::Log;
 use crate::system::rate::Fold;
+use crate::system::socket;
 
 /// Bytes that may move in one round, received and sent together, before the poll is asked again.
 const ROUND: u64 = 4 * 1024 * 1024;
@@ -322,7 +323,12 @@ impl Worker {
         if let Some(seat) = stream.seat {
             // First the seat: whoever finds the socket in flight and no seat ends it.
             self.shard.store_mut().stand(seat);
-            stream.end();
+            // What is still in the queues of such a socket reaches nobody.
+            let broken = matches!(
+                summary.reason,
+                Reason::Reset | Reason::Vanished | Reason::Error(_)
+            );
+            socket::end(&stream, broken || summary.owed > 0);
             let _ = self.registry.deregister(&mut stream);
         } else if stream.shared {
             // Whoever passed it may hold it still: the peer waits for our FIN, and the poll would

@@ -13,9 +13,10 @@ use super::arena::Arena;
 use super::lane::{Lane, Seat};
 use super::layout::{Geometry, header, slot_at};
 use super::parcel::Parcel;
-use super::recovery::{Findings, Heir, Place, arena_name, end, parcel_name};
+use super::recovery::{Findings, Heir, Place, arena_name, parcel_name};
 use crate::echo::backlog::{Backlog, Slot, length};
 use crate::system::memory::Region;
+use crate::system::socket::end;
 
 /// A connection of a predecessor, in its new place.
 #[derive(Debug)]
@@ -180,7 +181,7 @@ fn stay(arena: &Arc<Arena>, payloads: Vec<Region>, heirs: Vec<Heir>) -> Settled 
                 None => {
                     homeless += 1;
                     lanes[lane].stand(seat);
-                    end(&heir.socket);
+                    end(&heir.socket, heir.owed.is_some());
                     return None;
                 }
             },
@@ -223,7 +224,7 @@ fn move_in(old: &Arena, payloads: &[Region], mut lanes: Vec<Lane>, heirs: Vec<He
                 }),
                 _ => {
                     seat.into_iter().for_each(|seat| lane.stand(seat));
-                    end(&heir.socket);
+                    end(&heir.socket, heir.owed.is_some());
                     None
                 }
             }

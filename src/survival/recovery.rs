@@ -16,11 +16,10 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::net::{Shutdown, shutdown};
 use socket2::{Protocol, SockRef};
 
 use super::arena::{Arena, Damage, Record};
@@ -30,6 +29,7 @@ use super::parcel::{End, Parcel, Queue};
 use crate::echo::SCRATCH;
 use crate::system::memory::Region;
 use crate::system::positions::{Positions, positions};
+use crate::system::socket::end;
 
 /// The crash in a row, each before the first full round, at which every connection is given up.
 /// More than a storm of kills brings in the time that a test has patience for, and less than
@@ -385,7 +385,7 @@ impl<'a> Reader<'a> {
             if self.ruined && (self.arena.is_none() || known.is_some()) {
                 *self.lost.entry("all are given up").or_default() += 1;
             }
-            return end(&socket);
+            return end(&socket, false);
         };
         arena.set(header::IN_HAND, cookie);
         let verdict = if self.poison == Some(cookie) {
@@ -405,7 +405,7 @@ impl<'a> Reader<'a> {
                 owed,
             }),
             Err(why) => {
-                end(&socket);
+                end(&socket, false);
                 *self.lost.entry(why).or_default() += 1;
             }
         }
@@ -476,18 +476,12 @@ fn noted(record: &Record) -> Positions {
     }
 }
 
-/// Ends a connection that another descriptor may hold open still.
-pub(super) fn end(socket: &impl AsFd) {
-    // Failing, it was over.
-    let _ = shutdown(socket, Shutdown::Both);
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::os::fd::BorrowedFd;
+    use std::os::fd::{AsFd, BorrowedFd};
 
     use super::super::lane::Lane;
     use super::super::layout::{Geometry, WORD};

@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
@@ -205,6 +206,29 @@ fn drops(socket: &impl AsFd) -> Option<u32> {
         )
     };
     (result == 0 && length as usize == size_of_val(&info)).then_some(info[COUNT - 1])
+}
+
+/// How long what was sent may stay unacknowledged on a socket that is over and held by others: about
+/// as long as the kernel keeps one that nothing holds (tcp_orphan_retries of tcp(7)).
+const OVER: Duration = Duration::from_secs(60);
+
+/// Ends a stream that another descriptor holds open, in both directions.
+///
+/// As close(2) would: by a reset where bytes are unread or `given_up`, else by a FIN behind what was
+/// sent.  shutdown(2) alone would leave both queues in the kernel for as long as the descriptor
+/// lives, and a peer that does not read would be probed for ever.  Connecting to nothing
+/// (`AF_UNSPEC`, connect(2)) resets, and empties them.
+pub(crate) fn end(socket: &impl AsFd, given_up: bool) {
+    let is_tcp = domain(&SockRef::from(socket)) != Some(Domain::UNIX);
+    let unread = || rustix::io::ioctl_fionread(socket).is_ok_and(|count| count > 0);
+    if is_tcp && (given_up || unread()) && rustix::net::connect_unspec(socket).is_ok() {
+        return;
+    }
+    // Failing, it was over.
+    let _ = SockRef::from(socket).shutdown(Shutdown::Both);
+    if is_tcp && unacknowledged(socket) > 0 {
+        let _ = SockRef::from(socket).set_tcp_user_timeout(Some(OVER));
+    }
 }
 
 /// Bytes in the send queue of a TCP socket that the peer has not acknowledged (`SIOCOUTQ`,

@@ -616,6 +616,31 @@ impl Manager {
         names
     }
 
+    /// Descriptors that are in flight in the first message of each queue that is kept.
+    pub fn in_flight(&self) -> Vec<OwnedFd> {
+        let mut state = self.desk.state();
+        state.poll();
+        let mut found = Vec::new();
+        for kept in state.kept.iter() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            // Only one end of a queue has messages, and a memory file has none.
+            let _ = recvmsg(
+                &kept.descriptor,
+                &mut [IoSliceMut::new(&mut [0])],
+                &mut control,
+                flags,
+            );
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                    found.extend(descriptors);
+                }
+            }
+        }
+        found
+    }
+
     /// How many descriptors are kept whose names begin with this.
     pub fn stored(&self, name: &str) -> usize {
         let names = self.names();

@@ -7,6 +7,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -552,4 +553,46 @@ fn connections_outlive_the_listener_that_accepted_them() {
     drop(client);
     let told = end_told(&manager, &peer);
     assert_eq!(told["echo.listener"], "echo", "{told}");
+}
+
+/// The queue of descriptors holds a socket until it is rotated: its memory must not stay as long.
+#[test]
+fn what_is_over_keeps_nothing_in_its_queues_and_a_stalled_peer_hears_of_it() {
+    let mut manager = Manager::new();
+    manager.config("survival-delay = '100ms'\n[limits]\nstall-timeout = '2s'\n");
+    manager.start();
+    let clients: Vec<TcpStream> = (0..20).map(|_| manager.connect()).collect();
+    for client in &clients {
+        ping(client, b"hello");
+    }
+    manager.keeps(20);
+    for mut client in &clients {
+        client.set_nonblocking(true).unwrap();
+        for _ in 0..20 {
+            while client.write(&[7; 1 << 16]).is_ok() {}
+            thread::sleep(Duration::from_millis(2));
+        }
+        client.set_nonblocking(false).unwrap();
+    }
+    let held = || manager.in_flight();
+    let unread = |socket: &OwnedFd| rustix::io::ioctl_fionread(socket).unwrap_or(0);
+    assert!(
+        held().iter().any(|socket| unread(socket) > 0),
+        "nothing is stalled"
+    );
+    let mut clients = clients;
+    let stalled = clients.split_off(10);
+    clients.into_iter().for_each(reset);
+    manager.keeps(0);
+    assert!(!held().is_empty(), "nothing is over");
+    for socket in held() {
+        assert_eq!(
+            unread(&socket),
+            0,
+            "bytes of a connection that is over stay"
+        );
+    }
+    for client in stalled {
+        assert!(end_of(&client).is_err(), "a stalled peer was not reset");
+    }
 }

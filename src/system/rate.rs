@@ -1,7 +1,7 @@
 //! What strangers can repeat is not told each time: sums instead of floods.
 //!
 //! [`Fold`] tells so many ended connections a second one by one and the rest as one summary with
-//! exact counts.  [`Floods`] logs one event of a kind a second, with the number that it stands
+//! exact counts.  `Floods` logs one event of a kind a second, with the number that it stands
 //! for.
 
 use std::collections::BTreeMap;

@@ -162,7 +162,7 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
     };
     let (mut heritage, lanes) = Heritage::settle(&mut findings, geometry)
         .map_err(|error| Trouble::System("memory cannot be mapped", error))?;
-    let keeper = Keeper::new(&mut heritage);
+    let keeper = Keeper::new(&mut heritage, descriptors);
     let parts = Parts {
         poll,
         signals,

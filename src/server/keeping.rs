@@ -20,7 +20,7 @@ use crate::echo::shard::Shard;
 use crate::echo::tick::Tick;
 use crate::survival::arena::Record;
 use crate::survival::heritage::Adopted;
-use crate::survival::keeper::{MESSAGES, STORED};
+use crate::survival::keeper::{MESSAGES, STORED, is_exhausted};
 use crate::survival::lane::Lane;
 use crate::survival::recovery::Findings;
 use crate::survival::standing::{DECLINED, News, Standing};
@@ -378,7 +378,13 @@ impl Server {
                 let loops = self.crew.hold(&mut self.own);
                 let count = loops.iter().map(|worker| worker.unkept().count()).sum();
                 drop(loops);
+                let exhausted = is_exhausted(&error);
                 self.flood(Flood::NotPreserved, Event::PackFailed { count, error });
+                // At a hand-over what is kept is all that there is.
+                if exhausted && self.life == Life::Serving {
+                    let news = self.keeper.start_over(&mut self.manager, self.now);
+                    self.hear(news);
+                }
             }
         }
     }

@@ -25,7 +25,7 @@ use super::heritage::Heritage;
 use super::parcel::{BATCH, Parcel};
 use super::recovery::{arena_name, parcel_name};
 use super::renewal::Renewal;
-use super::standing::{NO_ROOM, News, Standing};
+use super::standing::{NO_ROOM, News, Standing, dead};
 use super::unpacked::{Unpacked, Young};
 use crate::echo::tick::{Tick, earliest};
 use crate::system::notify::Manager;
@@ -48,8 +48,11 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// Before the next attempt after one has failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Dead descriptors that are not worth a new parcel.
-const FEW: usize = 64;
+/// The longest wait before the next attempt after there was no room in flight.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Why nothing is kept after the store had to be emptied.
+const IN_FLIGHT: &str = "there are too many descriptors in flight (LimitNOFILE= of the unit)";
 
 /// Keeps connections for a successor.
 #[derive(Debug)]
@@ -80,12 +83,16 @@ pub struct Keeper {
     caution: Option<Arc<Caution>>,
     /// When to ask again after there was no answer.
     ask_again: Option<Tick>,
+    /// The next wait while there is no room in flight.
+    backoff: Duration,
+    /// Descriptors that may be open, and as many in flight (unix(7)).
+    descriptors: usize,
 }
 
 impl Keeper {
     /// A keeper of an arena, with what a predecessor has left.
     #[must_use]
-    pub fn new(heritage: &mut Heritage) -> Self {
+    pub fn new(heritage: &mut Heritage, descriptors: usize) -> Self {
         let caution = Caution::new(heritage.arena.clone());
         Self {
             arena: heritage.arena.clone(),
@@ -108,6 +115,8 @@ impl Keeper {
                 .collect(),
             caution: Some(Arc::new(caution)),
             ask_again: None,
+            backoff: AGAIN,
+            descriptors,
         }
     }
 
@@ -133,7 +142,7 @@ impl Keeper {
         if self.unseen {
             // They would hang, and what they take up in flight is free when they are gone.
             self.forget_obsolete(manager, now);
-            self.standing = Standing::Refused("there is no room in flight".into());
+            self.standing = Standing::Refused(IN_FLIGHT.into());
             self.ask_again = Some(now + AGAIN);
             return None;
         }
@@ -162,8 +171,27 @@ impl Keeper {
         self.standing = Standing::Asking;
         match self.renew(living, manager, now) {
             Ok(()) => None,
+            Err(error) if is_exhausted(&error) => self.wait_for_room(now),
             Err(error) => self.refuse(format!("a parcel cannot be made: {error}"), true),
         }
+    }
+
+    /// Empties the store, as there is no room in flight for a second copy of what lives: to remove
+    /// needs none.  What was kept is put there anew when the manager has let it go; until then it
+    /// ends with this process.
+    pub fn start_over(&mut self, manager: &mut Manager, now: Tick) -> Option<News> {
+        let current = self.current.take();
+        self.obsolete
+            .extend(current.map(|parcel| parcel_name(parcel.generation)));
+        self.forget_obsolete(manager, now);
+        self.wait_for_room(now)
+    }
+
+    /// Tries again later: a queue that is dropped takes its time to be empty.
+    fn wait_for_room(&mut self, now: Tick) -> Option<News> {
+        self.ask_again = Some(now + self.backoff);
+        self.backoff = (self.backoff * 2).min(LONG);
+        self.refuse(IN_FLIGHT.into(), true)
     }
 
     /// Keeps nothing, as the configuration says.
@@ -319,7 +347,7 @@ impl Keeper {
     /// Whether a good part of the parcel is dead.
     fn is_worn(&self) -> bool {
         let entries = self.current.as_ref().map_or(0, |parcel| parcel.entries);
-        entries.saturating_sub(self.kept) >= FEW.max(entries / 4)
+        entries.saturating_sub(self.kept) >= dead(self.descriptors, entries)
     }
 
     /// Packs one message.
@@ -447,6 +475,7 @@ impl Keeper {
         }
         let renewal = self.renewal.take()?;
         if answered && renewal.parcel.is_held() {
+            self.backoff = AGAIN;
             let old = self.current.replace(renewal.parcel);
             self.obsolete
                 .extend(old.map(|old| parcel_name(old.generation)));
@@ -456,6 +485,15 @@ impl Keeper {
         }
         // It may have got there after all, and would hold connections that are long over.
         manager.unstore(&parcel_name(renewal.parcel.generation), now);
+        if manager.was_exhausted() {
+            return match self.standing {
+                Standing::Asking => self.wait_for_room(now),
+                _ => {
+                    let error = io::Error::from_raw_os_error(libc::ETOOMANYREFS);
+                    Some(News::NotRenewed(error))
+                }
+            };
+        }
         let why = if answered {
             NO_ROOM
         } else {
@@ -482,4 +520,9 @@ impl Keeper {
             manager.unstore(&name, now);
         }
     }
+}
+
+/// Whether there is no room in flight.
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ETOOMANYREFS)
 }

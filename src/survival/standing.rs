@@ -50,6 +50,16 @@ pub fn kept(descriptors: usize) -> usize {
     (descriptors / 7 * 3).max(1)
 }
 
+/// How many dead descriptors a parcel with so many `entries` may have before it is renewed: a third of
+/// the living, or as many as are not worth it, but never more than there is room for in flight, with
+/// two copies of as many as [`kept`] allows.
+pub(super) fn dead(descriptors: usize, entries: usize) -> usize {
+    /// Dead descriptors that are not worth a new parcel.
+    const FEW: usize = 64;
+    let room = descriptors.saturating_sub(2 * kept(descriptors)).max(1);
+    FEW.max(entries / 4).min(room)
+}
+
 impl Standing {
     /// What is said of it in the status, where so many are kept.
     #[must_use]
@@ -72,6 +82,29 @@ impl Standing {
             Self::Off | Self::Declined | Self::Waiting | Self::Asking => 0,
             Self::Kept => 2 * kept as u64 + 1,
             Self::Refused(_) => 2 * kept as u64 + 2,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_copies_and_what_is_dead_fit_into_what_may_be_in_flight() {
+        let mut descriptors = 64;
+        while descriptors <= 1_048_576 {
+            let living = kept(descriptors);
+            // When the renewal begins, at the latest.
+            let entries = living
+                + (0..descriptors)
+                    .find(|count| *count >= dead(descriptors, living + count))
+                    .expect("it is renewed at some time");
+            assert!(
+                living + entries <= descriptors,
+                "{descriptors}: {living}, {entries}"
+            );
+            descriptors += descriptors / 5 + 1;
         }
     }
 }

@@ -57,6 +57,8 @@ pub struct Manager {
     told: bool,
     watchdog: Option<Watchdog>,
     status: Status,
+    /// Descriptors were not stored, as too many are in flight (unix(7)).
+    exhausted: bool,
 }
 
 /// A message, and the descriptors that go with it.
@@ -279,6 +281,11 @@ impl Manager {
         false
     }
 
+    /// Whether descriptors were not stored since the last call, as too many are in flight.
+    pub(crate) fn was_exhausted(&mut self) -> bool {
+        std::mem::take(&mut self.exhausted)
+    }
+
     /// Why the manager cannot be reached, once.
     pub fn trouble(&mut self) -> Option<io::Error> {
         self.trouble.take()
@@ -369,7 +376,10 @@ impl Manager {
             Err(rustix::io::Errno::AGAIN) => Sent::Full,
             // Too many descriptors are in flight (unix(7)): what they are is not stored, and the
             // messages behind go on.
-            Err(rustix::io::Errno::TOOMANYREFS) => Sent::Yes,
+            Err(rustix::io::Errno::TOOMANYREFS) => {
+                self.exhausted = true;
+                Sent::Yes
+            }
             // It may be away only while the manager executes itself again.
             Err(error) => {
                 if !std::mem::replace(&mut self.told, true) {

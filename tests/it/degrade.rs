@@ -15,7 +15,7 @@ use rustix::process::Signal;
 
 use crate::crowd::{Crowd, Kind, Kind::*};
 use crate::daemon::{PROGRAM, SOON, connect, eventually, finish, has, ping};
-use crate::manager::{Manager, memory_file};
+use crate::manager::{Manager, Way, memory_file};
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
 const KEEPING: &str = "a31e4c1d81744f6c880d7c15144baeb9";
@@ -356,6 +356,46 @@ fn who_cannot_be_packed_is_told_and_served() {
     manager.daemon().signal(Signal::TERM);
     assert!(manager.ended().success());
     drop(living);
+}
+
+/// A rotation needs room in flight for a second copy.  Where there is none the store is emptied, which
+/// needs no room, and filled anew.
+#[test]
+fn preservation_comes_back_when_there_was_no_room_in_flight() {
+    let Some(wrapper) = unprivileged(0) else {
+        return;
+    };
+    let mut manager = Manager::new();
+    manager.config("workers = 1\nsurvival-delay = '0s'\n[limits]\nmax-connections = 96\n");
+    limit(&mut manager, 128, &wrapper);
+    manager.start();
+    let living: Vec<TcpStream> = (0..70).map(|_| manager.connect()).collect();
+    living.iter().for_each(|client| ping(client, b"hello"));
+    manager.keeps(70);
+    // Those that come and go stay in the queue, until it can be neither filled nor rotated.
+    let exhausted = |manager: &Manager| {
+        let log = manager.daemon().log();
+        log.contains("descriptors in flight")
+    };
+    for _ in 0..20 {
+        let batch: Vec<TcpStream> = (0..20).map(|_| manager.connect()).collect();
+        batch.iter().for_each(|client| ping(client, b"hello"));
+        std::thread::sleep(Duration::from_millis(250));
+        if exhausted(&manager) {
+            break;
+        }
+    }
+    assert!(exhausted(&manager), "there was always room");
+    living.iter().for_each(|client| ping(client, b"still here"));
+    drop(living);
+    let client = manager.connect();
+    ping(&client, b"the only one");
+    manager.keeps(1);
+    for way in [Way::Restart, Way::Kill] {
+        manager.replace(way);
+        ping(&client, b"still here");
+        manager.keeps(1);
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::serve::{LOOPBACK, PORT, descriptors};
+use super::serve::{BUILT_IN, LOOPBACK, PORT, descriptors};
 use super::{Exit, complain};
 use crate::config::address::Address;
 use crate::config::units::{OrOff, Span};
@@ -49,9 +49,16 @@ pub fn run(origin: &Origin, config_only: bool) -> Exit {
     report.limits(&config);
     report.kernel(&kernel);
     report.cases(&config, &kernel);
-    // A reader that has seen enough closes the pipe.
-    let _ = io::stdout().write_all(report.text.as_bytes());
-    report.exit
+    let mut out = io::stdout();
+    let written = out.write_all(report.text.as_bytes());
+    match written.and_then(|()| out.flush()) {
+        // A reader that has seen enough closes the pipe.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            complain(&format!("the report cannot be written: {error}"));
+            Exit::Os
+        }
+        _ => report.exit,
+    }
 }
 
 struct Report {
@@ -103,6 +110,7 @@ impl Report {
             .listeners
             .iter()
             .filter(|listener| listener.address.is_none())
+            .filter(|listener| listener.name != BUILT_IN || !named.is_empty())
         {
             self.line(format!(
                 "  {}: only on a passed socket (FileDescriptorName={})",
@@ -113,7 +121,8 @@ impl Report {
             self.line("  The built-in ones, opened only if no socket is passed:");
             for ip in LOOPBACK {
                 let address = Address::Ip((ip, PORT).into());
-                self.listener("default", &address, &config.socket, true, kernel);
+                let options = config.options_for(BUILT_IN);
+                self.listener(BUILT_IN, &address, options, true, kernel);
             }
         }
         let mut asked = config.socket.differ(&Options::default());
@@ -164,7 +173,7 @@ impl Report {
             }
         }
         // A name may have addresses that this host lacks, as long as there is one that it has.
-        let optional = name == "default" || probes.len() > 1;
+        let optional = name == BUILT_IN || probes.len() > 1;
         for (real, probe) in probes {
             self.notes(real, options, open, kernel);
             let taken = self.seen.contains(&real) && options.reuse_port != Some(true);

@@ -36,6 +36,9 @@ use crate::system::socket;
 /// The port of the built-in listeners: not 7, which needs a privilege.
 pub(super) const PORT: u16 = 9999;
 
+/// Their name, and that of the table that may give them options.
+pub(super) const BUILT_IN: &str = "default";
+
 /// Where the built-in listeners are.
 pub(super) const LOOPBACK: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -235,13 +238,11 @@ impl Opening<'_> {
             .collect();
         self.adopt(passed.listeners)?;
         if !lone {
-            self.open_named(&taken)?;
-            let named = self
-                .config
-                .listeners
-                .iter()
-                .any(|listener| listener.address.is_some());
-            if !named && taken.is_empty() {
+            let mut listeners = self.config.listeners.iter();
+            let named = listeners.any(|listener| listener.address.is_some());
+            let built_in = !named && taken.is_empty();
+            self.open_named(&taken, built_in)?;
+            if built_in {
                 self.open_built_in()?;
             }
         }
@@ -269,7 +270,7 @@ impl Opening<'_> {
     }
 
     /// A table whose name a passed socket has is that socket's.
-    fn open_named(&mut self, taken: &[String]) -> Result<(), Trouble> {
+    fn open_named(&mut self, taken: &[String], built_in: bool) -> Result<(), Trouble> {
         for listener in self
             .config
             .listeners
@@ -277,12 +278,16 @@ impl Opening<'_> {
             .filter(|l| !taken.contains(&l.name))
         {
             let Some(address) = &listener.address else {
+                if built_in && listener.name == BUILT_IN {
+                    continue;
+                }
                 self.log.tell(Event::Unused {
                     listener: listener.name.clone(),
                 });
                 continue;
             };
-            let (bound, absent) = bind::open(address, &listener.options).map_err(Trouble::Bind)?;
+            let opened = signals::stoppable(|| bind::open(address, &listener.options));
+            let (bound, absent) = opened.map_err(Trouble::Bind)?;
             for failure in absent {
                 self.log.tell(Event::Absent(failure.to_string()));
             }
@@ -294,9 +299,10 @@ impl Opening<'_> {
     /// A host without IPv6 serves IPv4, and the other way round.
     fn open_built_in(&mut self) -> Result<(), Trouble> {
         let mut absent = Vec::new();
+        let options = self.config.options_for(BUILT_IN);
         for ip in LOOPBACK {
-            match bind::open(&Address::Ip((ip, PORT).into()), &self.config.socket) {
-                Ok((bound, _)) => self.add("default", bound, &self.config.socket)?,
+            match bind::open(&Address::Ip((ip, PORT).into()), options) {
+                Ok((bound, _)) => self.add(BUILT_IN, bound, options)?,
                 Err(failure) if failure.is_absence() => absent.push(failure),
                 Err(failure) => return Err(Trouble::Bind(failure)),
             }

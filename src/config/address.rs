@@ -41,14 +41,15 @@ impl FromStr for Address {
             return Ok(Self::Unix(path.into()));
         }
         if let Ok(address) = text.parse::<SocketAddr>() {
-            return match unfit(address.ip()) {
+            return match unfit(address) {
                 Some(why) => Err(format!("cannot listen on {text}: {why}")),
-                None => Ok(Self::Ip(address)),
+                None => Ok(Self::Ip(unmapped(address))),
             };
         }
         let expected = "write ADDRESS:PORT (127.0.0.1:9999, [::1]:9999, localhost:9999), \
                         *:PORT for any address, or unix:/PATH";
-        let Some((host, port)) = text.rsplit_once(':') else {
+        // The last colon of [::1] is one of the address.
+        let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
             return Err(format!("{text:?} has no port; {expected}"));
         };
         let Ok(port) = port.parse::<u16>() else {
@@ -77,11 +78,28 @@ impl FromStr for Address {
     }
 }
 
+/// An IPv4-mapped address (RFC 4291, section 2.5.5.2) as the IPv4 address that it stands for: an IPv6
+/// socket of its own cannot be bound to it.
+#[must_use]
+pub(crate) fn unmapped(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => (ip, address.port()).into(),
+        IpAddr::V6(_) => address,
+    }
+}
+
 /// Why TCP cannot listen on an address, if so.
 #[must_use]
-pub fn unfit(address: IpAddr) -> Option<&'static str> {
+pub fn unfit(address: SocketAddr) -> Option<&'static str> {
+    if let SocketAddr::V6(address) = address {
+        if address.ip().is_unicast_link_local() && address.scope_id() == 0 {
+            return Some(
+                "it is a link-local address, which each interface may have: name the interface, as in [fe80::1%eth0]:7",
+            );
+        }
+    }
     // [::ffff:224.0.0.1] is the IPv4 address in another dress.
-    let address = address.to_canonical();
+    let address = address.ip().to_canonical();
     if address.is_multicast() {
         Some(
             "it is a multicast address, and TCP has one peer; use the address of an interface, or *",
@@ -133,6 +151,8 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
+        let mapped: Address = "[::ffff:127.0.0.1]:7".parse().unwrap();
+        assert_eq!(mapped.to_string(), "127.0.0.1:7");
         assert_eq!("*:0".parse(), Ok(Address::Any(0)));
         assert_eq!("[::]:7".parse(), Ok(Address::Ip("[::]:7".parse().unwrap())));
     }
@@ -154,6 +174,9 @@ mod tests {
             ("unix:", "not absolute"),
             ("unix:/a\0b", "not absolute"),
             ("*", "has no port"),
+            ("[::1]", "has no port"),
+            ("[fe80::1%eth0]", "has no port"),
+            ("[fe80::1]:7", "[fe80::1%eth0]:7"),
             ("[]:7", "has no address"),
             ("127.0.0.1:-1", "not a number"),
             ("a b:7", "has no address"),

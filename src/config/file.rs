@@ -5,13 +5,16 @@
 //! its place in the file.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
+use std::marker::PhantomData;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::Error;
 use super::address::Address;
@@ -158,6 +161,30 @@ impl<'de> Deserialize<'de> for Congestion {
     }
 }
 
+/// A table and nothing else: what serde derives takes an array for one, too.
+#[derive(Default)]
+struct Table<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = Table<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Table<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Table)
+            }
+        }
+
+        deserializer.deserialize_map(Fields(PhantomData))
+    }
+}
+
 /// `[socket]`: options without an address.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct SocketSection(Options);
@@ -200,10 +227,10 @@ struct Tables {
     open: Option<bool>,
     survival: Option<bool>,
     survival_delay: Option<Span>,
-    limits: LimitsFile,
-    log: LogFile,
-    socket: SocketSection,
-    listener: BTreeMap<String, Options>,
+    limits: Table<LimitsFile>,
+    log: Table<LogFile>,
+    socket: Table<SocketSection>,
+    listener: Table<BTreeMap<String, Table<Options>>>,
 }
 
 impl FileConfig {
@@ -251,10 +278,15 @@ impl FileConfig {
                 survival: tables.survival,
                 survival_delay: tables.survival_delay,
             },
-            limits: tables.limits,
-            log: tables.log,
-            socket: tables.socket.0,
-            listeners: tables.listener,
+            limits: tables.limits.0,
+            log: tables.log.0,
+            socket: tables.socket.0.0,
+            listeners: tables
+                .listener
+                .0
+                .into_iter()
+                .map(|(name, Table(options))| (name, options))
+                .collect(),
             read: vec![file.into()],
         })
     }
@@ -293,14 +325,18 @@ fn read(path: &Path) -> io::Result<String> {
             "it is a pipe, and could not be read again; name a file",
         ));
     }
-    let mut text = String::new();
-    file.take(LARGEST + 1).read_to_string(&mut text)?;
+    let mut text = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut text)?;
     if text.len() as u64 > LARGEST {
         return Err(io::Error::other(
             "it is larger than 1 MiB, which no configuration is",
         ));
     }
-    Ok(text)
+    String::from_utf8(text).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        io::Error::other(format!("line {line} is not UTF-8 text"))
+    })
 }
 
 fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Error> {

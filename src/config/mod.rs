@@ -59,10 +59,11 @@ impl fmt::Display for Error {
                 write!(f, "{}: cannot be read: {error}", file.display())?;
                 match error.kind() {
                     std::io::ErrorKind::PermissionDenied => {
+                        let (mode, path) = unreadable(file);
                         write!(
                             f,
-                            "; the service reads it without privileges: chmod a+r {}",
-                            file.display()
+                            "; the service reads it without privileges: chmod {mode} {}",
+                            path.display()
                         )
                     }
                     std::io::ErrorKind::NotFound => {
@@ -72,10 +73,53 @@ impl fmt::Display for Error {
                 }
             }
             Self::Parse { file, error } => {
-                write!(f, "{}: {}", file.display(), error.to_string().trim_end())
+                let text = error.to_string();
+                let (place, message) = text
+                    .rsplit_once(error.message())
+                    .map_or(("", text.as_str()), |(place, _)| (place, error.message()));
+                write!(
+                    f,
+                    "{}: {place}{}",
+                    file.display(),
+                    plain(message).trim_end()
+                )
             }
         }
     }
+}
+
+/// What is missing where a file or folder cannot be read: the mode, and of which path.
+fn unreadable(file: &Path) -> (&'static str, &Path) {
+    let hidden = |path: &&Path| {
+        std::fs::metadata(path)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+    };
+    // The outermost path that cannot be seen is in a folder that may not be searched.
+    match file
+        .ancestors()
+        .filter(hidden)
+        .last()
+        .and_then(Path::parent)
+    {
+        Some(folder) => ("a+x", folder),
+        None if file.is_dir() => ("a+rx", file),
+        None => ("a+r", file),
+    }
+}
+
+/// A message of the parser in the words of TOML instead of those of Rust.
+fn plain(message: &str) -> String {
+    let mut message = message.to_owned();
+    for (theirs, ours) in [
+        ("invalid type: map,", "invalid type: a table,"),
+        ("invalid type: sequence,", "invalid type: an array,"),
+        (" as i128,", ","),
+        (" as u128,", ","),
+        ("a boolean", "true or false"),
+    ] {
+        message = message.replace(theirs, ours);
+    }
+    message
 }
 
 /// The settings.
@@ -510,6 +554,70 @@ mod tests {
             ),
             ("[log]\nlevel = 'loud'", &["line 2, column 9", "`debug`"]),
             ("[limits", &["line 1, column 8"]),
+            (
+                "limits = [5, 2, '3s']",
+                &["line 1, column 10", "an array, expected a table"],
+            ),
+            (
+                "limits = 5",
+                &["line 1, column 10", "`5`, expected a table"],
+            ),
+            (
+                "socket = [[]]",
+                &["line 1, column 10", "an array, expected a table"],
+            ),
+            (
+                "[[socket]]",
+                &["line 1, column 1", "an array, expected a table"],
+            ),
+            (
+                "[listener]\na = [1]",
+                &["line 2, column 5", "an array, expected a table"],
+            ),
+            (
+                "[listener]\na = 'b'",
+                &["line 2, column 5", "expected a table"],
+            ),
+            (
+                "listener = []",
+                &["line 1, column 12", "an array, expected a table"],
+            ),
+            (
+                "survival-delay = {}",
+                &["line 1, column 18", "a table, expected a span of time"],
+            ),
+            (
+                "open = {}",
+                &["line 1, column 8", "a table, expected true or false"],
+            ),
+            (
+                "open = 99999999999999999999",
+                &["line 1, column 8", "expected true or false"],
+            ),
+            (
+                "workers = 99999999999999999999",
+                &["line 1, column 11", "from 1 to 64"],
+            ),
+            (
+                "[socket]\nkeepalive-probes = 99999999999999999999",
+                &["line 2, column 20", "from 1 to 127"],
+            ),
+            (
+                "[limits]\nmax-bytes = 99999999999999999999",
+                &["line 2, column 13", "too large"],
+            ),
+            (
+                "[limits]\nstop-timeout = '0'",
+                &["line 2, column 16", "has no unit", "expected a span"],
+            ),
+            (
+                "survival-delay = '1M'",
+                &["line 1, column 18", "\"1min\"", "\"1month\""],
+            ),
+            (
+                "[socket]\nnodelai = true",
+                &["line 2, column 1", "unknown field `nodelai`", "`nodelay`"],
+            ),
         ] {
             let folder = Folder::new("errors");
             let error = folder
@@ -525,6 +633,59 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn an_error_speaks_of_the_file_and_not_of_the_program() {
+        for (text, wrong) in [
+            ("limits = [5, 2, '3s']", "LimitsFile"),
+            ("limits = 5", "struct"),
+            ("open = 99999999999999999999", "i128"),
+            ("workers = 99999999999999999999", "i128"),
+            ("survival-delay = {}", "invalid type: map"),
+            ("[log]\nlevel = 5", "enum"),
+            ("[log]\nlevel = []", "enum"),
+            ("[listener]\na = []", "struct"),
+        ] {
+            let folder = Folder::new("words");
+            let error = folder.write("config.toml", text).origin().load();
+            let error = error.unwrap_err().to_string();
+            assert!(!error.contains(wrong), "{text:?} gives {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_says_what_to_do_about_it() {
+        let folder = Folder::new("unreadable");
+        std::fs::write(folder.0.join("config.toml"), b"open = true\n# caf\xe9\n").unwrap();
+        let error = folder.origin().load().unwrap_err().to_string();
+        assert!(error.contains("line 2 is not UTF-8"), "{error}");
+        let denied = |file: &Path| Error::Read {
+            file: file.into(),
+            error: std::io::Error::from_raw_os_error(libc::EACCES),
+        };
+        let file = folder.0.join("config.toml");
+        let error = denied(&file).to_string();
+        assert!(
+            error.contains(&format!("chmod a+r {}", file.display())),
+            "{error}"
+        );
+        let error = denied(&folder.0.join("config.toml.d")).to_string();
+        assert!(error.contains("chmod a+rx "), "{error}");
+        if rustix::process::geteuid().is_root() {
+            return;
+        }
+        let mode = |mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(&folder.0, mode).unwrap();
+        };
+        mode(0o600);
+        let error = folder.origin().load().unwrap_err().to_string();
+        mode(0o700);
+        assert!(
+            error.contains(&format!("chmod a+x {}", folder.0.display())),
+            "{error}"
+        );
     }
 
     #[test]

@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// No span is longer: instants must not overflow.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// No span is longer: instants must not overflow.  100 years of 365.25 days, as they are read.
+const LONGEST: Duration = Duration::from_secs(100 * 31_557_600);
 
 /// A value that is written as text or as a whole number.
 pub trait Unit: Sized {
     /// What would be right, for the error.
-    const EXPECTED: &'static str;
+    fn expected() -> String;
 
     /// Reads the text.
     ///
@@ -29,7 +29,7 @@ pub trait Unit: Sized {
     ///
     /// # Errors
     /// What is wrong with it.
-    fn from_number(number: i64) -> Result<Self, String>;
+    fn from_number(number: i128) -> Result<Self, String>;
 }
 
 struct UnitVisitor<T>(PhantomData<T>);
@@ -38,15 +38,28 @@ impl<T: Unit> Visitor<'_> for UnitVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(T::EXPECTED)
+        f.write_str(&T::expected())
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
-        T::from_text(text).map_err(|why| E::custom(format!("{why}; expected {}", T::EXPECTED)))
+        T::from_text(text).map_err(|why| E::custom(format!("{why}; expected {}", T::expected())))
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
-        T::from_number(number).map_err(|why| E::custom(format!("{why}; expected {}", T::EXPECTED)))
+        self.visit_i128(number.into())
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
+        self.visit_i128(number.into())
+    }
+
+    fn visit_i128<E: Error>(self, number: i128) -> Result<T, E> {
+        T::from_number(number)
+            .map_err(|why| E::custom(format!("{why}; expected {}", T::expected())))
+    }
+
+    fn visit_u128<E: Error>(self, number: u128) -> Result<T, E> {
+        self.visit_i128(i128::try_from(number).unwrap_or(i128::MAX))
     }
 }
 
@@ -67,11 +80,24 @@ deserialize_unit!([] Span, [] Moment, [] Size, [const LEAST: u32, const MOST: u3
 pub struct Span(pub Duration);
 
 impl Unit for Span {
-    const EXPECTED: &'static str = "a span of time such as \"90s\", \"500ms\" or \"5min\"";
+    fn expected() -> String {
+        "a span of time such as \"90s\", \"500ms\" or \"5min\"".into()
+    }
 
     fn from_text(text: &str) -> Result<Self, String> {
         if text == "off" {
             return Err("this cannot be switched off".into());
+        }
+        if text.bytes().all(|byte| byte == b'0') && !text.is_empty() {
+            return Err(format!("{text:?} has no unit"));
+        }
+        if text
+            .split(|c: char| !c.is_alphabetic())
+            .any(|unit| unit == "M")
+        {
+            return Err(format!(
+                "{text:?} might be minutes or months: write \"1min\" or \"1month\""
+            ));
         }
         let span = humantime::parse_duration(text).map_err(|error| format!("{text:?}: {error}"))?;
         if span > LONGEST {
@@ -80,7 +106,7 @@ impl Unit for Span {
         Ok(Self(span))
     }
 
-    fn from_number(number: i64) -> Result<Self, String> {
+    fn from_number(number: i128) -> Result<Self, String> {
         Err(format!("{number} has no unit"))
     }
 }
@@ -90,7 +116,9 @@ impl Unit for Span {
 pub struct Moment(pub Duration);
 
 impl Unit for Moment {
-    const EXPECTED: &'static str = "a span of time such as \"50us\", of at most \"10ms\"";
+    fn expected() -> String {
+        "a span of time such as \"50us\", of at most \"10ms\"".into()
+    }
 
     fn from_text(text: &str) -> Result<Self, String> {
         let Span(span) = Span::from_text(text)?;
@@ -100,7 +128,7 @@ impl Unit for Moment {
         Ok(Self(span))
     }
 
-    fn from_number(number: i64) -> Result<Self, String> {
+    fn from_number(number: i128) -> Result<Self, String> {
         Err(format!("{number} has no unit"))
     }
 }
@@ -110,8 +138,9 @@ impl Unit for Moment {
 pub struct Seconds<const MOST: u64>(pub Duration);
 
 impl<const MOST: u64> Unit for Seconds<MOST> {
-    const EXPECTED: &'static str =
-        "a span of whole seconds such as \"300s\", from \"1s\" to \"32767s\"";
+    fn expected() -> String {
+        format!("a span of whole seconds such as \"300s\", from \"1s\" to \"{MOST}s\"")
+    }
 
     fn from_text(text: &str) -> Result<Self, String> {
         let Span(span) = Span::from_text(text)?;
@@ -121,7 +150,7 @@ impl<const MOST: u64> Unit for Seconds<MOST> {
         Ok(Self(span))
     }
 
-    fn from_number(number: i64) -> Result<Self, String> {
+    fn from_number(number: i128) -> Result<Self, String> {
         Err(format!("{number} has no unit"))
     }
 }
@@ -131,7 +160,9 @@ impl<const MOST: u64> Unit for Seconds<MOST> {
 pub struct Size(pub u64);
 
 impl Unit for Size {
-    const EXPECTED: &'static str = "a size such as \"64KiB\" or a number of bytes";
+    fn expected() -> String {
+        "a size such as \"64KiB\" or a number of bytes".into()
+    }
 
     fn from_text(text: &str) -> Result<Self, String> {
         match bytesize::ByteSize::from_str(text) {
@@ -141,10 +172,12 @@ impl Unit for Size {
         }
     }
 
-    fn from_number(number: i64) -> Result<Self, String> {
-        u64::try_from(number)
-            .map(Self)
-            .map_err(|_| format!("{number} is negative"))
+    fn from_number(number: i128) -> Result<Self, String> {
+        match u64::try_from(number) {
+            Ok(size) if i64::try_from(number).is_ok() => Ok(Self(size)),
+            _ if number < 0 => Err(format!("{number} is negative")),
+            _ => Err(format!("{number} is too large")),
+        }
     }
 }
 
@@ -153,18 +186,20 @@ impl Unit for Size {
 pub struct Count<const LEAST: u32, const MOST: u32>(pub u32);
 
 impl<const LEAST: u32, const MOST: u32> Unit for Count<LEAST, MOST> {
-    const EXPECTED: &'static str = "a whole number";
+    fn expected() -> String {
+        format!("a whole number from {LEAST} to {MOST}")
+    }
 
     fn from_text(text: &str) -> Result<Self, String> {
         Err(format!("{text:?} is not a number"))
     }
 
-    fn from_number(number: i64) -> Result<Self, String> {
+    fn from_number(number: i128) -> Result<Self, String> {
         u32::try_from(number)
             .ok()
             .filter(|number| (LEAST..=MOST).contains(number))
             .map(Self)
-            .ok_or_else(|| format!("{number} is not in the range from {LEAST} to {MOST}"))
+            .ok_or_else(|| format!("{number} is out of range"))
     }
 }
 
@@ -212,7 +247,9 @@ impl<T: Unit + Zero> OrOff<T> {
 }
 
 impl<T: Unit + Zero> Unit for OrOff<T> {
-    const EXPECTED: &'static str = T::EXPECTED;
+    fn expected() -> String {
+        T::expected()
+    }
 
     fn from_text(text: &str) -> Result<Self, String> {
         if text == "off" {
@@ -223,7 +260,7 @@ impl<T: Unit + Zero> Unit for OrOff<T> {
             .and_then(Self::above_zero)
     }
 
-    fn from_number(number: i64) -> Result<Self, String> {
+    fn from_number(number: i128) -> Result<Self, String> {
         T::from_number(number).and_then(Self::above_zero)
     }
 }
@@ -233,7 +270,9 @@ impl<T: Unit + Zero> Unit for OrOff<T> {
 pub struct OrAuto<T>(pub Option<T>);
 
 impl<T: Unit> Unit for OrAuto<T> {
-    const EXPECTED: &'static str = T::EXPECTED;
+    fn expected() -> String {
+        T::expected()
+    }
 
     fn from_text(text: &str) -> Result<Self, String> {
         if text == "auto" {
@@ -244,7 +283,7 @@ impl<T: Unit> Unit for OrAuto<T> {
             .map_err(|why| format!("{why} (or \"auto\")"))
     }
 
-    fn from_number(number: i64) -> Result<Self, String> {
+    fn from_number(number: i128) -> Result<Self, String> {
         T::from_number(number).map(|value| Self(Some(value)))
     }
 }
@@ -273,6 +312,8 @@ mod tests {
             ("\"5.5s\"", Duration::from_millis(5500)),
             ("\"1h 30min\"", Duration::from_secs(5400)),
             ("\"0s\"", Duration::ZERO),
+            ("\"1month\"", Duration::from_secs(2_630_016)),
+            ("\"100years\"", LONGEST),
         ] {
             assert_eq!(read::<Span>(text).unwrap().0, span, "{text}");
         }
@@ -282,6 +323,11 @@ mod tests {
             "\"-1s\"",
             "\"\"",
             "\"101years\"",
+            "\"100years 1ns\"",
+            "\"0\"",
+            "\"00\"",
+            "\"1M\"",
+            "\"1h 5M\"",
             "\"99999999999999999999s\"",
             "\"off\"",
             "\"1s\\u0000\"",
@@ -334,6 +380,11 @@ mod tests {
         assert!(read::<Count<1, 127>>("0").is_err());
         assert!(read::<Seconds<32767>>("\"32768s\"").is_err());
         assert!(read::<Seconds<32767>>("\"1500ms\"").is_err());
+        let error = read::<OrAuto<Count<1, 64>>>("'many'").unwrap_err();
+        assert!(
+            error.contains("expected a whole number from 1 to 64"),
+            "{error}"
+        );
         assert_eq!(read::<OrOff<Span>>("\"off\"").unwrap(), OrOff(None));
         assert!(
             read::<OrOff<Span>>("\"0s\"")

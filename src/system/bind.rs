@@ -14,7 +14,7 @@ use super::activation::ListenSocket;
 use super::rights;
 use super::socket::{self, Refused};
 use crate::config::Options;
-use crate::config::address::{Address, unfit};
+use crate::config::address::{Address, unfit, unmapped};
 
 /// A listener that is ready to be registered.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ pub fn open(address: &Address, options: &Options) -> Result<(Vec<Bound>, Vec<Fai
             let addresses = resolve(host, *port).map_err(&failed)?;
             let (mut bound, mut absent) = (Vec::new(), Vec::new());
             for address in addresses {
-                if let Some(why) = unfit(address.ip()) {
+                if let Some(why) = unfit(address) {
                     return Err(failed(io::Error::other(format!("{address}: {why}"))));
                 }
                 match tcp(address, true, &options) {
@@ -174,7 +174,7 @@ pub fn probe(address: &Address) -> Result<(), Failure> {
 /// Those of getaddrinfo(3).
 pub fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let mut addresses = Vec::new();
-    for address in (host, port).to_socket_addrs()? {
+    for address in (host, port).to_socket_addrs()?.map(unmapped) {
         if !addresses.contains(&address) {
             addresses.push(address);
         }

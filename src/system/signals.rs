@@ -9,8 +9,11 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
+use signal_hook::flag::register_conditional_shutdown;
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +46,9 @@ impl Signals {
         // ALRM would end the process by default, and XFSZ when a log file has reached its limit;
         // here they ask for nothing.
         let signals = [SIGTERM, SIGINT, SIGUSR2, SIGHUP, SIGUSR1, SIGALRM, SIGXFSZ];
+        for signal in [SIGTERM, SIGINT] {
+            register_conditional_shutdown(signal, 0, Arc::clone(&AT_ONCE))?;
+        }
         let installed = signal_hook_mio::v1_0::Signals::new(signals)?;
         clear_mask()?;
         Ok(Self(installed))
@@ -75,6 +81,18 @@ impl Signals {
     pub fn source(&mut self) -> &mut signal_hook_mio::v1_0::Signals {
         &mut self.0
     }
+}
+
+/// Whether a request to stop ends the process at once.
+static AT_ONCE: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// Does something that may take long before there is anything to stop in good order, such as resolving
+/// a name: TERM and INT end the process meanwhile, with success.
+pub(crate) fn stoppable<T>(work: impl FnOnce() -> T) -> T {
+    AT_ONCE.store(true, Ordering::SeqCst);
+    let result = work();
+    AT_ONCE.store(false, Ordering::SeqCst);
+    result
 }
 
 /// Blocks every signal for this thread and those that it starts: a signal is for the loop alone, and

@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 
-use crate::daemon::{Daemon, Plan, has};
+use crate::daemon::{Daemon, Folder, PROGRAM, Plan, has};
 
 fn check(config: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let mut plan = Plan::bare().config(config).argument("check");
@@ -180,4 +180,38 @@ fn the_daemon_says_at_start_what_the_kernel_is_set_to() {
     let line = daemon.logged("kernel: ");
     assert!(line.contains("a handshake is given up after"), "{line}");
     assert!(daemon.stop().success());
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_a_failure() {
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = std::process::Command::new(PROGRAM)
+        .args(["check", "--config", "/dev/null"])
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(71));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("cannot be written"), "{said}");
+}
+
+#[test]
+fn the_table_of_the_built_in_listeners_is_theirs() {
+    let folder = Folder::new();
+    let file = folder.write("config.toml", "[listener.default]\nnodelay = false\n");
+    let output = std::process::Command::new(PROGRAM)
+        .args(["check", "--config", file.to_str().unwrap()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let row = said
+        .lines()
+        .find(|line| line.trim().starts_with("nodelay"))
+        .unwrap();
+    let words: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(words[1..3], ["off", "off"], "{said}");
+    assert!(!said.contains("only on a passed socket"), "{said}");
 }

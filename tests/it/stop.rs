@@ -8,6 +8,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -526,5 +527,42 @@ fn inherited_dispositions_and_a_blocked_mask_do_not_make_it_deaf() {
             daemon.signal(signal);
             assert!(daemon.exited(SOON).success(), "{wrapper:?} {signal:?}");
         }
+    }
+}
+
+/// The file of hosts is a pipe that nothing writes, so that a name is never resolved.
+#[test]
+fn a_stop_while_a_name_is_resolved_is_obeyed_at_once() {
+    if !has("unshare") || !has("mkfifo") {
+        return;
+    }
+    let possible = Command::new("unshare").args(["-rm", "true"]).status();
+    if !possible.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: there are no user namespaces here");
+        return;
+    }
+    for signal in [Signal::TERM, Signal::INT] {
+        let plan = Plan::bare();
+        let pipe = plan.folder().path("hosts");
+        let script = format!(
+            "mkfifo {0} && mount --bind {0} /etc/hosts && exec \"$@\"",
+            pipe.display()
+        );
+        let mut daemon = plan
+            .argument("--listen")
+            .argument("name.invalid:0")
+            .under(&["unshare", "-rm", "sh", "-c", &script, "sh"])
+            .unnotified()
+            .start();
+        let name = format!("/proc/{}/comm", daemon.pid().as_raw_nonzero());
+        eventually(SOON, "it does not begin", || {
+            let name = std::fs::read_to_string(&name).ok()?;
+            (name.trim() == "tcp-echo").then_some(())
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(daemon.is_running());
+        daemon.signal(signal);
+        let status = daemon.exited(Duration::from_secs(5));
+        assert_eq!(status.code(), Some(0), "{status}");
     }
 }

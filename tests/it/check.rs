@@ -146,7 +146,9 @@ fn an_output_that_is_closed_or_full_is_no_reason_to_panic() {
             );
         }
         let status = command.status().unwrap();
-        assert_eq!(status.code(), Some(0), "{target}");
+        // A reader that has seen enough is no failure.
+        let expected = if target == "closed" { 0 } else { 71 };
+        assert_eq!(status.code(), Some(expected), "{target}");
     }
 }
 

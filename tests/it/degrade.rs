@@ -167,7 +167,11 @@ fn a_hand_over_before_the_manager_has_answered_harms_nobody() {
     leaves_as_without_survival(&mut manager, &mut crowd);
     manager.answers(true);
     manager.start();
-    ping(manager.connect(), b"hello");
+    // The manager is asked only when there is something to keep.
+    let client = manager.connect();
+    ping(&client, b"hello");
+    manager.keeps(1);
+    drop(client);
     manager.keeps(0);
     manager.one_of_each();
 }

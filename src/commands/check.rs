@@ -7,6 +7,7 @@
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::serve::{BUILT_IN, LOOPBACK, PORT, descriptors};
@@ -42,6 +43,7 @@ pub fn run(origin: &Origin, config_only: bool) -> Exit {
         text: String::new(),
         exit: Exit::Success,
         seen: Vec::new(),
+        paths: Vec::new(),
     };
     let kernel = Kernel::read();
     report.files(origin, &config);
@@ -64,8 +66,9 @@ pub fn run(origin: &Origin, config_only: bool) -> Exit {
 struct Report {
     text: String,
     exit: Exit,
-    /// The addresses so far, for those that are given twice.
+    /// The addresses and the paths so far, for those that are given twice.
     seen: Vec<SocketAddr>,
+    paths: Vec<PathBuf>,
 }
 
 impl Report {
@@ -116,6 +119,7 @@ impl Report {
                 "  {}: only on a passed socket (FileDescriptorName={})",
                 listener.name, listener.name
             ));
+            self.passed(&listener.name, &listener.options);
         }
         if named.is_empty() {
             self.line("  The built-in ones, opened only if no socket is passed:");
@@ -142,6 +146,17 @@ impl Report {
         ));
     }
 
+    /// Tries what is asked of a passed socket on one of ours.
+    fn passed(&mut self, name: &str, options: &Options) {
+        let any_port = Address::Ip((Ipv4Addr::LOCALHOST, 0).into());
+        // A host without IPv4 cannot tell.
+        if let Ok((bound, _)) = bind::open(&any_port, options) {
+            for refused in bound.iter().flat_map(|bound| &bound.refused) {
+                self.wrong(&format!("listener {name}: {refused}"), Exit::Config);
+            }
+        }
+    }
+
     fn listener(
         &mut self,
         name: &str,
@@ -166,9 +181,15 @@ impl Report {
                 return;
             }
         };
-        if let Address::Unix(_) = address {
+        if let Address::Unix(path) = address {
             self.line("    a Unix stream socket: the options of TCP do not apply");
-            if let Err(failure) = bind::probe(address) {
+            let there = if self.paths.contains(path) {
+                Err(Failure::twice(address))
+            } else {
+                bind::probe(address)
+            };
+            self.paths.push(path.clone());
+            if let Err(failure) = there {
                 self.wrong(&failure.to_string(), Exit::of(&failure.error));
             }
         }
@@ -176,12 +197,17 @@ impl Report {
         let optional = name == BUILT_IN || probes.len() > 1;
         for (real, probe) in probes {
             self.notes(real, options, open, kernel);
-            let taken = self.seen.contains(&real) && options.reuse_port != Some(true);
+            let dual = options.v6only == Some(false);
+            let taken = options.reuse_port != Some(true)
+                && self.seen.iter().any(|seen| collide(*seen, real, dual));
             if real.port() != 0 {
                 self.seen.push(real);
+                if dual && real.ip().is_unspecified() {
+                    self.seen.push((Ipv4Addr::UNSPECIFIED, real.port()).into());
+                }
             }
             let there = match bind::probe(&Address::Ip(real)) {
-                Ok(()) if taken => Err(Failure::taken(&real)),
+                Ok(()) if taken => Err(Failure::twice(&real)),
                 result => result,
             };
             let opened = there.and_then(|()| match bind::open(&probe, options) {
@@ -464,6 +490,14 @@ fn probes(address: &Address) -> io::Result<Vec<(SocketAddr, Address)>> {
 struct Dead {
     after: Duration,
     how: String,
+}
+
+/// Whether one of two addresses, of which the other has a listener, cannot have one, too; `dual`: the
+/// new one is for IPv4 as well.
+fn collide(one: SocketAddr, other: SocketAddr, dual: bool) -> bool {
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    let family = one.is_ipv4() == other.is_ipv4() || dual && one.is_ipv4() && any;
+    one.port() == other.port() && family && (any || one.ip() == other.ip())
 }
 
 /// When keepalive gives a silent peer up (tcp(7)).

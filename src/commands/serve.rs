@@ -208,6 +208,7 @@ fn open(
         config,
         log,
         hint: None,
+        ours: Vec::new(),
     };
     let hint = opening.open(passed)?;
     server
@@ -223,6 +224,8 @@ struct Opening<'a> {
     log: &'a Log,
     /// A command that tries the first listener of ours.
     hint: Option<String>,
+    /// Where we listen so far.
+    ours: Vec<SocketAddr>,
 }
 
 impl Opening<'_> {
@@ -287,7 +290,8 @@ impl Opening<'_> {
                 continue;
             };
             let opened = signals::stoppable(|| bind::open(address, &listener.options));
-            let (bound, absent) = opened.map_err(Trouble::Bind)?;
+            let (bound, absent) =
+                opened.map_err(|failure| Trouble::Bind(failure.beside(&self.ours)))?;
             for failure in absent {
                 self.log.tell(Event::Absent(failure.to_string()));
             }
@@ -321,6 +325,9 @@ impl Opening<'_> {
             let options = options.clone().over(Options::built_in());
             let listener = Listener::new(name.to_owned(), bound.socket, false, options, bound.path)
                 .map_err(unregistered)?;
+            if let Endpoint::Ip(address) = &listener.local {
+                self.ours.push(*address);
+            }
             if let (None, Endpoint::Ip(address)) = (&self.hint, &listener.local) {
                 self.hint = Some(hint(&listener, *address));
             }

@@ -34,6 +34,8 @@ pub struct Failure {
     pub address: String,
     /// What the system said.
     pub error: io::Error,
+    /// Another listener of ours has it.
+    twice: bool,
 }
 
 impl Failure {
@@ -41,13 +43,28 @@ impl Failure {
         move |error| Self {
             address: address.to_string(),
             error,
+            twice: false,
         }
     }
 
-    /// An address that another listener of ours has already.
+    /// An address that another listener of the configuration has already.
     #[must_use]
-    pub fn taken(address: &impl fmt::Display) -> Self {
-        Self::of(address)(io::Error::from_raw_os_error(libc::EADDRINUSE))
+    pub(crate) fn twice(address: &impl fmt::Display) -> Self {
+        Self {
+            twice: true,
+            ..Self::of(address)(io::Error::from_raw_os_error(libc::EADDRINUSE))
+        }
+    }
+
+    /// The same failure, where sockets of ours listen on these addresses already.
+    pub(crate) fn beside(mut self, ours: &[SocketAddr]) -> Self {
+        let port = self
+            .address
+            .parse::<SocketAddr>()
+            .map(|address| address.port());
+        let in_use = self.error.raw_os_error() == Some(libc::EADDRINUSE);
+        self.twice |= in_use && ours.iter().any(|ours| Ok(ours.port()) == port);
+        self
     }
 
     /// Whether the host simply lacks this address or its family.
@@ -62,8 +79,13 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { address, error } = self;
+        let Self { address, error, .. } = self;
         write!(f, "cannot listen on {address}: {error}")?;
+        if self.twice {
+            return f.write_str(
+                "; another listener of the configuration has this address: give each its own",
+            );
+        }
         let unix = address.starts_with("unix:");
         f.write_str(match error.raw_os_error() {
             Some(libc::EADDRINUSE) if unix => {
@@ -77,6 +99,7 @@ impl fmt::Display for Failure {
                 "; a port below net.ipv4.ip_unprivileged_port_start needs CAP_NET_BIND_SERVICE: let systemd open it \
                  (systemctl start tcp-echo.socket), or choose a higher port"
             }
+            Some(libc::EPERM) if unix => "; the file system does not allow a socket there: choose another folder",
             Some(libc::EPERM) => {
                 "; the sandbox of the service forbids it (SocketBindDeny=): listen through the socket unit \
                  (tcp-echo.socket), or run the standalone unit (tcp-echo-standalone.service)"

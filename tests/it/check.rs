@@ -217,3 +217,49 @@ fn the_table_of_the_built_in_listeners_is_theirs() {
     assert_eq!(words[1..3], ["off", "off"], "{said}");
     assert!(!said.contains("only on a passed socket"), "{said}");
 }
+
+#[test]
+fn listeners_that_collide_and_options_for_passed_sockets_are_found() {
+    let two = |one: &str, other: &str| {
+        format!("[listener.a]\naddress = '{one}'\n[listener.b]\naddress = '{other}'\n")
+    };
+    for (config, status, part) in [
+        (
+            two("*:9940", "127.0.0.1:9940"),
+            69,
+            "another listener of the configuration",
+        ),
+        (
+            two("127.0.0.1:9940", "*:9940"),
+            69,
+            "another listener of the configuration",
+        ),
+        (
+            two("127.0.0.1:9940", "127.0.0.1:9940"),
+            69,
+            "another listener of the configuration",
+        ),
+        (
+            two("unix:/tmp/a.sock", "unix:/tmp/a.sock"),
+            69,
+            "another listener of the configuration",
+        ),
+        (two("127.0.0.1:9940", "[::1]:9940"), 0, "[::1]:9940"),
+        (two("[::]:9940", "127.0.0.1:9940"), 0, "127.0.0.1:9940"),
+        (two("*:9940", "127.0.0.1:9941"), 0, "127.0.0.1:9941"),
+        (
+            "[listener.web]\ncongestion = 'nosuch'\n".into(),
+            78,
+            "listener web: congestion",
+        ),
+    ] {
+        let (checked, text) = check(&config, &[]);
+        assert_eq!(checked, Some(status), "{config}\n{text}");
+        assert!(text.contains(part), "{config}\n{text}");
+        if status == 69 && !config.contains("unix:") {
+            let (served, log) = Plan::bare().config(&config).unnotified().run();
+            assert_eq!(served.code(), Some(status), "{config}\n{log}");
+            assert!(log.contains(part), "{config}\n{log}");
+        }
+    }
+}

@@ -375,13 +375,18 @@ impl Server {
                 }
             }
             Some(News::NotRenewed(error)) => {
-                let loops = self.crew.hold(&mut self.own);
-                let count = loops.iter().map(|worker| worker.unkept().count()).sum();
-                drop(loops);
-                let exhausted = is_exhausted(&error);
-                self.flood(Flood::NotPreserved, Event::PackFailed { count, error });
                 // At a hand-over what is kept is all that there is.
-                if exhausted && self.life == Life::Serving {
+                let empty = is_exhausted(&error) && self.life == Life::Serving;
+                let loops = self.crew.hold(&mut self.own);
+                let unkept: usize = loops.iter().map(|worker| worker.unkept().count()).sum();
+                drop(loops);
+                let count = if empty {
+                    unkept + self.keeper.kept()
+                } else {
+                    unkept
+                };
+                self.flood(Flood::NotPreserved, Event::PackFailed { count, error });
+                if empty {
                     let news = self.keeper.start_over(&mut self.manager, self.now);
                     self.hear(news);
                 }

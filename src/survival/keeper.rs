@@ -171,7 +171,7 @@ impl Keeper {
         self.standing = Standing::Asking;
         match self.renew(living, manager, now) {
             Ok(()) => None,
-            Err(error) if is_exhausted(&error) => self.wait_for_room(now),
+            Err(error) if is_exhausted(&error) => self.start_over(manager, now),
             Err(error) => self.refuse(format!("a parcel cannot be made: {error}"), true),
         }
     }
@@ -184,11 +184,7 @@ impl Keeper {
         self.obsolete
             .extend(current.map(|parcel| parcel_name(parcel.generation)));
         self.forget_obsolete(manager, now);
-        self.wait_for_room(now)
-    }
-
-    /// Tries again later: a queue that is dropped takes its time to be empty.
-    fn wait_for_room(&mut self, now: Tick) -> Option<News> {
+        // A queue that is dropped takes its time to be empty.
         self.ask_again = Some(now + self.backoff);
         self.backoff = (self.backoff * 2).min(LONG);
         self.refuse(IN_FLIGHT.into(), true)
@@ -487,7 +483,7 @@ impl Keeper {
         manager.unstore(&parcel_name(renewal.parcel.generation), now);
         if manager.was_exhausted() {
             return match self.standing {
-                Standing::Asking => self.wait_for_room(now),
+                Standing::Asking => self.start_over(manager, now),
                 _ => {
                     let error = io::Error::from_raw_os_error(libc::ETOOMANYREFS);
                     Some(News::NotRenewed(error))

@@ -47,6 +47,7 @@ mod field {
 
 /// The states of a connection (include/net/tcp_states.h).
 mod state {
+    pub(super) const SYN_RECV: u8 = 3;
     pub(super) const FIN_WAIT1: u8 = 4;
     pub(super) const FIN_WAIT2: u8 = 5;
     pub(super) const TIME_WAIT: u8 = 6;
@@ -70,7 +71,8 @@ fn millis(info: &Info, at: usize) -> Duration {
 /// Asks the kernel.  Nobody may read or write meanwhile.
 ///
 /// # Errors
-/// Those of getsockopt(2): it is no TCP connection, or the kernel is older than 4.1.
+/// Those of getsockopt(2): it is no TCP connection, or the kernel is older than 4.1.  `NotConnected`:
+/// the handshake of a connection with TCP Fast Open is not over, and the kernel does not say.
 pub fn positions(socket: &impl AsFd) -> io::Result<Positions> {
     let mut before = info(socket)?;
     for _ in 0..TRIES {
@@ -86,6 +88,10 @@ pub fn positions(socket: &impl AsFd) -> io::Result<Positions> {
             continue;
         }
         let state = after[field::STATE];
+        if state == state::SYN_RECV {
+            // TCP Fast Open: the queues say 0 until the handshake is over, whatever is in them.
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         let ended = matches!(
             state,
             state::CLOSE_WAIT | state::LAST_ACK | state::CLOSING | state::TIME_WAIT

@@ -103,6 +103,8 @@ pub struct Apart<T: Into<OwnedFd>> {
     socket: Option<T>,
     /// Whether it may hold descriptors.
     pub doubtful: bool,
+    /// Whether it is a stream, whose peer hears of the end at once.
+    stream: bool,
 }
 
 impl<T: Into<OwnedFd> + AsFd> Apart<T> {
@@ -114,6 +116,7 @@ impl<T: Into<OwnedFd> + AsFd> Apart<T> {
         Self {
             socket: Some(socket),
             doubtful: true,
+            stream: false,
         }
     }
 
@@ -131,6 +134,7 @@ impl<T: Into<OwnedFd> + AsFd> Apart<T> {
         Self {
             socket: Some(socket),
             doubtful,
+            stream: true,
         }
     }
 }
@@ -152,7 +156,13 @@ impl<T: Into<OwnedFd>> DerefMut for Apart<T> {
 impl<T: Into<OwnedFd>> Drop for Apart<T> {
     fn drop(&mut self) {
         if let (true, Some(socket)) = (self.doubtful, self.socket.take()) {
-            close(socket.into());
+            let socket = socket.into();
+            // Not a listener: the service manager may hold that, too, and it would accept no more.
+            if self.stream {
+                // Failing, it was over.
+                let _ = SockRef::from(&socket).shutdown(std::net::Shutdown::Both);
+            }
+            close(socket);
         }
     }
 }
@@ -168,10 +178,8 @@ static BIN: Mutex<Bin> = Mutex::new(Bin {
     threads: 0,
 });
 
-/// Closes a socket without waiting for it.  Its peer hears of the end at once.
+/// Closes a socket without waiting for it.
 fn close(socket: OwnedFd) {
-    // Failing, it was over.  Of a listener it means that callers are refused.
-    let _ = SockRef::from(&socket).shutdown(std::net::Shutdown::Both);
     let mut bin = lock(&BIN);
     bin.waiting.push_back(socket);
     // Those at work may be held up, each of them.

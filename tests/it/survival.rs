@@ -317,7 +317,10 @@ fn unix_connections_survive_a_restart_and_end_in_a_crash() {
     ping(&full, b"still here");
     drop(full);
     // The listener itself is the manager's, and no end of a process touches it.
-    drop(call());
+    let other = UnixStream::connect(manager.path("local")).unwrap();
+    other.set_read_timeout(Some(SOON)).unwrap();
+    ping(&other, b"a new one");
+    drop(other);
     // The restart has packed them, but in a crash nobody can say what was taken from a Unix one.
     manager.kill();
     manager.start();

@@ -60,6 +60,8 @@ pub struct Keeper {
     arena: Arc<Arena>,
     /// The arena is not in the store yet.
     fresh: bool,
+    /// It was sent there, and nothing has shown yet that it has arrived.
+    unproved: bool,
     standing: Standing,
     current: Option<Parcel>,
     renewal: Option<Renewal>,
@@ -97,6 +99,7 @@ impl Keeper {
         Self {
             arena: heritage.arena.clone(),
             fresh: heritage.fresh,
+            unproved: false,
             standing: Standing::Off,
             current: heritage.parcel.take(),
             renewal: None,
@@ -147,6 +150,9 @@ impl Keeper {
             return None;
         }
         self.ask_again = None;
+        if manager.was_exhausted() && std::mem::take(&mut self.unproved) {
+            self.fresh = true;
+        }
         let Some(file) = self.arena.file() else {
             let why = format!("there is no memory file: {}", self.arena.no_file());
             return self.refuse(why, true);
@@ -159,6 +165,7 @@ impl Keeper {
                 );
             }
             self.fresh = false;
+            self.unproved = true;
         }
         if self.kept == 0 {
             self.forget_obsolete(manager, now);
@@ -183,6 +190,11 @@ impl Keeper {
         let current = self.current.take();
         self.obsolete
             .extend(current.map(|parcel| parcel_name(parcel.generation)));
+        // Nor may there have been room for the arena, and a parcel is worth nothing without.
+        if std::mem::take(&mut self.unproved) {
+            self.obsolete.insert(arena_name(self.arena.generation()));
+            self.fresh = true;
+        }
         self.forget_obsolete(manager, now);
         // A queue that is dropped takes its time to be empty.
         self.ask_again = Some(now + self.backoff);
@@ -218,6 +230,7 @@ impl Keeper {
             self.obsolete.insert(arena_name(self.arena.generation()));
             self.fresh = true;
         }
+        self.unproved = false;
         self.current = None;
         self.renewal = None;
         self.forget_obsolete(manager, now);
@@ -380,6 +393,10 @@ impl Keeper {
         now: Tick,
     ) -> io::Result<()> {
         assert!(self.renewal.is_none(), "a parcel is being renewed");
+        // What was dropped before is the arena, or of no more use.
+        if manager.was_exhausted() && self.unproved {
+            return Err(io::Error::from_raw_os_error(libc::ETOOMANYREFS));
+        }
         self.renew_after = Some(now + AGAIN);
         let generation = self.latest + 1;
         let (mut parcel, queue) = Parcel::new(generation)?;
@@ -470,8 +487,11 @@ impl Keeper {
             return None;
         }
         let renewal = self.renewal.take()?;
-        if answered && renewal.parcel.is_held() {
+        // A question that was dropped looks as if it were answered.
+        let exhausted = manager.was_exhausted();
+        if answered && !exhausted && renewal.parcel.is_held() {
             self.backoff = AGAIN;
+            self.unproved = false;
             let old = self.current.replace(renewal.parcel);
             self.obsolete
                 .extend(old.map(|old| parcel_name(old.generation)));
@@ -481,7 +501,7 @@ impl Keeper {
         }
         // It may have got there after all, and would hold connections that are long over.
         manager.unstore(&parcel_name(renewal.parcel.generation), now);
-        if manager.was_exhausted() {
+        if exhausted {
             return match self.standing {
                 Standing::Asking => self.start_over(manager, now),
                 _ => {

@@ -102,6 +102,9 @@ pub enum Place {
     Scratch(usize),
 }
 
+/// The number of a parcel, how many descriptors are in its queue, and the cookies of these.
+type Content = (u64, usize, HashSet<u64>);
+
 /// How many bytes, and where in the lane.
 pub type Owed = (usize, Place);
 
@@ -127,7 +130,7 @@ pub struct Heir {
 pub struct Findings {
     /// The arena, unless there is none that can be used, and the payload of its lanes.
     pub arena: Option<(Arc<Arena>, Vec<Region>)>,
-    /// The sending end of the latest parcel, if it is the only one.
+    /// The sending end of the latest parcel that has all who go on.
     pub parcel: Option<Parcel>,
     /// The highest number in a name.
     pub generation: u64,
@@ -195,19 +198,23 @@ impl Estate {
         }
         let mut reader = Reader::new(&findings, most);
         let mut short = false;
-        for (_, queue) in &self.queues {
+        let mut contents = Vec::with_capacity(self.queues.len());
+        for (generation, queue) in &self.queues {
+            let mut cookies = HashSet::new();
+            let mut entries = 0;
             // What cannot be looked at any more is lost, as what is missing.
             let _ = queue.peek(|found, cut| {
                 short |= cut;
-                found.into_iter().for_each(|socket| reader.judge(socket));
+                entries += found.len();
+                cookies.extend(found.into_iter().filter_map(|socket| reader.judge(socket)));
             });
+            contents.push((*generation, entries, cookies));
         }
         let Reader {
             index,
             heirs,
             lost,
             seen,
-            entries,
             ..
         } = reader;
         let missing = index
@@ -232,14 +239,37 @@ impl Estate {
         if let Some((arena, _)) = &findings.arena {
             arena.set(header::IN_HAND, 0);
         }
-        // Of several parcels, or parts of one, or where some could not be opened, a new one is made.
-        let lone = self.queues.len() == 1 && self.senders.len() == 1 && !short;
-        if let (true, Some((generation, sender))) = (lone, self.senders.pop()) {
-            if generation == self.queues[0].0 {
-                findings.parcel = Some(Parcel::resumed(generation, sender, entries));
-            }
+        if !short {
+            findings.parcel = self.whole(&contents, &findings.heirs);
         }
         findings
+    }
+
+    /// The latest parcel of which both ends are there and that has all heirs.  After a crash inside a
+    /// renewal there are two, and for a third there may be no room in flight.  Where none has all, or
+    /// only parts are there, a new one is made.
+    fn whole(&mut self, contents: &[Content], heirs: &[Heir]) -> Option<Parcel> {
+        let once = |all: &mut dyn Iterator<Item = u64>, generation| {
+            all.filter(|other| *other == generation).count() == 1
+        };
+        let (generation, entries, _) = contents
+            .iter()
+            .filter(|(generation, _, cookies)| {
+                once(
+                    &mut self.senders.iter().map(|(other, _)| *other),
+                    *generation,
+                ) && once(&mut contents.iter().map(|(other, ..)| *other), *generation)
+                    && heirs
+                        .iter()
+                        .all(|heir| cookies.contains(&heir.record.cookie))
+            })
+            .max_by_key(|(generation, ..)| *generation)?;
+        let at = self
+            .senders
+            .iter()
+            .position(|(other, _)| other == generation)?;
+        let (_, sender) = self.senders.swap_remove(at);
+        Some(Parcel::resumed(*generation, sender, *entries))
     }
 
     fn names(&self) -> BTreeSet<String> {
@@ -345,7 +375,6 @@ struct Reader<'a> {
     seen: HashSet<u64>,
     heirs: Vec<Heir>,
     lost: HashMap<&'static str, usize>,
-    entries: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -365,19 +394,20 @@ impl<'a> Reader<'a> {
             seen: HashSet::new(),
             heirs: Vec::new(),
             lost: HashMap::new(),
-            entries: 0,
         }
     }
 
-    fn judge(&mut self, socket: OwnedFd) {
-        self.entries += 1;
-        let Ok(cookie) = SockRef::from(&socket).cookie() else {
-            return;
-        };
-        // In another parcel too.
-        if !self.seen.insert(cookie) {
-            return;
+    /// Returns its cookie, if it has one.
+    fn judge(&mut self, socket: OwnedFd) -> Option<u64> {
+        let cookie = SockRef::from(&socket).cookie().ok()?;
+        // Otherwise it is in another parcel too.
+        if self.seen.insert(cookie) {
+            self.judge_new(socket, cookie);
         }
+        Some(cookie)
+    }
+
+    fn judge_new(&mut self, socket: OwnedFd, cookie: u64) {
         let known = self.index.seats.get(&cookie).copied();
         let (Some(arena), Some((lane, seat, record)), false) = (self.arena, known, self.ruined)
         else {
@@ -694,6 +724,39 @@ mod tests {
         assert!(matches!(findings.ruin, Some(Ruin::Crashes(CRASHES))));
         assert!(findings.heirs.is_empty());
         assert_eq!(past.sockets[0].1.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn of_several_parcels_the_one_with_all_heirs_goes_on() {
+        let past = Past::new();
+        let all = |parcel: &mut Parcel| {
+            for (socket, _) in &past.sockets {
+                parcel.append(&[socket.as_fd()]).unwrap();
+            }
+        };
+        let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+        // Whether the new one has all, one or nobody; whether both of its ends are there.
+        for (count, whole, wanted) in [(2, true, 3), (2, false, 2), (1, true, 2), (0, true, 2)] {
+            let (mut parcel, queue) = Parcel::new(3).unwrap();
+            match count {
+                2 => all(&mut parcel),
+                1 => parcel.append(&[past.sockets[1].0.as_fd()]).unwrap(),
+                _ => {}
+            }
+            let mut passed = vec![
+                (parcel_name(3), duplicate(queue.as_fd())),
+                (parcel_name(2), duplicate(past.queue.as_fd())),
+                (arena_name(1), duplicate(past.arena.file().unwrap())),
+                (parcel_name(2), duplicate(past.parcel.as_fd())),
+            ];
+            if whole {
+                passed.push((parcel_name(3), duplicate(parcel.as_fd())));
+            }
+            let findings = Estate::sort(passed).read(9);
+            assert_eq!(findings.heirs.len(), 2);
+            let found = findings.parcel.unwrap();
+            assert_eq!((found.generation, found.entries), (wanted, 2), "{count}");
+        }
     }
 
     #[test]

@@ -259,11 +259,14 @@ fn a_manager_that_does_not_answer_at_a_renewal_makes_nobody_wait() {
     // A crash now, with two parcels in the store.
     manager.kill();
     manager.answers(true);
+    let barriers = manager.barriers();
     manager.start();
     crowd.goes_on();
     let adopted = manager.event(ADOPTED);
     assert_eq!(adopted["echo.adopted"], 8, "{adopted}");
     manager.one_of_each();
+    // There may be no room in flight for a third.
+    assert_eq!(manager.barriers(), barriers, "another parcel was made");
     manager.keeps(8);
     manager.kill();
     manager.start();
@@ -396,6 +399,38 @@ fn preservation_comes_back_when_there_was_no_room_in_flight() {
     ping(&client, b"the only one");
     manager.keeps(1);
     for way in [Way::Restart, Way::Kill] {
+        manager.replace(way);
+        ping(&client, b"still here");
+        manager.keeps(1);
+    }
+}
+
+/// Where there is no room in flight, the arena is not stored either: it has to be when there is.
+#[test]
+fn what_another_instance_has_in_flight_is_in_the_way_only_as_long_as_it_is_there() {
+    let Some(wrapper) = unprivileged(1) else {
+        return;
+    };
+    let mut other = Manager::new();
+    other.config("workers = 1\nsurvival-delay = '0s'\n");
+    limit(&mut other, 1024, &wrapper);
+    other.start();
+    let crowd: Vec<TcpStream> = (0..200).map(|_| other.connect()).collect();
+    crowd.iter().for_each(|client| ping(client, b"hello"));
+    other.keeps(200);
+    let mut manager = Manager::new();
+    manager.config("workers = 1\nsurvival-delay = '0s'\n");
+    limit(&mut manager, 128, &wrapper);
+    manager.start();
+    let client = manager.connect();
+    ping(&client, b"hello");
+    let status = manager.keeps_nothing();
+    assert!(status.contains("descriptors in flight"), "{status}");
+    drop(crowd);
+    drop(other);
+    manager.keeps(1);
+    manager.one_of_each();
+    for way in [Way::Kill, Way::Restart] {
         manager.replace(way);
         ping(&client, b"still here");
         manager.keeps(1);

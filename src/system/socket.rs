@@ -227,7 +227,10 @@ pub(crate) fn end(socket: &impl AsFd, given_up: bool) {
     // Failing, it was over.
     let _ = SockRef::from(socket).shutdown(Shutdown::Both);
     if is_tcp && unacknowledged(socket) > 0 {
-        let _ = SockRef::from(socket).set_tcp_user_timeout(Some(OVER));
+        let asked = SockRef::from(socket).tcp_user_timeout().ok().flatten();
+        let span = asked.map_or(OVER, |asked| asked.min(OVER));
+        // Refused by Multipath TCP, which keeps what it has until the queue of descriptors is made anew.
+        let _ = SockRef::from(socket).set_tcp_user_timeout(Some(span));
     }
 }
 

@@ -1,9 +1,7 @@
-//! Parse, run a command, turn the outcome into an exit status.
+//! Run what the command line says, turn the outcome into an exit status.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    tcp_echo::commands::run(&tcp_echo::cli::Cli::parse()).into()
+    tcp_echo::commands::run().into()
 }

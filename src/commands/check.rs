@@ -18,6 +18,7 @@ use crate::config::{Config, DEFAULT_FILE, Options, Origin};
 use crate::survival::standing::kept;
 use crate::system::activation::ListenSocket;
 use crate::system::bind::{self, Bound, Failure, is_local};
+use crate::system::events::printable;
 use crate::system::kernel::Kernel;
 use crate::system::report::{Row, read_back, seconds};
 use crate::system::socket::{duration, size};
@@ -52,7 +53,7 @@ pub fn run(origin: &Origin, config_only: bool) -> Exit {
     report.kernel(&kernel);
     report.cases(&config, &kernel);
     let mut out = io::stdout();
-    let written = out.write_all(report.text.as_bytes());
+    let written = out.write_all(printable(&report.text).as_bytes());
     match written.and_then(|()| out.flush()) {
         // A reader that has seen enough closes the pipe.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

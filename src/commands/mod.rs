@@ -9,8 +9,11 @@ pub mod serve;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use clap::Parser as _;
+
 use crate::cli::{Cli, Command, Level, Settings};
 use crate::config::Origin;
+use crate::system::events::printable;
 
 /// How the process ends; the numbers are those of sysexits.h(3head) and of clap, and are listed
 /// in `--help` and the manual.
@@ -56,9 +59,28 @@ impl Exit {
     }
 }
 
-/// Runs what the command line says.
+/// Runs what the command line says, or says why it cannot be understood.
 #[must_use]
-pub fn run(cli: &Cli) -> Exit {
+pub fn run() -> Exit {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => {
+            let text = answer.render().to_string();
+            let text = printable(&text);
+            let text = text.as_bytes();
+            // There is nobody left to tell when this fails.
+            let _ = if answer.use_stderr() {
+                io::stderr().write_all(text)
+            } else {
+                io::stdout().write_all(text)
+            };
+            return if answer.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Success
+            };
+        }
+    };
     let origin = origin(&cli.settings);
     match &cli.command {
         None | Some(Command::Serve) => serve::run(origin),
@@ -86,5 +108,5 @@ fn origin(settings: &Settings) -> Origin {
 /// Tells an error of a command on standard error.
 fn complain(text: &str) {
     // There is nobody left to tell when this fails.
-    let _ = writeln!(io::stderr(), "tcp-echo: {text}");
+    let _ = writeln!(io::stderr(), "tcp-echo: {}", printable(text));
 }

@@ -8,6 +8,7 @@
 //! Nothing that a peer sends gets here, but for its address and, when asked for, a preview of its
 //! payload, escaped.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write};
 use std::io;
 use std::net::SocketAddr;
@@ -62,6 +63,25 @@ mod id {
     pub(super) const LOST: &str = "2651cf1d49be4b07abf3c1e4c1548b0b";
 }
 
+/// Text without control characters, of which a terminal would act on some and for which the journal
+/// hides the whole message: they are shown as `\u{1b}`.  Lines and tabulators stay.
+#[must_use]
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(acts) {
+        return text.into();
+    }
+    let mut shown = String::new();
+    for c in text.chars() {
+        if acts(c) {
+            shown.extend(c.escape_unicode());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown.into()
+}
+
 /// An address of a socket, ours or the peer's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
@@ -75,7 +95,11 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(address) => write!(f, "{address}"),
-            Self::Unix(Some(path)) => write!(f, "unix:{}", path.display()),
+            // It stands in messages to the service manager, too, which end with the line.
+            Self::Unix(Some(path)) => {
+                let path = path.to_string_lossy();
+                write!(f, "unix:{}", printable(&path).replace('\n', "\\u{a}"))
+            }
             Self::Unix(None) => f.write_str("unix"),
         }
     }
@@ -287,6 +311,65 @@ impl Event {
         | Self::AcceptFailed { count, .. } = &mut self
         {
             *count = occurrences;
+        }
+        self
+    }
+
+    /// The same event with all text that comes from outside (files, paths, names) as
+    /// [`printable`] shows it: whatever sink it goes to, and in its fields as in its message.
+    pub(crate) fn printable(mut self) -> Self {
+        let text = |text: &mut String| {
+            if let Cow::Owned(shown) = printable(text) {
+                *text = shown;
+            }
+        };
+        let path = |path: &mut PathBuf| {
+            if let Cow::Owned(shown) = printable(&path.to_string_lossy()) {
+                *path = shown.into();
+            }
+        };
+        match &mut self {
+            Self::Started { read, .. } => read.iter_mut().for_each(path),
+            Self::Reloaded { read, restart } => {
+                read.iter_mut().for_each(path);
+                restart.iter_mut().for_each(text);
+            }
+            Self::Ready { listen, hint } => {
+                text(listen);
+                hint.iter_mut().for_each(text);
+            }
+            Self::Opened(who) | Self::Closed(who, _) => text(&mut who.listener),
+            Self::Listening { listener: name, .. }
+            | Self::Open { listener: name, .. }
+            | Self::Alone { listener: name, .. }
+            | Self::Paused { listener: name, .. }
+            | Self::Resumed { listener: name, .. }
+            | Self::AcceptFailed { listener: name, .. }
+            | Self::Option { listener: name, .. }
+            | Self::Unused { listener: name }
+            | Self::Reserved { name } => text(name),
+            Self::ReloadFailed(why)
+            | Self::StartFailed(why)
+            | Self::Ignored(why)
+            | Self::Absent(why)
+            | Self::Unkept { why, .. }
+            | Self::GivenUp { why, .. } => text(why),
+            Self::Turned { preview, .. } => preview.iter_mut().for_each(text),
+            // Numbers, words of ours and of the system, and addresses.
+            Self::Kernel(_)
+            | Self::Refused { .. }
+            | Self::Counters { .. }
+            | Self::Stopping { .. }
+            | Self::Stopped { .. }
+            | Self::Folded { .. }
+            | Self::Root
+            | Self::Manager(_)
+            | Self::Clamped { .. }
+            | Self::Kept { .. }
+            | Self::Adopted { .. }
+            | Self::HandedOver { .. }
+            | Self::PackFailed { .. }
+            | Self::Lost(_) => {}
         }
         self
     }
@@ -880,10 +963,10 @@ mod tests {
         let who = || Who {
             number: 1,
             peer: Endpoint::Ip("127.0.0.1:1".parse().unwrap()),
-            local: Endpoint::Unix(None),
-            listener: "web".into(),
+            local: Endpoint::Unix(Some("/\r".into())),
+            listener: "w\u{1b}b".into(),
         };
-        let listener = || "web".to_owned();
+        let listener = || "w\u{1b}b".to_owned();
         let error = || io::Error::from_raw_os_error(libc::EACCES);
         let summary = Summary {
             reason: Reason::Error(libc::EHOSTUNREACH),
@@ -894,20 +977,20 @@ mod tests {
         };
         vec![
             Event::Started {
-                read: Vec::new(),
+                read: vec!["/etc/\u{7}".into()],
                 max_connections: 1,
                 per_source: None,
             },
             Event::Kernel(Kernel::default()),
             Event::Listening {
                 listener: listener(),
-                local: Endpoint::Unix(Some("/run/echo.sock".into())),
+                local: Endpoint::Unix(Some("/run/\u{1b}.sock".into())),
                 passed: true,
                 rows: Vec::new(),
             },
             Event::Ready {
-                listen: String::new(),
-                hint: None,
+                listen: "unix:/\u{1b}".into(),
+                hint: Some("\u{1b}".into()),
             },
             Event::Stopping {
                 open: 0,
@@ -918,18 +1001,18 @@ mod tests {
                 refused: 0,
             },
             Event::Reloaded {
-                read: Vec::new(),
+                read: vec!["/etc/\u{7}".into()],
                 restart: Vec::new(),
             },
-            Event::ReloadFailed("why".into()),
-            Event::StartFailed("why".into()),
+            Event::ReloadFailed("w\u{1b}y".into()),
+            Event::StartFailed("w\u{1b}y".into()),
             Event::Opened(who()),
             Event::Turned {
                 number: 1,
                 received: 1,
                 sent: 1,
                 owed: 0,
-                preview: None,
+                preview: Some("\u{1b}".into()),
             },
             Event::Closed(who(), summary),
             Event::Folded {
@@ -938,7 +1021,7 @@ mod tests {
                 sent: 0,
             },
             Event::Refused {
-                peer: Endpoint::Unix(None),
+                peer: Endpoint::Unix(Some("/\u{8}".into())),
                 most: 1,
                 count: 1,
             },
@@ -958,7 +1041,7 @@ mod tests {
                 refused: 0,
                 owed: 0,
                 queues: vec![(
-                    Endpoint::Unix(None),
+                    Endpoint::Unix(Some("/\0".into())),
                     Queue {
                         depth: 1,
                         limit: 2,
@@ -968,11 +1051,11 @@ mod tests {
             },
             Event::Alone {
                 listener: listener(),
-                local: Endpoint::Unix(None),
+                local: Endpoint::Unix(Some("/\r".into())),
             },
             Event::Open {
                 listener: listener(),
-                local: Endpoint::Unix(None),
+                local: Endpoint::Unix(Some("/\r".into())),
             },
             Event::Root,
             Event::Option {
@@ -985,8 +1068,10 @@ mod tests {
             Event::Unused {
                 listener: listener(),
             },
-            Event::Absent("why".into()),
-            Event::Reserved { name: "web".into() },
+            Event::Absent("w\u{1b}y".into()),
+            Event::Reserved {
+                name: "w\u{7f}b".into(),
+            },
             Event::Kept {
                 max_connections: 9,
                 per_source: None,
@@ -995,9 +1080,9 @@ mod tests {
                 listener: listener(),
                 span: Duration::ZERO,
             },
-            Event::Ignored("why".into()),
+            Event::Ignored("w\u{1b}y".into()),
             Event::Unkept {
-                why: "x".into(),
+                why: "\u{9b}".into(),
                 grave: true,
             },
             Event::Adopted {
@@ -1015,7 +1100,7 @@ mod tests {
                 error: error(),
             },
             Event::GivenUp {
-                why: "x".into(),
+                why: "\u{9b}".into(),
                 count: 1,
             },
             Event::Manager(error()),
@@ -1052,7 +1137,7 @@ mod tests {
     fn an_event_is_filtered_by_the_level_that_it_is_told_at() {
         let mut events = one_of_each();
         events.push(Event::Reloaded {
-            read: Vec::new(),
+            read: vec!["/etc/\u{7}".into()],
             restart: vec!["log.format".into()],
         });
         for (event, (level, _)) in events.iter().zip(tell(&events)) {
@@ -1076,6 +1161,24 @@ mod tests {
             // journalctl shows nothing of an entry without one.
             assert!(!fields["message"].is_empty(), "{event:?}");
         }
+    }
+
+    #[test]
+    fn no_control_character_gets_into_a_field_or_a_message() {
+        let mut events: Vec<Event> = one_of_each().into_iter().map(Event::printable).collect();
+        events.push(
+            Event::Reloaded {
+                read: Vec::new(),
+                restart: vec!["listener.\u{1b}".into()],
+            }
+            .printable(),
+        );
+        for (event, (_, Fields(fields))) in events.iter().zip(tell(&events)) {
+            for (name, value) in fields {
+                assert!(!value.contains(char::is_control), "{event:?}: {name}");
+            }
+        }
+        assert_eq!(printable("a\tb\nc\u{1b}[31m"), "a\tb\nc\\u{1b}[31m");
     }
 
     #[test]

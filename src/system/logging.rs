@@ -136,7 +136,7 @@ fn drain(events: &Receiver<Event>, health: &Health, journal: Option<&UnixDatagra
                 continue;
             }
         }
-        event.tell();
+        event.printable().tell();
         if !health.failing.load(Ordering::Relaxed) {
             let lost = health.lost.swap(0, Ordering::Relaxed);
             if lost > 0 {
@@ -277,9 +277,7 @@ struct Message(String);
 impl Visit for Message {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
-            // A configuration file is quoted in its errors; a terminal must not act on it.
-            self.0 =
-                format!("{value:?}").replace(|c: char| c.is_control() && c != '\n', "\u{fffd}");
+            self.0 = format!("{value:?}");
         }
     }
 }

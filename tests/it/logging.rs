@@ -110,16 +110,41 @@ fn on_a_terminal_there_are_no_priorities() {
 }
 
 #[test]
-fn a_file_that_is_quoted_cannot_drive_a_terminal() {
-    let (status, text) = Plan::new()
-        .config("idle\u{1b}]0;title\u{7}\u{1b}[31m = 1\n")
-        .run();
-    assert_eq!(status.code(), Some(78), "{text}");
-    assert!(text.contains("line 1"), "{text}");
-    assert!(
-        !text.contains(|c: char| c.is_control() && c != '\n'),
-        "{text:?}"
-    );
+fn no_text_from_outside_can_drive_a_terminal() {
+    let quoted = "idle\u{1b}]0;title\u{7}\u{1b}[31m = 1\n";
+    let path = "[listener.'\u{1b}[31m']\naddress = \"unix:/nowhere/\\u001b[31m.sock\"\n";
+    let unused = "[listener.\"\\u001b[31m\"]\nnodelay = true\n";
+    let hostile = |text: &str| {
+        text.replace("\\n", "\n")
+            .contains(|c: char| c.is_control() && c != '\n')
+    };
+    for (config, status) in [
+        (quoted, 78),
+        (path, 78),
+        (&path.replacen('\u{1b}', "x", 1), 69),
+    ] {
+        for argument in ["serve", "check", "--log-format=json", "--log=off"] {
+            let (got, text) = Plan::bare()
+                .config(config)
+                .unnotified()
+                .argument(argument)
+                .run();
+            assert_eq!(got.code(), Some(status), "{argument}: {text:?}");
+            assert!(text.contains("u{1b}") && !hostile(&text), "{text:?}");
+            // What a reader of the JSON shows is as harmless.
+            assert!(!text.to_lowercase().contains("\\u001b"), "{text:?}");
+        }
+    }
+    for argument in ["\u{1b}[31m", "--log=\u{1b}[31m"] {
+        let (status, text) = Plan::bare().unnotified().argument(argument).run();
+        assert_eq!(status.code(), Some(2), "{text:?}");
+        assert!(text.contains("u{1b}") && !hostile(&text), "{text:?}");
+    }
+    let mut daemon = Plan::new().config(unused).start();
+    assert!(daemon.stop().success());
+    let (status, text) = Plan::bare().config(unused).argument("check").run();
+    assert_eq!(status.code(), Some(0), "{text}");
+    assert!(text.contains("u{1b}") && !hostile(&text), "{text:?}");
 }
 
 #[test]

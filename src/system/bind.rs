@@ -1,13 +1,17 @@
 //! Listeners of our own: resolved, bound and listening, or an error that says what to do.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::activation::ListenSocket;
@@ -15,6 +19,9 @@ use super::rights;
 use super::socket::{self, Refused};
 use crate::config::Options;
 use crate::config::address::{Address, unfit, unmapped};
+
+/// How long a start waits for another daemon that opens a path in the same folder.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A listener that is ready to be registered.
 #[derive(Debug)]
@@ -245,6 +252,8 @@ fn tcp(address: SocketAddr, v6only: bool, options: &Options) -> Result<Bound, Fa
 fn unix(path: &Path, options: &Options) -> io::Result<Bound> {
     let address = SockAddr::unix(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    // Between its bind and its listen another daemon looks stale.
+    let _alone = lock_folder(path);
     match socket.bind(&address) {
         Err(error)
             if error.raw_os_error() == Some(libc::EADDRINUSE) && is_stale(path, &address) =>
@@ -273,7 +282,24 @@ fn backlog(options: &Options) -> i32 {
     })
 }
 
-/// A socket that nobody listens on any more.  Anything else in its place is not ours to remove.
+/// Keeps other daemons from looking at, removing and binding a path of the same folder until it is
+/// dropped; `None` where the folder cannot be read, or another program keeps its lock for longer than
+/// [`PATIENCE`].
+fn lock_folder(path: &Path) -> Option<File> {
+    let folder = File::open(path.parent()?).ok()?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(folder),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(_) => return None,
+        }
+    }
+}
+
+/// A socket on which no process listens any more.  Anything else in its place is not ours to remove.
 fn is_stale(path: &Path, address: &SockAddr) -> bool {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
     // Non-blocking: a live server with a full queue must not hold us up.

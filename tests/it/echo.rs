@@ -11,13 +11,15 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
+use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::Signal;
 use socket2::SockRef;
 
 use crate::daemon::{
-    Daemon, Dice, Plan, SOON, Tape, connect, connect_with_buffers, finish, pattern, ping, reset,
+    Daemon, Dice, Folder, Plan, SOON, Tape, connect, connect_with_buffers, finish, has, pattern,
+    ping, reset,
 };
 
 const MIB: usize = 1 << 20;
@@ -326,6 +328,37 @@ fn end_of_unix(mut client: &UnixStream) -> Vec<u8> {
     let mut rest = Vec::new();
     let _ = client.read_to_end(&mut rest);
     rest
+}
+
+#[test]
+fn of_two_daemons_on_a_stale_path_one_serves_and_the_other_says_so() {
+    if !has("strace") {
+        return;
+    }
+    let folder = Folder::new();
+    let path = folder.path("echo.sock");
+    drop(UnixListener::bind(&path).unwrap());
+    let listen = format!("--listen=unix:{}", path.display());
+    // The first one has seen that the path is stale, and is slow to remove it.
+    let slow = "inject=unlink,unlinkat:delay_enter=1500000";
+    let traced = [
+        "strace",
+        "-D",
+        "-qq",
+        "-e",
+        "trace=unlink,unlinkat",
+        "-e",
+        slow,
+    ];
+    let first = Plan::bare().argument(&listen).under(&traced);
+    let first = thread::spawn(move || first.start());
+    thread::sleep(Duration::from_millis(600));
+    let (status, text) = Plan::bare().unnotified().argument(&listen).run();
+    let mut first = first.join().unwrap();
+    assert_eq!(status.code(), Some(69), "{text}");
+    assert!(text.contains("another server answers there"), "{text}");
+    ping(&unix(&first), b"hello");
+    assert!(first.stop().success());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `tcp-echo check`: what the configuration means, without serving.
 //!
-//! Values are read back from sockets that are opened on port 0 of loopback: never on the real
-//! port, where they would steal callers.  The last section turns numbers into cases: how long a
+//! Each address is bound as the daemon would bind it.  Values are read back from sockets that are
+//! opened on port 0 of loopback: none listens on the real port, where it would steal callers.  The last section turns numbers into cases: how long a
 //! dead peer goes unnoticed, and whether a quiet connection outlives a middlebox.
 
 use std::io::{self, Write as _};
@@ -101,13 +101,14 @@ impl Report {
             .collect();
         for listener in &named {
             if let Some(address) = &listener.address {
-                self.listener(
+                let result = self.listener(
                     &listener.name,
                     address,
                     &listener.options,
                     config.open,
                     kernel,
                 );
+                self.unless(result);
             }
         }
         for listener in config
@@ -124,10 +125,20 @@ impl Report {
         }
         if named.is_empty() {
             self.line("  The built-in ones, opened only if no socket is passed:");
+            let options = config.options_for(BUILT_IN);
+            let mut absent = Vec::new();
             for ip in LOOPBACK {
                 let address = Address::Ip((ip, PORT).into());
-                let options = config.options_for(BUILT_IN);
-                self.listener(BUILT_IN, &address, options, true, kernel);
+                match self.listener(BUILT_IN, &address, options, true, kernel) {
+                    Err(failure) if failure.is_absence() => absent.push(failure),
+                    result => self.unless(result),
+                }
+            }
+            for failure in &absent {
+                self.line(format!("    not on this host: {failure}"));
+            }
+            if absent.len() == LOOPBACK.len() {
+                self.unless(absent.pop().map_or(Ok(()), Err));
             }
         }
         let mut asked = config.socket.differ(&Options::default());
@@ -158,6 +169,7 @@ impl Report {
         }
     }
 
+    /// Tries a listener, up to its listening.
     fn listener(
         &mut self,
         name: &str,
@@ -165,67 +177,56 @@ impl Report {
         options: &Options,
         open: bool,
         kernel: &Kernel,
-    ) {
+    ) -> Result<(), Failure> {
         self.line(format!("  {name}: {address}"));
         let mut options = options.clone();
         if let Address::Any(_) = address {
             options.v6only = options.v6only.or(Some(false));
         }
         let options = &options;
-        let probes = match probes(address) {
-            Ok(probes) => probes,
-            Err(error) => {
-                self.wrong(
-                    &format!("cannot listen on {address}: {error}"),
-                    Exit::of(&error),
-                );
-                return;
-            }
-        };
+        let probe = bind::probe(address, options)?;
+        for failure in &probe.in_use {
+            self.line(format!(
+                "    in use now, as it should be where the service runs; else: {failure}"
+            ));
+        }
+        for failure in &probe.absent {
+            self.line(format!("    not on this host: {failure}"));
+        }
         if let Address::Unix(path) = address {
             self.line("    a Unix stream socket: the options of TCP do not apply");
-            let there = if self.paths.contains(path) {
-                Err(Failure::twice(address))
-            } else {
-                bind::probe(address)
-            };
-            self.paths.push(path.clone());
-            if let Err(failure) = there {
-                self.wrong(&failure.to_string(), Exit::of(&failure.error));
+            if self.paths.contains(path) {
+                return Err(Failure::twice(address));
             }
+            self.paths.push(path.clone());
         }
-        // A name may have addresses that this host lacks, as long as there is one that it has.
-        let optional = name == BUILT_IN || probes.len() > 1;
-        for (real, probe) in probes {
+        for real in probe.reals {
             self.notes(real, options, open, kernel);
             let dual = options.v6only == Some(false);
             let taken = options.reuse_port != Some(true)
                 && self.seen.iter().any(|seen| collide(*seen, real, dual));
+            if taken {
+                return Err(Failure::twice(&real));
+            }
             if real.port() != 0 {
                 self.seen.push(real);
                 if dual && real.ip().is_unspecified() {
                     self.seen.push((Ipv4Addr::UNSPECIFIED, real.port()).into());
                 }
             }
-            let there = match bind::probe(&Address::Ip(real)) {
-                Ok(()) if taken => Err(Failure::twice(&real)),
-                result => result,
-            };
-            let opened = there.and_then(|()| match bind::open(&probe, options) {
+            let opened = match bind::open(&on_loopback(real), options) {
                 // The wildcard is served by a host without this family's loopback too.
-                Err(failure) if failure.is_absence() && real.ip().is_unspecified() => {
+                Err(failure) if failure.is_absence() => {
                     bind::open(&Address::Ip((Ipv4Addr::LOCALHOST, 0).into()), options)
                 }
                 opened => opened,
-            });
+            };
             match opened {
                 Ok((bound, _)) => self.opened(name, options, bound, kernel),
-                Err(failure) if failure.is_absence() && optional => {
-                    self.line(format!("    not on this host: {failure}"));
-                }
-                Err(failure) => self.wrong(&failure.to_string(), Exit::of(&failure.error)),
+                Err(failure) => self.line(format!("    its options cannot be seen: {failure}")),
             }
         }
+        Ok(())
     }
 
     fn opened(&mut self, name: &str, options: &Options, bound: Vec<Bound>, kernel: &Kernel) {
@@ -457,6 +458,12 @@ impl Report {
         }
     }
 
+    fn unless(&mut self, result: Result<(), Failure>) {
+        if let Err(failure) = result {
+            self.wrong(&failure.to_string(), Exit::of(&failure.error));
+        }
+    }
+
     /// Something that the daemon would complain about too.
     fn wrong(&mut self, text: &str, exit: Exit) {
         // What is told already (one name, two addresses) is not told twice.
@@ -468,24 +475,13 @@ impl Report {
     }
 }
 
-/// The real addresses of a listener, and where each is tried out.
-fn probes(address: &Address) -> io::Result<Vec<(SocketAddr, Address)>> {
-    let real = match address {
-        Address::Unix(_) => Vec::new(),
-        Address::Ip(address) => vec![*address],
-        Address::Any(port) => vec![(Ipv6Addr::UNSPECIFIED, *port).into()],
-        Address::Name(host, port) => bind::resolve(host, *port)?,
+/// Where the options of a listener are tried: never on the real port, where callers would come.
+fn on_loopback(real: SocketAddr) -> Address {
+    let ip = match real.ip() {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
     };
-    Ok(real
-        .into_iter()
-        .map(|real| {
-            let loopback = match real.ip() {
-                IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-            };
-            (real, Address::Ip((loopback, 0).into()))
-        })
-        .collect())
+    Address::Ip((ip, 0).into())
 }
 
 struct Dead {
@@ -564,18 +560,5 @@ mod tests {
             })
             .is_none()
         );
-    }
-
-    #[test]
-    fn nothing_is_tried_out_on_the_real_port() {
-        for (text, probe) in [
-            ("192.0.2.1:7", "127.0.0.1:0"),
-            ("[2001:db8::1]:7", "[::1]:0"),
-            ("*:7", "[::1]:0"),
-        ] {
-            let probes = probes(&text.parse().unwrap()).unwrap();
-            assert_eq!(probes[0].1, probe.parse().unwrap());
-        }
-        assert!(probes(&"unix:/run/e".parse().unwrap()).unwrap().is_empty());
     }
 }

@@ -27,7 +27,7 @@ pub enum Exit {
     Unavailable = 69,
     /// A system call failed that must not.
     Os = 71,
-    /// A permission is missing.
+    /// A permission is missing, or a file system is read-only.
     Permission = 77,
     /// The configuration, or a passed socket, cannot be used.
     Config = 78,
@@ -44,7 +44,7 @@ impl Exit {
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM) => Self::Permission,
+            Some(libc::EACCES | libc::EPERM | libc::EROFS) => Self::Permission,
             Some(
                 libc::EADDRINUSE
                 | libc::EADDRNOTAVAIL

@@ -225,7 +225,7 @@ struct Opening<'a> {
     /// A command that tries the first listener of ours.
     hint: Option<String>,
     /// Where we listen so far.
-    ours: Vec<SocketAddr>,
+    ours: Vec<Endpoint>,
 }
 
 impl Opening<'_> {
@@ -325,9 +325,7 @@ impl Opening<'_> {
             let options = options.clone().over(Options::built_in());
             let listener = Listener::new(name.to_owned(), bound.socket, false, options, bound.path)
                 .map_err(unregistered)?;
-            if let Endpoint::Ip(address) = &listener.local {
-                self.ours.push(*address);
-            }
+            self.ours.push(listener.local.clone());
             if let (None, Endpoint::Ip(address)) = (&self.hint, &listener.local) {
                 self.hint = Some(hint(&listener, *address));
             }

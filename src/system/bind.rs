@@ -4,17 +4,18 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::activation::ListenSocket;
+use super::events::Endpoint;
 use super::rights;
 use super::socket::{self, Refused};
 use crate::config::Options;
@@ -64,13 +65,17 @@ impl Failure {
     }
 
     /// The same failure, where sockets of ours listen on these addresses already.
-    pub(crate) fn beside(mut self, ours: &[SocketAddr]) -> Self {
+    pub(crate) fn beside(mut self, ours: &[Endpoint]) -> Self {
         let port = self
             .address
             .parse::<SocketAddr>()
             .map(|address| address.port());
         let in_use = self.error.raw_os_error() == Some(libc::EADDRINUSE);
-        self.twice |= in_use && ours.iter().any(|ours| Ok(ours.port()) == port);
+        self.twice |= in_use
+            && ours.iter().any(|ours| match ours {
+                Endpoint::Ip(ours) => Ok(ours.port()) == port,
+                Endpoint::Unix(_) => ours.to_string() == self.address,
+            });
         self
     }
 
@@ -106,7 +111,9 @@ impl fmt::Display for Failure {
                 "; a port below net.ipv4.ip_unprivileged_port_start needs CAP_NET_BIND_SERVICE: let systemd open it \
                  (systemctl start tcp-echo.socket), or choose a higher port"
             }
-            Some(libc::EPERM) if unix => "; the file system does not allow a socket there: choose another folder",
+            Some(libc::EPERM | libc::EROFS) if unix => {
+                "; the file system does not allow a socket there: choose another folder"
+            }
             Some(libc::EPERM) => {
                 "; the sandbox of the service forbids it (SocketBindDeny=): listen through the socket unit \
                  (tcp-echo.socket), or run the standalone unit (tcp-echo-standalone.service)"
@@ -117,7 +124,7 @@ impl fmt::Display for Failure {
                  standalone unit (tcp-echo-standalone.service)"
             }
             Some(libc::EADDRNOTAVAIL) => "; no interface of this host has the address (`ip address` shows them)",
-            Some(libc::ENOENT) if unix => "; the folder does not exist (RuntimeDirectory= in a unit makes one)",
+            Some(libc::ENOENT) if unix => "; the folder does not exist (RuntimeDirectory= in a unit makes one), or takes no socket",
             _ => "",
         })
     }
@@ -130,13 +137,69 @@ impl fmt::Display for Failure {
 /// The first address that cannot be listened on.
 pub fn open(address: &Address, options: &Options) -> Result<(Vec<Bound>, Vec<Failure>), Failure> {
     let options = options.clone().over(Options::built_in());
+    match address {
+        Address::Unix(path) => {
+            let bound = unix(path, &options).map_err(Failure::of(address))?;
+            Ok((vec![bound], Vec::new()))
+        }
+        _ => each(address, |ip, v6only| tcp(ip, v6only, &options)),
+    }
+}
+
+/// What [`open`] would find.
+#[derive(Debug, Default)]
+pub(crate) struct Probe {
+    /// The addresses that could be listened on.
+    pub(crate) reals: Vec<SocketAddr>,
+    /// Those that the host lacks.
+    pub(crate) absent: Vec<Failure>,
+    /// Those that another socket has now, perhaps that of the daemon itself.
+    pub(crate) in_use: Vec<Failure>,
+}
+
+/// Does what [`open`] does, up to the listening: nobody who calls is served or turned away.  A Unix
+/// path is not touched; what binding it needs is tried on a name beside it, which is removed again.
+///
+/// # Errors
+/// As [`open`] would give, but for addresses in use.
+pub(crate) fn probe(address: &Address, options: &Options) -> Result<Probe, Failure> {
+    let options = options.clone().over(Options::built_in());
+    if let Address::Unix(path) = address {
+        let in_use = probe_path(path).map_err(Failure::of(address))?;
+        let in_use = in_use.then(|| Failure::of(address)(Errno::ADDRINUSE.into()));
+        return Ok(Probe {
+            in_use: in_use.into_iter().collect(),
+            ..Probe::default()
+        });
+    }
+    let (found, absent) = each(address, |ip, v6only| match bind(ip, v6only, &options) {
+        Ok(_) => Ok((ip, None)),
+        Err(failure) if failure.error.raw_os_error() == Some(libc::EADDRINUSE) => {
+            Ok((ip, Some(failure)))
+        }
+        Err(failure) => Err(failure),
+    })?;
+    let (reals, in_use): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+    Ok(Probe {
+        reals,
+        absent,
+        in_use: in_use.into_iter().flatten().collect(),
+    })
+}
+
+/// Does something with each address that an address of TCP stands for, and whether the socket is for
+/// IPv6 alone; as [`open`] says.
+fn each<T>(
+    address: &Address,
+    tcp: impl Fn(SocketAddr, bool) -> Result<T, Failure>,
+) -> Result<(Vec<T>, Vec<Failure>), Failure> {
     let failed = Failure::of(address);
     match address {
-        Address::Unix(path) => Ok((vec![unix(path, &options).map_err(failed)?], Vec::new())),
-        Address::Ip(ip) => Ok((vec![tcp(*ip, true, &options)?], Vec::new())),
-        Address::Any(port) => match tcp((Ipv6Addr::UNSPECIFIED, *port).into(), false, &options) {
+        Address::Unix(_) => Ok((Vec::new(), Vec::new())),
+        Address::Ip(ip) => Ok((vec![tcp(*ip, true)?], Vec::new())),
+        Address::Any(port) => match tcp((Ipv6Addr::UNSPECIFIED, *port).into(), false) {
             Err(failure) if failure.error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-                let bound = tcp((Ipv4Addr::UNSPECIFIED, *port).into(), false, &options)?;
+                let bound = tcp((Ipv4Addr::UNSPECIFIED, *port).into(), false)?;
                 Ok((vec![bound], vec![failure]))
             }
             bound => Ok((vec![bound?], Vec::new())),
@@ -148,7 +211,7 @@ pub fn open(address: &Address, options: &Options) -> Result<(Vec<Bound>, Vec<Fai
                 if let Some(why) = unfit(address) {
                     return Err(failed(io::Error::other(format!("{address}: {why}"))));
                 }
-                match tcp(address, true, &options) {
+                match tcp(address, true) {
                     Ok(listener) => bound.push(listener),
                     Err(failure) if failure.is_absence() => absent.push(failure),
                     Err(failure) => return Err(failure),
@@ -168,41 +231,35 @@ pub fn open(address: &Address, options: &Options) -> Result<(Vec<Bound>, Vec<Fai
     }
 }
 
-/// Whether an address could be listened on, as far as that can be told without its port and
-/// without touching a path.
-///
-/// # Errors
-/// As [`open`] would give.
-pub fn probe(address: &Address) -> Result<(), Failure> {
-    let failed = Failure::of(address);
-    match address {
-        Address::Ip(ip) => {
-            let socket =
-                Socket::new(Domain::for_address(*ip), Type::STREAM, None).map_err(&failed)?;
-            let mut any_port = *ip;
-            any_port.set_port(0);
-            socket.bind(&any_port.into()).map_err(&failed)
-        }
-        Address::Unix(path) => {
-            let folder = path.parent().unwrap_or(Path::new("/"));
-            let is_folder = std::fs::metadata(folder).map_err(&failed)?.is_dir();
-            let in_the_way =
-                std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.file_type().is_socket());
-            match (is_folder, in_the_way) {
-                (false, _) => Err(failed(io::Error::from_raw_os_error(libc::ENOTDIR))),
-                (_, true) => Err(failed(io::Error::from_raw_os_error(libc::EADDRINUSE))),
-                _ => Ok(()),
-            }
-        }
-        Address::Any(_) | Address::Name(..) => Ok(()),
+/// Whether another server has a path, which can be bound else.
+fn probe_path(path: &Path) -> io::Result<bool> {
+    let there = std::fs::symlink_metadata(path);
+    if there.is_ok() && !is_stale(path, &SockAddr::unix(path)?) {
+        let is_socket = there.is_ok_and(|meta| meta.file_type().is_socket());
+        return is_socket.then_some(true).ok_or(Errno::ADDRINUSE.into());
     }
+    let folder = rustix::fs::open(
+        path.parent().unwrap_or(Path::new("/")),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    // As short as can be, however long the folder's path.
+    let beside = format!(
+        "/proc/self/fd/{}/.tcp-echo-check-{}",
+        folder.as_raw_fd(),
+        std::process::id()
+    );
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(&beside)?)?;
+    std::fs::remove_file(&beside)?;
+    Ok(false)
 }
 
 /// The addresses of a name, each once.
 ///
 /// # Errors
 /// Those of getaddrinfo(3).
-pub fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let mut addresses = Vec::new();
     for address in (host, port).to_socket_addrs()?.map(unmapped) {
         if !addresses.contains(&address) {
@@ -213,6 +270,22 @@ pub fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 }
 
 fn tcp(address: SocketAddr, v6only: bool, options: &Options) -> Result<Bound, Failure> {
+    let (socket, refused) = bind(address, v6only, options)?;
+    let listening = socket.listen(backlog(options));
+    listening.map_err(Failure::of(&address))?;
+    Ok(Bound {
+        socket: ListenSocket::Tcp(OwnedFd::from(socket).into()),
+        path: None,
+        refused,
+    })
+}
+
+/// A socket that has an address and its options, and does not listen.
+fn bind(
+    address: SocketAddr,
+    v6only: bool,
+    options: &Options,
+) -> Result<(Socket, Vec<Refused>), Failure> {
     let failed = Failure::of(&address);
     let socket = Socket::new(
         Domain::for_address(address),
@@ -241,12 +314,7 @@ fn tcp(address: SocketAddr, v6only: bool, options: &Options) -> Result<Bound, Fa
     // Before listen(2): the window that a SYN is answered with depends on the buffer sizes.
     refused.extend(socket::apply(&socket, options));
     socket.bind(&address.into()).map_err(&failed)?;
-    socket.listen(backlog(options)).map_err(&failed)?;
-    Ok(Bound {
-        socket: ListenSocket::Tcp(OwnedFd::from(socket).into()),
-        path: None,
-        refused,
-    })
+    Ok((socket, refused))
 }
 
 fn unix(path: &Path, options: &Options) -> io::Result<Bound> {
@@ -299,12 +367,12 @@ fn lock_folder(path: &Path) -> Option<File> {
     }
 }
 
-/// A socket on which no process listens any more.  Anything else in its place is not ours to remove.
+/// A socket that no process has any more.  Anything else in its place is not ours to remove.
 fn is_stale(path: &Path, address: &SockAddr) -> bool {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    // Non-blocking: a live server with a full queue must not hold us up.
+    // A datagram socket troubles no server: one for streams is of the wrong type (EPROTOTYPE).
     is_socket
-        && Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)
+        && Socket::new(Domain::UNIX, Type::DGRAM, None)
             .and_then(|probe| probe.connect(address))
             .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }

@@ -1,8 +1,8 @@
 //! Everything that touches the system outside the data path: descriptors, sockets and their
 //! options, the service manager, signals, the kernel's settings, the log.
 //!
-//! In reading order: [`clock`], [`lock`], [`kernel`], [`socket`], [`rights`], [`positions`], [`memory`], [`report`], [`activation`], [`bind`], [`signals`], [`notify`],
-//! [`events`], [`rate`], [`logging`].
+//! In reading order: [`clock`], [`lock`], [`kernel`], [`socket`], [`rights`], [`positions`], [`memory`], [`report`], [`activation`], [`signals`], [`notify`],
+//! [`events`], [`bind`], [`rate`], [`logging`].
 
 pub mod activation;
 pub mod bind;

@@ -1,6 +1,8 @@
 //! `tcp-echo check` says what the configuration means, and complains as the daemon would.
 
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::process::Command;
 
 use crate::daemon::{Daemon, Folder, PROGRAM, Plan, has};
 
@@ -63,15 +65,26 @@ fn asked_effective_and_who_limits_it() {
 }
 
 #[test]
-fn a_taken_port_is_no_matter_to_it_and_not_touched() {
+fn an_address_in_use_is_noted_and_not_touched() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
-    let (status, text) = check(
-        "",
-        &["--listen", &listener.local_addr().unwrap().to_string()],
-    );
-    assert_eq!(status, Some(0), "{text}");
-    assert!(listener.accept().is_err(), "somebody called");
+    let folder = Folder::new();
+    let path = folder.path("echo.sock");
+    let unix = UnixListener::bind(&path).unwrap();
+    unix.set_nonblocking(true).unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
+    for address in [taken, format!("unix:{}", path.display())] {
+        let (status, text) = check("", &["--listen", &address]);
+        assert_eq!(status, Some(0), "{text}");
+        let note = format!(
+            "in use now, as it should be where the service runs; else: cannot listen on {address}"
+        );
+        assert!(text.contains(&note), "{text}");
+    }
+    assert!(listener.accept().is_err(), "the check has connected");
+    assert!(unix.accept().is_err(), "the check has connected");
+    let left: Vec<_> = std::fs::read_dir(folder.path("")).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
 }
 
 #[test]
@@ -190,7 +203,7 @@ fn a_report_that_cannot_be_written_is_a_failure() {
         .write(true)
         .open("/dev/full")
         .unwrap();
-    let output = std::process::Command::new(PROGRAM)
+    let output = Command::new(PROGRAM)
         .args(["check", "--config", "/dev/null"])
         .stdout(full)
         .output()
@@ -204,7 +217,7 @@ fn a_report_that_cannot_be_written_is_a_failure() {
 fn the_table_of_the_built_in_listeners_is_theirs() {
     let folder = Folder::new();
     let file = folder.write("config.toml", "[listener.default]\nnodelay = false\n");
-    let output = std::process::Command::new(PROGRAM)
+    let output = Command::new(PROGRAM)
         .args(["check", "--config", file.to_str().unwrap()])
         .output()
         .unwrap();
@@ -219,47 +232,83 @@ fn the_table_of_the_built_in_listeners_is_theirs() {
 }
 
 #[test]
-fn listeners_that_collide_and_options_for_passed_sockets_are_found() {
-    let two = |one: &str, other: &str| {
-        format!("[listener.a]\naddress = '{one}'\n[listener.b]\naddress = '{other}'\n")
-    };
-    for (config, status, part) in [
-        (
-            two("*:9940", "127.0.0.1:9940"),
-            69,
-            "another listener of the configuration",
-        ),
-        (
-            two("127.0.0.1:9940", "*:9940"),
-            69,
-            "another listener of the configuration",
-        ),
-        (
-            two("127.0.0.1:9940", "127.0.0.1:9940"),
-            69,
-            "another listener of the configuration",
-        ),
-        (
-            two("unix:/tmp/a.sock", "unix:/tmp/a.sock"),
-            69,
-            "another listener of the configuration",
-        ),
-        (two("127.0.0.1:9940", "[::1]:9940"), 0, "[::1]:9940"),
-        (two("[::]:9940", "127.0.0.1:9940"), 0, "127.0.0.1:9940"),
-        (two("*:9940", "127.0.0.1:9941"), 0, "127.0.0.1:9941"),
-        (
-            "[listener.web]\ncongestion = 'nosuch'\n".into(),
-            78,
-            "listener web: congestion",
-        ),
+fn options_for_passed_sockets_are_tried() {
+    let (status, text) = check("[listener.web]\ncongestion = 'nosuch'\n", &[]);
+    assert_eq!(status, Some(78), "{text}");
+    assert!(text.contains("listener web: congestion"), "{text}");
+}
+
+/// A host of our own: names, folders of all kinds, no port in use, and no privilege.
+const HOST: &str = "
+    ip link set lo up
+    cd \"$0\" && mkdir ro shut && mount -t tmpfs -o ro none ro && chmod 555 shut && touch file
+    printf '%s\\n' '192.0.2.1 lacking' '224.0.0.1 multi' '127.0.0.1 both' '192.0.2.1 both' > hosts
+    mount --bind hosts /etc/hosts
+    exec setpriv --bounding-set=-all --inh-caps=-all \"$@\"";
+
+#[test]
+fn the_check_and_the_daemon_never_disagree() {
+    if !has("unshare") || !has("ip") || !has("setpriv") {
+        return;
+    }
+    let possible = Command::new("unshare").args(["-rmn", "true"]).status();
+    if !possible.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: there are no user namespaces here");
+        return;
+    }
+    let another = "another listener of the configuration";
+    for (addresses, status, part) in [
+        (&["127.0.0.1:9940"][..], 0, "127.0.0.1:9940"),
+        (&["127.0.0.1:7"], 77, "CAP_NET_BIND_SERVICE"),
+        (&["*:7"], 77, "CAP_NET_BIND_SERVICE"),
+        (&["192.0.2.1:9940"], 69, "no interface of this host"),
+        (&["lacking:9940"], 69, "no interface of this host"),
+        (&["multi:9940"], 69, "multicast"),
+        (&["both:9940"], 0, "192.0.2.1"),
+        (&["nowhere:9940"], 69, "nowhere:9940"),
+        (&["[::ffff:127.0.0.1]:9940"], 0, "127.0.0.1:9940"),
+        (&["[fe80::1]:9940"], 78, "name the interface"),
+        (&["[fe80::1%lo]:9940"], 69, "fe80::1"),
+        (&["unix:FOLDER/echo.sock"], 0, "echo.sock"),
+        (&["unix:FOLDER/stale"], 0, "stale"),
+        (&["unix:FOLDER/ro/x"], 77, "another folder"),
+        (&["unix:FOLDER/shut/x"], 77, "must be writable"),
+        (&["unix:FOLDER/file"], 69, "no socket"),
+        (&["unix:FOLDER/file/x"], 69, "Not a directory"),
+        (&["unix:FOLDER/none/x"], 69, "does not exist"),
+        (&["unix:/proc/x"], 69, "takes no socket"),
+        (&["unix:/sys/x"], 77, "/sys/x"),
+        (&["unix:FOLDER/a", "unix:FOLDER/a"], 69, another),
+        (&["*:9940", "127.0.0.1:9940"], 69, another),
+        (&["127.0.0.1:9940", "*:9940"], 69, another),
+        (&["127.0.0.1:9940", "127.0.0.1:9940"], 69, another),
+        (&["127.0.0.1:9940", "both:9940"], 69, another),
+        (&["127.0.0.1:9940", "[::1]:9940"], 0, "[::1]:9940"),
+        (&["[::]:9940", "127.0.0.1:9940"], 0, "127.0.0.1:9940"),
+        (&["*:9940", "127.0.0.1:9941"], 0, "127.0.0.1:9941"),
     ] {
-        let (checked, text) = check(&config, &[]);
-        assert_eq!(checked, Some(status), "{config}\n{text}");
-        assert!(text.contains(part), "{config}\n{text}");
-        if status == 69 && !config.contains("unix:") {
-            let (served, log) = Plan::bare().config(&config).unnotified().run();
-            assert_eq!(served.code(), Some(status), "{config}\n{log}");
-            assert!(log.contains(part), "{config}\n{log}");
-        }
+        let plan = || {
+            let plan = Plan::bare();
+            let folder = plan.folder().path("").display().to_string();
+            drop(UnixListener::bind(plan.folder().path("stale")).unwrap());
+            let mut config = String::new();
+            for (number, address) in addresses.iter().enumerate() {
+                let address = address.replace("FOLDER/", &folder);
+                config += &format!("[listener.l{number}]\naddress = '{address}'\n");
+            }
+            plan.config(&config)
+                .under(&["unshare", "-rmn", "sh", "-c", HOST, &folder])
+        };
+        let (checked, text) = plan().unnotified().argument("check").run();
+        assert_eq!(checked.code(), Some(status), "{addresses:?}\n{text}");
+        assert!(text.contains(part), "{addresses:?}\n{text}");
+        let (served, log) = if status == 0 {
+            let mut daemon = plan().start();
+            (daemon.stop(), daemon.log())
+        } else {
+            plan().unnotified().run()
+        };
+        assert_eq!(served.code(), Some(status), "{addresses:?}\n{log}");
+        assert!(log.contains(part), "{addresses:?}\n{log}");
     }
 }

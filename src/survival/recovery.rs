@@ -435,7 +435,9 @@ impl<'a> Reader<'a> {
                 owed,
             }),
             Err(why) => {
-                end(&socket, false);
+                // What was sent over Multipath TCP would wait for a peer that does not read for as
+                // long as a parcel holds the socket.
+                end(&socket, !is_counted(&socket));
                 *self.lost.entry(why).or_default() += 1;
             }
         }
@@ -449,13 +451,11 @@ impl<'a> Reader<'a> {
         socket: &OwnedFd,
         record: &Record,
     ) -> Result<(Positions, Option<Owed>), &'static str> {
-        // Of a Unix stream the kernel does not count, of Multipath TCP not the whole.
-        let uncounted = SockRef::from(socket).protocol().ok().flatten() != Some(Protocol::TCP);
-        let found = match (uncounted, self.planned) {
-            (true, false) => return Err("a stream other than TCP does not survive a crash"),
-            (true, true) => noted(record),
-            (false, _) if controls::is_on(controls::NO_COUNTERS) => noted(record),
-            (false, planned) => match positions(socket) {
+        let found = match (is_counted(socket), self.planned) {
+            (false, false) => return Err("a stream other than TCP does not survive a crash"),
+            (false, true) => noted(record),
+            (true, _) if controls::is_on(controls::NO_COUNTERS) => noted(record),
+            (true, planned) => match positions(socket) {
                 Ok(found) => found,
                 // As after any hand-over, it is where it was noted to be.
                 Err(_) if planned => noted(record),
@@ -509,6 +509,12 @@ fn noted(record: &Record) -> Positions {
         over: false,
         quiet: Duration::ZERO,
     }
+}
+
+/// Whether the kernel counts the bytes of a stream: of a Unix one it does not, of Multipath TCP not the
+/// whole.
+fn is_counted(socket: &OwnedFd) -> bool {
+    SockRef::from(socket).protocol().ok().flatten() == Some(Protocol::TCP)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! - `survival`: connections live on when the daemon does not
 //! - `instants`: a crash between any two system calls
 //! - `degrade`: what stands in the way of survival is told, and everybody is served
+//! - `multipath`: connections of several subflows
 //! - `damage`: the memory of kept connections is not believed
 //! - `regressions`: what once went wrong with all that
 //! - `store`: the fixture's manager keeps descriptors as systemd does
@@ -57,6 +58,7 @@ mod layers;
 mod limits;
 mod logging;
 mod manuals;
+mod multipath;
 mod notify;
 mod recipe;
 mod regressions;

@@ -134,9 +134,7 @@ impl Listener {
     ) -> io::Result<Self> {
         let local = match &socket {
             ListenSocket::Tcp(socket) => Endpoint::Ip(socket.local_addr()?),
-            ListenSocket::Unix(socket) => {
-                Endpoint::Unix(socket.local_addr()?.as_pathname().map(Into::into))
-            }
+            ListenSocket::Unix(socket) => socket.local_addr()?.into(),
         };
         let socket = match socket {
             ListenSocket::Tcp(socket) => ListenerSocket::Tcp(TcpListener::from_std(socket)),

@@ -16,7 +16,7 @@ use crate::survival::lane::Seat;
 use crate::system::bind::is_local;
 use crate::system::events::Endpoint;
 use crate::system::rights::{self, Apart};
-use crate::system::socket::{unacknowledged, unsent};
+use crate::system::socket::{Credentials, credentials, unacknowledged, unsent};
 
 /// A connected socket and what the server remembers of it.
 #[derive(Debug)]
@@ -34,12 +34,12 @@ pub struct Stream {
     pub seat: Option<Seat>,
 }
 
-/// A socket of either family, and the peer's address.
+/// A socket of either family, with the address of a peer of TCP.
 #[derive(Debug)]
 pub enum Socket {
     /// TCP.
     Tcp(TcpStream, SocketAddr),
-    /// A Unix stream; its peer has no address worth telling.
+    /// A Unix stream.
     Unix(Apart<UnixStream>),
 }
 
@@ -69,7 +69,18 @@ impl Stream {
     pub fn peer(&self) -> Endpoint {
         match &self.socket {
             Socket::Tcp(_, peer) => Endpoint::Ip(canonical(*peer)),
-            Socket::Unix(_) => Endpoint::Unix(None),
+            Socket::Unix(socket) => socket
+                .peer_addr()
+                .map_or(Endpoint::Unix(None), Endpoint::from),
+        }
+    }
+
+    /// The process of the peer, where it can be told.
+    #[must_use]
+    pub fn credentials(&self) -> Option<Credentials> {
+        match &self.socket {
+            Socket::Tcp(..) => None,
+            Socket::Unix(_) => credentials(self),
         }
     }
 
@@ -91,9 +102,7 @@ impl Stream {
             Socket::Tcp(socket, _) => socket
                 .local_addr()
                 .map(|address| Endpoint::Ip(canonical(address))),
-            Socket::Unix(socket) => socket
-                .local_addr()
-                .map(|address| Endpoint::Unix(address.as_pathname().map(Into::into))),
+            Socket::Unix(socket) => socket.local_addr().map(Endpoint::from),
         }
     }
 }

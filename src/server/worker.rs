@@ -372,6 +372,7 @@ impl Worker {
         Who {
             number: stream.number,
             peer: stream.peer(),
+            credentials: stream.credentials(),
             local: stream.local().unwrap_or(Endpoint::Unix(None)),
             listener: self.names[stream.listener as usize].clone(),
         }

@@ -74,7 +74,7 @@ impl Failure {
         self.twice |= in_use
             && ours.iter().any(|ours| match ours {
                 Endpoint::Ip(ours) => Ok(ours.port()) == port,
-                Endpoint::Unix(_) => ours.to_string() == self.address,
+                Endpoint::Unix(_) | Endpoint::Abstract(_) => ours.to_string() == self.address,
             });
         self
     }

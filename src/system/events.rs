@@ -12,6 +12,8 @@ use std::borrow::Cow;
 use std::fmt::{self, Write};
 use std::io;
 use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net as unix;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ use tracing::{debug, error, info, trace, warn};
 
 use super::kernel::Kernel;
 use super::report::Row;
-use super::socket::{Queue, Refused, duration, size};
+use super::socket::{Credentials, Queue, Refused, duration, size};
 use crate::cli::Level;
 use crate::echo::counters::Counters;
 use crate::echo::reason::{Reason, Summary};
@@ -82,6 +84,11 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
+/// The same for text of one line, such as a line of a message to the service manager.
+fn one_line(text: &str) -> String {
+    printable(text).replace('\n', "\\u{a}")
+}
+
 /// An address of a socket, ours or the peer's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
@@ -89,16 +96,26 @@ pub enum Endpoint {
     Ip(SocketAddr),
     /// A Unix stream socket, by its path if it has one.
     Unix(Option<PathBuf>),
+    /// One by its name in the abstract namespace, unix(7).
+    Abstract(Vec<u8>),
+}
+
+impl From<unix::SocketAddr> for Endpoint {
+    fn from(address: unix::SocketAddr) -> Self {
+        address.as_abstract_name().map_or_else(
+            || Self::Unix(address.as_pathname().map(Into::into)),
+            |name| Self::Abstract(name.into()),
+        )
+    }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(address) => write!(f, "{address}"),
-            // It stands in messages to the service manager, too, which end with the line.
-            Self::Unix(Some(path)) => {
-                let path = path.to_string_lossy();
-                write!(f, "unix:{}", printable(&path).replace('\n', "\\u{a}"))
+            Self::Unix(Some(path)) => write!(f, "unix:{}", one_line(&path.to_string_lossy())),
+            Self::Abstract(name) => {
+                write!(f, "unix:@{}", one_line(&String::from_utf8_lossy(name)))
             }
             Self::Unix(None) => f.write_str("unix"),
         }
@@ -123,6 +140,8 @@ pub struct Who {
     pub number: u64,
     /// The other side.
     pub peer: Endpoint,
+    /// The process that connected, where it is of this host and known.
+    pub credentials: Option<Credentials>,
     /// Our side.
     pub local: Endpoint,
     /// The listener that accepted it.
@@ -472,8 +491,10 @@ impl Event {
             Self::StartFailed(why) => error!(message_id = id::START_FAILED, "cannot start: {why}"),
             Self::Opened(who) => debug!(
                 message_id = id::OPENED, "echo.connection" = who.number, "echo.peer" = %who.peer,
+                "echo.peer_pid" = who.credentials.and_then(|peer| peer.pid),
+                "echo.peer_uid" = who.credentials.map(|peer| peer.uid),
                 "echo.local" = %who.local, "echo.listener" = who.listener,
-                "connection {} from {} to {} opened", who.number, who.peer, who.local
+                "connection {} from {}{} to {} opened", who.number, who.peer, by(who), who.local
             ),
             Self::Turned {
                 number,
@@ -729,10 +750,20 @@ impl Event {
     }
 }
 
+/// The process of a peer, behind its address.
+fn by(who: &Who) -> String {
+    let Some(Credentials { pid, uid }) = who.credentials else {
+        return String::new();
+    };
+    let pid = pid.map_or_else(String::new, |pid| format!("pid {pid}, "));
+    format!(" ({pid}uid {uid})")
+}
+
 fn tell_closed(who: &Who, summary: &Summary) {
     let Who {
         number,
         peer,
+        credentials,
         local,
         listener,
     } = who;
@@ -755,10 +786,13 @@ fn tell_closed(who: &Who, summary: &Summary) {
         let _ = write!(text, ": {}", io::Error::from_raw_os_error(errno));
     }
     info!(
-        message_id = id::CLOSED, "echo.connection" = number, "echo.peer" = %peer, "echo.local" = %local,
+        message_id = id::CLOSED, "echo.connection" = number, "echo.peer" = %peer,
+        "echo.peer_pid" = credentials.and_then(|peer| peer.pid),
+        "echo.peer_uid" = credentials.map(|peer| peer.uid), "echo.local" = %local,
         "echo.listener" = listener, "echo.received" = received, "echo.sent" = sent, "echo.owed" = owed,
         "echo.duration_usec" = micros(*span), "echo.reason" = reason.as_str(), errno,
-        "connection {number} from {peer} on {local} ended ({}): received {received}, sent {sent}, in {span:.1?}{text}",
+        "connection {number} from {peer}{} on {local} ended ({}): received {received}, sent {sent}, in {span:.1?}{text}",
+        by(who),
         reason.as_str()
     );
 }
@@ -964,6 +998,10 @@ mod tests {
             number: 1,
             peer: Endpoint::Ip("127.0.0.1:1".parse().unwrap()),
             local: Endpoint::Unix(Some("/\r".into())),
+            credentials: Some(Credentials {
+                pid: Some(1),
+                uid: 0,
+            }),
             listener: "w\u{1b}b".into(),
         };
         let listener = || "w\u{1b}b".to_owned();
@@ -1021,7 +1059,7 @@ mod tests {
                 sent: 0,
             },
             Event::Refused {
-                peer: Endpoint::Unix(Some("/\u{8}".into())),
+                peer: Endpoint::Abstract(b"\x08\n\0".to_vec()),
                 most: 1,
                 count: 1,
             },

@@ -234,6 +234,44 @@ pub(crate) fn end(socket: &impl AsFd, given_up: bool) {
     }
 }
 
+/// The process that made the other end of a Unix stream, as it was then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Its id; `None` where it is not of this process' namespace of ids.
+    pub pid: Option<u32>,
+    /// Its effective user id.
+    pub uid: u32,
+}
+
+/// Those of the peer of a Unix stream (`SO_PEERCRED`, unix(7)); `None` if they cannot be told.
+#[expect(
+    unsafe_code,
+    reason = "of rustix, a process id cannot be zero, as it is for one of another namespace"
+)]
+pub(crate) fn credentials(socket: &impl AsFd) -> Option<Credentials> {
+    let mut found = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut length = libc::socklen_t::try_from(size_of_val(&found)).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes into `found`, which is plain data.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &raw mut length,
+        )
+    };
+    // User id -1 stands for "not known".
+    (result == 0 && found.uid != u32::MAX).then_some(Credentials {
+        pid: u32::try_from(found.pid).ok().filter(|pid| *pid > 0),
+        uid: found.uid,
+    })
+}
+
 /// Bytes in the send queue of a TCP socket that the peer has not acknowledged (`SIOCOUTQ`,
 /// tcp(7)), an unacknowledged FIN counted as one; zero if that cannot be told.
 pub fn unacknowledged(socket: &impl AsFd) -> u64 {

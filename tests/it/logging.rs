@@ -6,8 +6,10 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{self as unix, UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -16,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use socket2::SockRef;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::daemon::{
     Daemon, Folder, PROGRAM, Plan, SOON, end_of, eventually, finish, has, has_terminals, pattern,
@@ -235,19 +237,55 @@ fn the_end_of_a_connection_is_one_event_with_all_that_matters() {
 }
 
 #[test]
-fn a_unix_peer_is_told_without_an_address() {
+fn a_unix_peer_is_logged_with_its_process() {
     let folder = Folder::new();
     let path = folder.path("echo.sock");
     let mut daemon = Plan::bare()
         .argument("--log-format=json")
         .argument(&format!("--listen=unix:{}", path.display()))
         .start();
-    let client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let client = UnixStream::connect(&path).unwrap();
     ping(&client, b"hello");
     drop(client);
     let end = first_end(&daemon);
     assert_eq!(end["echo.peer"], "unix");
+    assert_eq!(end["echo.peer_pid"], std::process::id());
+    let user = rustix::process::geteuid().as_raw();
+    assert_eq!(end["echo.peer_uid"], user);
     assert_eq!(end["echo.local"], format!("unix:{}", path.display()));
+    let process = format!("from unix (pid {}, uid {user}) on ", std::process::id());
+    assert!(end["message"].as_str().unwrap().contains(&process), "{end}");
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn an_abstract_name_is_logged_and_cannot_drive_a_terminal() {
+    let name = format!("tcp-echo-it-{}-\u{1b}\n", std::process::id());
+    let address = unix::SocketAddr::from_abstract_name(&name).unwrap();
+    let listener = UnixListener::bind_addr(&address).unwrap();
+    let mut daemon = Plan::bare()
+        .argument("--log-format=json")
+        .pass(vec![listener.into()], "abstract")
+        .start();
+    let shown = format!("unix:@tcp-echo-it-{}-\\u{{1b}}\\u{{a}}", std::process::id());
+    assert_eq!(daemon.listen.join(" "), shown);
+    let client = UnixStream::connect_addr(&address).unwrap();
+    ping(&client, b"hello");
+    // The other way round, a peer that has a name.
+    let named = format!("{name}peer");
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    socket
+        .bind(&SockAddr::unix(format!("\0{named}")).unwrap())
+        .unwrap();
+    socket
+        .connect(&SockAddr::unix(format!("\0{name}")).unwrap())
+        .unwrap();
+    let second = UnixStream::from(OwnedFd::from(socket));
+    ping(&second, b"hello");
+    drop(second);
+    let end = first_end(&daemon);
+    assert_eq!(end["echo.local"], shown);
+    assert_eq!(end["echo.peer"], format!("{shown}peer"));
     assert!(daemon.stop().success());
 }
 

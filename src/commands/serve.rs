@@ -284,8 +284,10 @@ impl Opening<'_> {
                 if built_in && listener.name == BUILT_IN {
                     continue;
                 }
+                let mut tables = self.config.listeners.iter();
                 self.log.tell(Event::Unused {
                     listener: listener.name.clone(),
+                    others: tables.any(|table| taken.contains(&table.name)),
                 });
                 continue;
             };

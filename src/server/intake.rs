@@ -14,7 +14,7 @@ use crate::cli::Level;
 use crate::system::activation::StreamSocket;
 use crate::system::bind::is_local;
 use crate::system::events::{Endpoint, Event, Pause};
-use crate::system::kernel::is_alone;
+use crate::system::kernel::{is_alone, is_private};
 use crate::system::rate::Flood;
 use crate::system::report::read_back;
 use crate::system::rights::Apart;
@@ -48,8 +48,13 @@ impl Server {
             });
         }
         let beyond = matches!(&listener.local, Endpoint::Ip(address) if !is_local(address.ip()));
-        // A passed socket may belong to another network namespace than we do.
-        if beyond && !listener.passed && is_alone() == Some(true) {
+        // A passed socket may belong to other namespaces than we do.
+        let alone = !listener.passed
+            && match &listener.local {
+                Endpoint::Unix(Some(path)) => is_private(path),
+                _ => beyond && is_alone() == Some(true),
+            };
+        if alone {
             self.log.tell(Event::Alone {
                 listener: listener.name.clone(),
                 local: listener.local.clone(),

@@ -235,14 +235,15 @@ pub enum Event {
     },
     /// Others than this host can reach a listener.
     Open { listener: String, local: Endpoint },
-    /// Nobody can reach a listener that is meant for others.
+    /// A listener that is meant for others cannot be reached.
     Alone { listener: String, local: Endpoint },
     /// The process has privileges that it does not need.
     Root,
     /// An option was refused.
     Option { listener: String, refused: Refused },
-    /// A listener has neither an address nor a passed socket.
-    Unused { listener: String },
+    /// A listener has neither an address nor a passed socket; `others`: a socket was passed for another
+    /// table, so this one may be for another instance.
+    Unused { listener: String, others: bool },
     /// The host lacks an address.
     Absent(String),
     /// A descriptor of a reserved name, and of no use, was closed.
@@ -291,7 +292,7 @@ impl Event {
             | Self::Alone { .. }
             | Self::Root
             | Self::Option { .. }
-            | Self::Unused { .. }
+            | Self::Unused { others: false, .. }
             | Self::Reserved { .. }
             | Self::Ignored(_)
             | Self::Manager(_)
@@ -316,6 +317,7 @@ impl Event {
             | Self::Resumed { .. }
             | Self::Counters { .. }
             | Self::Absent(_)
+            | Self::Unused { .. }
             | Self::Kept { .. }
             | Self::Unkept { .. }
             | Self::Adopted { .. }
@@ -365,7 +367,7 @@ impl Event {
             | Self::Resumed { listener: name, .. }
             | Self::AcceptFailed { listener: name, .. }
             | Self::Option { listener: name, .. }
-            | Self::Unused { listener: name }
+            | Self::Unused { listener: name, .. }
             | Self::Reserved { name } => text(name),
             Self::ReloadFailed(why)
             | Self::StartFailed(why)
@@ -585,8 +587,17 @@ impl Event {
             ),
             Self::Alone { listener, local } => warn!(
                 message_id = id::ALONE, "echo.listener" = listener, "echo.local" = %local,
-                "listener {listener} on {local} can be reached by nobody outside: this network namespace has no \
-                 interface but lo (PrivateNetwork= in the unit, or a container without a network)"
+                "listener {listener} on {local} cannot be reached from outside: {}",
+                match local {
+                    Endpoint::Ip(_) => {
+                        "this network namespace has no interface but lo (PrivateNetwork= in the unit, or a container \
+                         without a network)"
+                    }
+                    Endpoint::Unix(_) | Endpoint::Abstract(_) => {
+                        "the service has this folder for itself (PrivateTmp= in the unit): choose a path below /run \
+                         (RuntimeDirectory= in the unit), or let a socket unit open it"
+                    }
+                }
             ),
             Self::Root => warn!(
                 message_id = id::ROOT,
@@ -599,12 +610,7 @@ impl Event {
                 errno = refused.error.raw_os_error(),
                 "listener {listener}: {refused}"
             ),
-            Self::Unused { listener } => warn!(
-                message_id = id::UNUSED,
-                "echo.listener" = listener,
-                "listener {listener} is not used: give it an address, or pass a socket with \
-                 FileDescriptorName={listener}"
-            ),
+            Self::Unused { listener, others } => tell_unused(listener, *others),
             Self::Absent(why) => info!(
                 message_id = id::ABSENT,
                 "going on without one address: {why}"
@@ -685,6 +691,26 @@ impl Event {
 
 fn connections(count: usize) -> String {
     format!("{count} connection{}", if count == 1 { "" } else { "s" })
+}
+
+fn tell_unused(listener: &str, others: bool) {
+    macro_rules! tell {
+        ($level:ident, $advice:literal) => {
+            $level!(
+                message_id = id::UNUSED,
+                "echo.listener" = listener,
+                "listener {} is not used{}: give it an address, or pass a socket with FileDescriptorName={}",
+                listener,
+                $advice,
+                listener
+            )
+        };
+    }
+    if others {
+        tell!(info, ", unless another instance has it");
+    } else {
+        tell!(warn, "");
+    }
 }
 
 fn tell_unkept(why: &str, grave: bool) {
@@ -1105,6 +1131,7 @@ mod tests {
             },
             Event::Unused {
                 listener: listener(),
+                others: false,
             },
             Event::Absent("w\u{1b}y".into()),
             Event::Reserved {
@@ -1174,6 +1201,10 @@ mod tests {
     #[test]
     fn an_event_is_filtered_by_the_level_that_it_is_told_at() {
         let mut events = one_of_each();
+        events.push(Event::Unused {
+            listener: "web".into(),
+            others: true,
+        });
         events.push(Event::Reloaded {
             read: vec!["/etc/\u{7}".into()],
             restart: vec!["log.format".into()],

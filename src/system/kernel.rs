@@ -3,6 +3,7 @@
 //! Read from `/proc/sys`, where a sandbox may show nothing: an unreadable value is `None` and is
 //! left out, never guessed.
 
+use std::path::Path;
 use std::time::Duration;
 
 /// `TCP_TIMEOUT_INIT` of Linux: the first wait for an answer to SYN or SYN-ACK (RFC 6298).
@@ -123,6 +124,19 @@ fn interfaces(text: &str) -> impl Iterator<Item = &str> {
         .skip(2)
         .filter_map(|line| line.split_once(':'))
         .map(|(name, _)| name.trim())
+}
+
+/// Whether a path is below a /tmp or /var/tmp that this service has for itself (`PrivateTmp=` of
+/// systemd.exec(5)), as far as /proc/self/mountinfo (proc(5)) shows it.
+#[must_use]
+pub(crate) fn is_private(path: &Path) -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(3);
+        let (root, point) = (fields.next(), fields.next());
+        point.is_some_and(|at| ["/tmp", "/var/tmp"].contains(&at) && path.starts_with(at))
+            && root.is_some_and(|root| root.contains("/systemd-private-"))
+    })
 }
 
 fn doubled(first: Duration, times: u64, most: Duration) -> Duration {

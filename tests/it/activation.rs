@@ -683,3 +683,27 @@ fn systemd_socket_activate_passes_conversations() {
     assert!(daemon.is_running(), "{PROGRAM} took the passer's place");
     daemon.stop();
 }
+
+#[test]
+fn a_table_of_another_instance_is_no_warning() {
+    let table = |name: &str| format!("[listener.{name}]\nnodelay = true\n");
+    for (config, priority) in [
+        (table("web") + &table("other"), "<6>"),
+        (table("other"), "<4>"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut daemon = Plan::bare()
+            .config(&config)
+            .pass(vec![listener.into()], "web")
+            .start();
+        assert!(daemon.stop().success());
+        let log = daemon.log();
+        let line = log.lines().find(|line| line.contains("is not used"));
+        let line = line.unwrap_or_else(|| panic!("{log}"));
+        assert!(
+            line.starts_with(priority) && line.contains("listener other"),
+            "{line}"
+        );
+        assert!(!log.contains("listener web is not used"), "{log}");
+    }
+}

@@ -10,6 +10,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -328,6 +329,33 @@ fn end_of_unix(mut client: &UnixStream) -> Vec<u8> {
     let mut rest = Vec::new();
     let _ = client.read_to_end(&mut rest);
     rest
+}
+
+/// As under `PrivateTmp=` of systemd.exec(5).
+#[test]
+fn a_path_in_a_private_tmp_is_warned_of() {
+    if !has("unshare") {
+        return;
+    }
+    let possible = Command::new("unshare").args(["-rm", "true"]).status();
+    if !possible.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: there are no user namespaces here");
+        return;
+    }
+    let warning = "cannot be reached from outside: the service has this folder for itself";
+    let bind = "mkdir -p \"$0/systemd-private-1/tmp\" && \
+                mount --bind \"$0/systemd-private-1/tmp\" /var/tmp && exec \"$@\"";
+    for (script, warned) in [(bind, true), ("exec \"$@\"", false)] {
+        let plan = Plan::bare();
+        let folder = plan.folder().path("").display().to_string();
+        let listen = format!("--listen=unix:/var/tmp/echo-{}.sock", std::process::id());
+        let mut daemon = plan
+            .argument(&listen)
+            .under(&["unshare", "-rm", "sh", "-c", script, &folder])
+            .start();
+        assert!(daemon.stop().success());
+        assert_eq!(daemon.log().contains(warning), warned, "{}", daemon.log());
+    }
 }
 
 #[test]

@@ -52,7 +52,8 @@ impl Exit {
                 | libc::ENOENT
                 | libc::ENOTDIR,
             ) => Self::Unavailable,
-            // A name that cannot be resolved.
+            None if error.kind() == io::ErrorKind::PermissionDenied => Self::Permission,
+            // A name that cannot be resolved, a group that does not exist.
             None => Self::Unavailable,
             Some(_) => Self::Os,
         }

@@ -18,7 +18,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::Error;
 use super::address::Address;
-use super::units::{Count, Moment, OrAuto, OrOff, Seconds, Size, Span};
+use super::units::{Count, Group, Mode, Moment, OrAuto, OrOff, Seconds, Size, Span};
 
 /// No configuration file is larger, in bytes.
 const LARGEST: u64 = 1024 * 1024;
@@ -88,6 +88,10 @@ section! {
         congestion: Congestion,
         /// The differentiated services code point (RFC 2474), 0 to 63.
         dscp: Count<0, 63>,
+        /// Permissions of the path of a Unix socket that is bound here, chmod(2).
+        mode: Mode,
+        /// Group of the path of a Unix socket that is bound here, chown(2).
+        group: Group,
     }
 }
 

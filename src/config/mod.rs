@@ -190,7 +190,14 @@ pub struct Log {
 
 impl Options {
     /// The options that can be set only before a socket listens.
-    pub const FIXED: [&str; 4] = ["reuse-address", "reuse-port", "v6only", "backlog"];
+    pub const FIXED: [&str; 6] = [
+        "reuse-address",
+        "reuse-port",
+        "v6only",
+        "backlog",
+        "mode",
+        "group",
+    ];
 
     /// What a listener of our own has where nothing else is said.
     #[must_use]
@@ -213,6 +220,8 @@ impl Options {
             notsent_lowat: Some(OrOff(Some(Size(128 * 1024)))),
             congestion: None,
             dscp: Some(Count(0)),
+            mode: None,
+            group: None,
         }
     }
 

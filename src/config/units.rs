@@ -72,7 +72,7 @@ macro_rules! deserialize_unit {
         }
     )+};
 }
-deserialize_unit!([] Span, [] Moment, [] Size, [const LEAST: u32, const MOST: u32] Count<LEAST, MOST>,
+deserialize_unit!([] Mode, [] Group, [] Span, [] Moment, [] Size, [const LEAST: u32, const MOST: u32] Count<LEAST, MOST>,
     [const MOST: u64] Seconds<MOST>, [T: Unit + Zero] OrOff<T>, [T: Unit] OrAuto<T>);
 
 /// A span of time, as in "90s", "5min" or "1h 30min".
@@ -199,6 +199,56 @@ impl<const LEAST: u32, const MOST: u32> Unit for Count<LEAST, MOST> {
             .ok()
             .filter(|number| (LEAST..=MOST).contains(number))
             .map(Self)
+            .ok_or_else(|| format!("{number} is out of range"))
+    }
+}
+
+/// The permissions of a file, chmod(2), from 0 to 0777.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode(pub u32);
+
+impl Unit for Mode {
+    fn expected() -> String {
+        "an octal mode as text, such as \"0660\"".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if digits && mode <= 0o777 => Ok(Self(mode)),
+            _ => Err(format!("{text:?} is no mode from \"0\" to \"0777\"")),
+        }
+    }
+
+    fn from_number(number: i128) -> Result<Self, String> {
+        Err(format!("{number} might be decimal or octal"))
+    }
+}
+
+/// A group, by its name or its number; see group(5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group(pub String);
+
+impl Unit for Group {
+    fn expected() -> String {
+        "the name of a group of /etc/group, or its number".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.is_empty()
+            || text.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control())
+        {
+            return Err(format!("{text:?} is no name"));
+        }
+        Ok(Self(text.into()))
+    }
+
+    fn from_number(number: i128) -> Result<Self, String> {
+        // The last number stands for "none", chown(2).
+        u32::try_from(number)
+            .ok()
+            .filter(|number| *number < u32::MAX)
+            .map(|number| Self(number.to_string()))
             .ok_or_else(|| format!("{number} is out of range"))
     }
 }

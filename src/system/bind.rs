@@ -1,16 +1,16 @@
 //! Listeners of our own: resolved, bound and listening, or an error that says what to do.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{FlockOperation, Gid, Mode as Creation, OFlags, chown, flock};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -20,6 +20,7 @@ use super::rights;
 use super::socket::{self, Refused};
 use crate::config::Options;
 use crate::config::address::{Address, unfit, unmapped};
+use crate::config::units::{Group, Mode};
 
 /// How long a start waits for another daemon that opens a path in the same folder.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -165,7 +166,7 @@ pub(crate) struct Probe {
 pub(crate) fn probe(address: &Address, options: &Options) -> Result<Probe, Failure> {
     let options = options.clone().over(Options::built_in());
     if let Address::Unix(path) = address {
-        let in_use = probe_path(path).map_err(Failure::of(address))?;
+        let in_use = probe_path(path, &options).map_err(Failure::of(address))?;
         let in_use = in_use.then(|| Failure::of(address)(Errno::ADDRINUSE.into()));
         return Ok(Probe {
             in_use: in_use.into_iter().collect(),
@@ -232,7 +233,7 @@ fn each<T>(
 }
 
 /// Whether another server has a path, which can be bound else.
-fn probe_path(path: &Path) -> io::Result<bool> {
+fn probe_path(path: &Path, options: &Options) -> io::Result<bool> {
     let there = std::fs::symlink_metadata(path);
     if there.is_ok() && !is_stale(path, &SockAddr::unix(path)?) {
         let is_socket = there.is_ok_and(|meta| meta.file_type().is_socket());
@@ -241,7 +242,7 @@ fn probe_path(path: &Path) -> io::Result<bool> {
     let folder = rustix::fs::open(
         path.parent().unwrap_or(Path::new("/")),
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
+        Creation::empty(),
     )?;
     // As short as can be, however long the folder's path.
     let beside = format!(
@@ -251,8 +252,44 @@ fn probe_path(path: &Path) -> io::Result<bool> {
     );
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(&beside)?)?;
+    let opened_up = open_up(Path::new(&beside), options);
     std::fs::remove_file(&beside)?;
-    Ok(false)
+    opened_up.map(|()| false)
+}
+
+/// Gives a path the group and the permissions that are asked for.
+fn open_up(path: &Path, options: &Options) -> io::Result<()> {
+    if let Some(Group(name)) = &options.group {
+        let group = Some(Gid::from_raw(group(name)?));
+        chown(path, None, group).map_err(|errno| {
+            let error = io::Error::from(errno);
+            io::Error::new(
+                error.kind(),
+                format!(
+                    "its group cannot be {name}: {error}; the user must be in the group, and chown(2) be allowed \
+                     (SupplementaryGroups= and SystemCallFilter=@chown in the unit)"
+                ),
+            )
+        })?;
+    }
+    // Behind the group, as chown(2) may take permissions away.
+    options.mode.map_or(Ok(()), |Mode(mode)| {
+        std::fs::set_permissions(path, Permissions::from_mode(mode))
+    })
+}
+
+/// The number of a group, group(5).
+fn group(name: &str) -> io::Result<u32> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let groups = std::fs::read_to_string("/etc/group")?;
+    let mut lines = groups.lines().map(|line| line.split(':'));
+    lines
+        .find_map(|mut fields| {
+            (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+        })
+        .ok_or_else(|| io::Error::other(format!("there is no group {name} in /etc/group")))
 }
 
 /// The addresses of a name, each once.
@@ -333,6 +370,10 @@ fn unix(path: &Path, options: &Options) -> io::Result<Bound> {
     }
     let own = OwnPath::of(path);
     // Before the first caller.
+    if let Err(error) = open_up(path, options) {
+        std::fs::remove_file(path)?;
+        return Err(error);
+    }
     rights::refuse(&socket);
     socket.listen(backlog(options))?;
     let refused = socket::apply(&socket, options);

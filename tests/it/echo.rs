@@ -9,6 +9,7 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::thread;
@@ -329,6 +330,56 @@ fn end_of_unix(mut client: &UnixStream) -> Vec<u8> {
     let mut rest = Vec::new();
     let _ = client.read_to_end(&mut rest);
     rest
+}
+
+#[test]
+fn a_path_has_the_mode_and_the_group_that_are_asked_for() {
+    let group = rustix::process::getegid().as_raw();
+    let plan = |keys: &str| {
+        let plan = Plan::bare();
+        let path = plan.folder().path("echo.sock");
+        let table = format!("[listener.x]\naddress = 'unix:{}'\n{keys}", path.display());
+        (plan.config(&table), path)
+    };
+    let (first, path) = plan(&format!("mode = '0604'\ngroup = {group}\n"));
+    let mut daemon = first.start();
+    let meta = std::fs::metadata(&path).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.gid()), (0o604, group));
+    ping(&unix(&daemon), b"hello");
+    assert!(daemon.stop().success());
+    for (keys, status, part) in [
+        ("group = 'no-such-group'\n", 69, "no group no-such-group"),
+        ("mode = 660\n", 78, "decimal or octal"),
+        ("mode = '0999'\n", 78, "no mode"),
+        ("mode = '01777'\n", 78, "no mode"),
+        ("group = ''\n", 78, "no name"),
+    ] {
+        for command in ["check", "serve"] {
+            let (plan, path) = plan(keys);
+            let (got, text) = plan.unnotified().argument(command).run();
+            assert_eq!(got.code(), Some(status), "{keys}: {text}");
+            assert!(text.contains(part), "{keys}: {text}");
+            assert!(!path.exists(), "{keys}");
+        }
+    }
+    if !rustix::process::geteuid().is_root() || !has("setpriv") {
+        return;
+    }
+    // Another user is in no group of others.
+    for command in ["check", "serve"] {
+        let (plan, path) = plan("group = 0\n");
+        let open = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(path.parent().unwrap(), open).unwrap();
+        let user = [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+        ];
+        let (got, text) = plan.unnotified().argument(command).under(&user).run();
+        assert_eq!(got.code(), Some(77), "{text}");
+        assert!(text.contains("SupplementaryGroups="), "{text}");
+    }
 }
 
 /// As under `PrivateTmp=` of systemd.exec(5).

@@ -71,6 +71,8 @@ fn the_default_configuration_says_what_is_built_in() {
     );
     let named = tcp_echo::config::Options {
         congestion: None,
+        mode: None,
+        group: None,
         ..shown.socket.clone()
     };
     let usual = tcp_echo::config::Options::built_in();

@@ -45,6 +45,9 @@ pub enum Command {
         /// Only read the files: open no socket, resolve no name, ask the kernel nothing
         #[arg(long)]
         config_only: bool,
+        /// Print one JSON object instead of text
+        #[arg(long)]
+        json: bool,
     },
     /// Tell the service manager and the daemon ($MAINPID) to reload: for ExecReload=
     Reload,
@@ -155,7 +158,13 @@ mod tests {
         ] {
             let cli = Cli::try_parse_from(line.split(' ')).expect(line);
             assert_eq!(cli.settings.listen.len(), 2, "{line}");
-            assert_eq!(cli.command, Some(Command::Check { config_only: false }));
+            assert_eq!(
+                cli.command,
+                Some(Command::Check {
+                    config_only: false,
+                    json: false
+                })
+            );
         }
         assert!(Cli::try_parse_from(["tcp-echo", "--listen", "nowhere"]).is_err());
     }

@@ -82,7 +82,7 @@ _tcp__echo() {
             return 0
             ;;
         tcp__echo__subcmd__check)
-            opts="-h --config-only --config --listen --log --log-format --help"
+            opts="-h --config-only --json --config --listen --log --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -66,6 +66,7 @@ complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l log-format -
 text\t'As lines of text on standard error'
 json\t'As one JSON object a line on standard error'"
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l config-only -d 'Only read the files: open no socket, resolve no name, ask the kernel nothing'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l json -d 'Print one JSON object instead of text'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r

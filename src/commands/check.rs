@@ -4,11 +4,14 @@
 //! opened on port 0 of loopback: none listens on the real port, where it would steal callers.  The last section turns numbers into cases: how long a
 //! dead peer goes unnoticed, and whether a quiet connection outlives a middlebox.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use serde::Serialize;
 
 use super::serve::{BUILT_IN, LOOPBACK, PORT, descriptors};
 use super::{Exit, complain};
@@ -27,33 +30,29 @@ use crate::system::socket::{duration, size};
 /// either side; many NATs and firewalls are more patient, few are less.
 const MIDDLEBOX: Duration = Duration::from_secs(350);
 
-/// Checks the configuration; with `config_only` nothing but its files.
+/// Checks the configuration; with `config_only` nothing but its files, with `json` for machines.
 #[must_use]
-pub fn run(origin: &Origin, config_only: bool) -> Exit {
-    let config = match origin.load() {
-        Ok(config) => config,
-        Err(error) => {
-            complain(&error.to_string());
-            return Exit::Config;
+pub fn run(origin: &Origin, config_only: bool, json: bool) -> Exit {
+    let mut report = Report::default();
+    match origin.load() {
+        Ok(config) if config_only => report.found.files = files(&config),
+        Ok(config) => {
+            let kernel = Kernel::read();
+            report.files(origin, &config);
+            report.listeners(&config, &kernel);
+            report.limits(&config);
+            report.kernel(&kernel);
+            report.cases(&config, &kernel);
         }
-    };
-    if config_only {
-        return Exit::Success;
+        Err(error) => {
+            let text = error.to_string();
+            complain(&text);
+            report.found.wrong.push(printable(&text).into());
+            report.exit = Exit::Config;
+        }
     }
-    let mut report = Report {
-        text: String::new(),
-        exit: Exit::Success,
-        seen: Vec::new(),
-        paths: Vec::new(),
-    };
-    let kernel = Kernel::read();
-    report.files(origin, &config);
-    report.listeners(&config, &kernel);
-    report.limits(&config);
-    report.kernel(&kernel);
-    report.cases(&config, &kernel);
     let mut out = io::stdout();
-    let written = out.write_all(printable(&report.text).as_bytes());
+    let written = out.write_all(&report.written(config_only, json));
     match written.and_then(|()| out.flush()) {
         // A reader that has seen enough closes the pipe.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -64,12 +63,44 @@ pub fn run(origin: &Origin, config_only: bool) -> Exit {
     }
 }
 
+/// What was found, for a reader and for a machine.
+#[derive(Default)]
 struct Report {
     text: String,
+    found: Found,
     exit: Exit,
     /// The addresses and the paths so far, for those that are given twice.
     seen: Vec<SocketAddr>,
     paths: Vec<PathBuf>,
+}
+
+/// What `--json` prints; tcp-echo(8) explains it.
+#[derive(Default, Serialize)]
+struct Found {
+    exit: u8,
+    wrong: Vec<String>,
+    files: Vec<String>,
+    listeners: Vec<Tried>,
+    limits: BTreeMap<&'static str, String>,
+    loops: BTreeMap<&'static str, String>,
+    kernel: BTreeMap<&'static str, Option<u64>>,
+    cases: Vec<String>,
+}
+
+/// A listener.
+#[derive(Default, Serialize)]
+struct Tried {
+    name: String,
+    /// Absent: it is only for a passed socket.
+    address: Option<String>,
+    notes: Vec<String>,
+    wrong: Vec<String>,
+    options: Vec<Row>,
+}
+
+fn files(config: &Config) -> Vec<String> {
+    let names = config.read.iter().map(|file| file.to_string_lossy());
+    names.map(|name| printable(&name).into()).collect()
 }
 
 impl Report {
@@ -78,7 +109,56 @@ impl Report {
         self.text.push('\n');
     }
 
+    /// The report as it is printed.
+    fn written(&mut self, config_only: bool, json: bool) -> Vec<u8> {
+        if !json {
+            let text = if config_only { "" } else { &self.text };
+            return printable(text).as_bytes().to_vec();
+        }
+        self.found.exit = self.exit as u8;
+        let mut bytes = serde_json::to_vec_pretty(&self.found).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// The heading of a listener.
+    fn begin(&mut self, name: &str, address: Option<&Address>) {
+        self.line(address.map_or_else(
+            || format!("  {name}: only on a passed socket (FileDescriptorName={name})"),
+            |address| format!("  {name}: {address}"),
+        ));
+        self.found.listeners.push(Tried {
+            name: printable(name).into(),
+            address: address.map(|address| printable(&address.to_string()).into()),
+            ..Tried::default()
+        });
+    }
+
+    /// A line about the listener that has begun.
+    fn note(&mut self, text: &str) {
+        self.line(format!("    {text}"));
+        if let Some(listener) = self.found.listeners.last_mut() {
+            listener.notes.push(printable(text).into());
+        }
+    }
+
+    fn limit(&mut self, name: &'static str, value: String) {
+        self.line(format!("  {name:<28}{value}"));
+        self.found.limits.insert(name, value);
+    }
+
+    fn of_loops(&mut self, name: &'static str, value: String) {
+        self.line(format!("  {name:<28}{value}"));
+        self.found.loops.insert(name, value);
+    }
+
+    fn case(&mut self, text: String) {
+        self.line(format!("  {text}"));
+        self.found.cases.push(text);
+    }
+
     fn files(&mut self, origin: &Origin, config: &Config) {
+        self.found.files = files(config);
         self.line("configuration");
         if config.read.is_empty() {
             let file = origin
@@ -117,10 +197,7 @@ impl Report {
             .filter(|listener| listener.address.is_none())
             .filter(|listener| listener.name != BUILT_IN || !named.is_empty())
         {
-            self.line(format!(
-                "  {}: only on a passed socket (FileDescriptorName={})",
-                listener.name, listener.name
-            ));
+            self.begin(&listener.name, None);
             self.passed(&listener.name, &listener.options);
         }
         if named.is_empty() {
@@ -135,7 +212,7 @@ impl Report {
                 }
             }
             for failure in &absent {
-                self.line(format!("    not on this host: {failure}"));
+                self.note(&format!("not on this host: {failure}"));
             }
             if absent.len() == LOOPBACK.len() {
                 self.unless(absent.pop().map_or(Ok(()), Err));
@@ -178,7 +255,7 @@ impl Report {
         open: bool,
         kernel: &Kernel,
     ) -> Result<(), Failure> {
-        self.line(format!("  {name}: {address}"));
+        self.begin(name, Some(address));
         let mut options = options.clone();
         if let Address::Any(_) = address {
             options.v6only = options.v6only.or(Some(false));
@@ -186,15 +263,15 @@ impl Report {
         let options = &options;
         let probe = bind::probe(address, options)?;
         for failure in &probe.in_use {
-            self.line(format!(
-                "    in use now, as it should be where the service runs; else: {failure}"
+            self.note(&format!(
+                "in use now, as it should be where the service runs; else: {failure}"
             ));
         }
         for failure in &probe.absent {
-            self.line(format!("    not on this host: {failure}"));
+            self.note(&format!("not on this host: {failure}"));
         }
         if let Address::Unix(path) = address {
-            self.line("    a Unix stream socket: the options of TCP do not apply");
+            self.note("a Unix stream socket: the options of TCP do not apply");
             if self.paths.contains(path) {
                 return Err(Failure::twice(address));
             }
@@ -223,7 +300,7 @@ impl Report {
             };
             match opened {
                 Ok((bound, _)) => self.opened(name, options, bound, kernel),
-                Err(failure) => self.line(format!("    its options cannot be seen: {failure}")),
+                Err(failure) => self.note(&format!("its options cannot be seen: {failure}")),
             }
         }
         Ok(())
@@ -246,15 +323,15 @@ impl Report {
 
     fn notes(&mut self, real: SocketAddr, options: &Options, open: bool, kernel: &Kernel) {
         if real.is_ipv6() && real.ip().is_unspecified() {
-            self.line(if options.v6only == Some(false) {
-                "    one socket for IPv6 and IPv4"
+            self.note(if options.v6only == Some(false) {
+                "one socket for IPv6 and IPv4"
             } else {
-                "    IPv6 only: v6only = false or *:PORT would take IPv4 as well"
+                "IPv6 only: v6only = false or *:PORT would take IPv4 as well"
             });
         }
         if !is_local(real.ip()) && !open {
-            self.line(
-                "    open to others than this host: limit who may reach it, then say open = true in the configuration",
+            self.note(
+                "open to others than this host: limit who may reach it, then say open = true in the configuration",
             );
         }
         if let Some(start) = kernel
@@ -262,8 +339,8 @@ impl Report {
             .filter(|start| u64::from(real.port()) < *start)
         {
             if real.port() != 0 {
-                self.line(format!(
-                    "    port {} needs CAP_NET_BIND_SERVICE (net.ipv4.ip_unprivileged_port_start = {start}), or the socket unit",
+                self.note(&format!(
+ "port {} needs CAP_NET_BIND_SERVICE (net.ipv4.ip_unprivileged_port_start = {start}), or the socket unit",
                     real.port()
                 ));
             }
@@ -271,6 +348,9 @@ impl Report {
     }
 
     fn rows(&mut self, rows: &[Row]) {
+        if let Some(listener) = self.found.listeners.last_mut() {
+            listener.options.extend_from_slice(rows);
+        }
         self.line(format!("    {:<20}{:<12}{:<12}", "option", "asked", "effective").trim_end());
         for Row {
             option,
@@ -289,64 +369,45 @@ impl Report {
         let most = descriptors(config.workers, config.listeners.len());
         let connections = config.connections(most).min(most);
         self.line("\nlimits");
-        self.line(match config.max_connections {
+        let text = match config.max_connections {
             Some(asked) if asked > most => {
-                format!("  max-connections             {most}, not {asked}: limited by RLIMIT_NOFILE here")
+                format!("{most}, not {asked}: limited by RLIMIT_NOFILE here")
             }
-            Some(asked) => format!("  max-connections             {asked}"),
-            None => format!("  max-connections             {connections}, from RLIMIT_NOFILE here (LimitNOFILE= in a unit)"),
-        });
+            Some(asked) => asked.to_string(),
+            None => format!("{connections}, from RLIMIT_NOFILE here (LimitNOFILE= in a unit)"),
+        };
+        self.limit("max-connections", text);
         let source = config.per_source.most(connections);
-        self.line(format!(
-            "  max-connections-per-source  {}",
-            source.map_or_else(
-                || "off".to_owned(),
-                |most| format!("{most}; not for loopback and Unix sockets")
-            )
-        ));
-        self.line(format!(
-            "  idle-timeout                {}",
-            off(config.limits.idle)
-        ));
-        self.line(format!(
-            "  stall-timeout               {}",
-            off(config.limits.stall)
-        ));
-        self.line(format!(
-            "  max-lifetime                {}",
-            off(config.limits.lifetime)
-        ));
-        self.line(format!(
-            "  max-bytes                   {}",
-            config.limits.bytes.map_or_else(|| "off".to_owned(), size)
-        ));
-        self.line(format!(
-            "  stop-timeout                {}",
-            duration(config.limits.leave)
-        ));
-        self.line(if config.survival {
+        let text = source.map_or_else(
+            || "off".to_owned(),
+            |most| format!("{most}; not for loopback and Unix sockets"),
+        );
+        self.limit("max-connections-per-source", text);
+        self.limit("idle-timeout", off(config.limits.idle));
+        self.limit("stall-timeout", off(config.limits.stall));
+        self.limit("max-lifetime", off(config.limits.lifetime));
+        self.limit(
+            "max-bytes",
+            config.limits.bytes.map_or_else(|| "off".to_owned(), size),
+        );
+        self.limit("stop-timeout", duration(config.limits.leave));
+        let text = if config.survival {
             let kept = config.connections(kept(most)).min(most);
             format!(
-                "  survival                    on, where the service manager has a descriptor store; \
-                 max-connections is {kept} then"
+                "on, where the service manager has a descriptor store; max-connections is {kept} then"
             )
         } else {
-            "  survival                    off".into()
-        });
-        self.line(format!(
-            "  survival-delay              {}",
-            duration(config.survival_delay)
-        ));
+            "off".to_owned()
+        };
+        self.limit("survival", text);
+        self.limit("survival-delay", duration(config.survival_delay));
         self.line("\nloops");
-        self.line(format!("  workers                     {}", config.workers));
-        self.line(format!(
-            "  busy-poll                   {}",
-            off(Some(config.busy_poll).filter(|span| !span.is_zero()))
-        ));
-        self.line(format!(
-            "  poll-timeout                {}",
-            off(config.poll_timeout)
-        ));
+        self.of_loops("workers", config.workers.to_string());
+        self.of_loops(
+            "busy-poll",
+            off(Some(config.busy_poll).filter(|span| !span.is_zero())),
+        );
+        self.of_loops("poll-timeout", off(config.poll_timeout));
     }
 
     fn kernel(&mut self, kernel: &Kernel) {
@@ -380,6 +441,7 @@ impl Report {
             ),
         ];
         for (name, value, meaning) in rows {
+            self.found.kernel.insert(name, value);
             let value = value.map_or_else(
                 || "cannot be seen from here".to_owned(),
                 |value| value.to_string(),
@@ -397,8 +459,8 @@ impl Report {
         let options = options.clone().over(Options::built_in());
         match dead_peer(&options) {
             Some(Dead { after, how }) => {
-                self.line(format!(
-                    "  keepalive finds a dead peer after {} ({how})",
+                self.case(format!(
+                    "keepalive finds a dead peer after {} ({how})",
                     seconds(after)
                 ));
                 let idle = options.keepalive_idle.map_or(Duration::ZERO, |idle| idle.0);
@@ -407,15 +469,17 @@ impl Report {
                 } else {
                     "no: the first probe comes too late, lower keepalive-idle"
                 };
-                self.line(format!(
-                    "  a silent connection survives a middlebox that forgets after {}: {verdict}",
+                self.case(format!(
+                    "a silent connection survives a middlebox that forgets after {}: {verdict}",
                     seconds(MIDDLEBOX)
                 ));
             }
             None => {
-                self.line("  a peer that dies in silence is never found: keepalive is off");
-                self.line(format!(
-                    "  a silent connection survives a middlebox that forgets after {}: no",
+                self.case(
+                    "a peer that dies in silence is never found: keepalive is off".to_owned(),
+                );
+                self.case(format!(
+                    "a silent connection survives a middlebox that forgets after {}: no",
                     seconds(MIDDLEBOX)
                 ));
             }
@@ -430,29 +494,26 @@ impl Report {
             } else {
                 "net.ipv4.tcp_retries2"
             };
-            self.line(format!(
-                "  a peer that dies with our data in flight is found after {} ({by})",
+            self.case(format!(
+                "a peer that dies with our data in flight is found after {} ({by})",
                 seconds(span)
             ));
         }
-        self.line(match config.limits.stall {
-            Some(span) => format!("  a peer that takes nothing of what it is owed is closed after {}", seconds(span)),
-            None => "  a peer that takes nothing of what it is owed is kept for ever: stall-timeout is off".to_owned(),
+        self.case(match config.limits.stall {
+            Some(span) => format!("a peer that takes nothing of what it is owed is closed after {}", seconds(span)),
+            None => "a peer that takes nothing of what it is owed is kept for ever: stall-timeout is off".to_owned(),
         });
-        self.line(match config.limits.idle {
-            Some(span) => format!(
-                "  a peer that says nothing is closed after {}",
-                seconds(span)
-            ),
-            None => "  a peer that says nothing is kept: idle-timeout is off".to_owned(),
+        self.case(match config.limits.idle {
+            Some(span) => format!("a peer that says nothing is closed after {}", seconds(span)),
+            None => "a peer that says nothing is kept: idle-timeout is off".to_owned(),
         });
-        self.line(format!(
-            "  a stop takes at most {}",
+        self.case(format!(
+            "a stop takes at most {}",
             seconds(config.limits.leave)
         ));
         if config.listeners.len() > 1 {
-            self.line(format!(
-                "  (the cases of keepalive and time-outs are those of listener {})",
+            self.case(format!(
+                "(the cases of keepalive and time-outs are those of listener {})",
                 config.listeners[0].name
             ));
         }
@@ -471,6 +532,11 @@ impl Report {
             complain(text);
         }
         self.line(format!("    wrong: {text}"));
+        let text: String = printable(text).into();
+        if let Some(listener) = self.found.listeners.last_mut() {
+            listener.wrong.push(text.clone());
+        }
+        self.found.wrong.push(text);
         self.exit = exit;
     }
 }

@@ -17,9 +17,10 @@ use crate::system::events::printable;
 
 /// How the process ends; the numbers are those of sysexits.h(3head) and of clap, and are listed
 /// in `--help` and the manual.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Exit {
     /// All went well.
+    #[default]
     Success = 0,
     /// The arguments make no sense.
     Usage = 2,
@@ -85,7 +86,7 @@ pub fn run() -> Exit {
     let origin = origin(&cli.settings);
     match &cli.command {
         None | Some(Command::Serve) => serve::run(origin),
-        Some(Command::Check { config_only }) => check::run(&origin, *config_only),
+        Some(Command::Check { config_only, json }) => check::run(&origin, *config_only, *json),
         Some(Command::Reload) => reload::run(),
     }
 }

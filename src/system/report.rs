@@ -15,7 +15,7 @@ use crate::config::Options;
 use crate::config::units::{OrAuto, OrOff, Size};
 
 /// One option as asked and as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Row {
     /// Its key in the configuration.
     pub option: &'static str,

@@ -2,7 +2,9 @@
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
 
 use crate::daemon::{Daemon, Folder, PROGRAM, Plan, has};
 
@@ -311,4 +313,63 @@ fn the_check_and_the_daemon_never_disagree() {
         assert_eq!(served.code(), Some(status), "{addresses:?}\n{log}");
         assert!(log.contains(part), "{addresses:?}\n{log}");
     }
+}
+
+#[test]
+fn a_machine_reads_the_same_as_one_object() {
+    let json = |config: &str, arguments: &[&str]| -> (Option<i32>, Value) {
+        let mut plan = Plan::bare().config(config);
+        for argument in ["check", "--json"].iter().chain(arguments) {
+            plan = plan.argument(argument);
+        }
+        let output = plan.command().stdout(Stdio::piped()).output().unwrap();
+        let found = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), found)
+    };
+    let config = "[socket]\nbacklog = 7\n[limits]\nmax-connections = 9\n[listener.web]\n\
+                  address = '127.0.0.1:0'\n[listener.later]\n[listener.wrong]\naddress = 'unix:/nowhere/x'\n";
+    let (status, found) = json(config, &[]);
+    assert_eq!(status, Some(69), "{found:#}");
+    assert_eq!(found["exit"], 69);
+    assert!(found["files"][0].as_str().unwrap().ends_with("config.toml"));
+    let listener = |name: &str| {
+        let all = found["listeners"].as_array().unwrap();
+        all.iter().find(|one| one["name"] == name).unwrap()
+    };
+    assert_eq!(listener("web")["address"], "127.0.0.1:0");
+    let options = listener("web")["options"].as_array().unwrap();
+    let backlog = options.iter().find(|row| row["option"] == "backlog");
+    let backlog = backlog.unwrap();
+    assert_eq!(
+        (&backlog["asked"], &backlog["effective"]),
+        (&"7".into(), &"7".into())
+    );
+    assert_eq!(listener("later")["address"], Value::Null);
+    let wrong = &listener("wrong")["wrong"][0];
+    assert!(
+        wrong
+            .as_str()
+            .unwrap()
+            .contains("cannot listen on unix:/nowhere/x")
+    );
+    assert_eq!(&found["wrong"][0], wrong);
+    assert_eq!(found["limits"]["max-connections"], "9");
+    assert_eq!(found["loops"]["poll-timeout"], "off");
+    assert!(found["kernel"]["net.core.somaxconn"].is_u64());
+    let cases = found["cases"].as_array().unwrap();
+    assert!(
+        cases
+            .iter()
+            .any(|case| case.as_str().unwrap().starts_with("keepalive finds"))
+    );
+
+    let (status, found) = json("nonsense = 1\n", &["--config-only"]);
+    assert_eq!((status, &found["exit"]), (Some(78), &78.into()));
+    assert!(
+        found["wrong"][0].as_str().unwrap().contains("line 1"),
+        "{found:#}"
+    );
+    let (status, found) = json("", &["--config-only"]);
+    assert_eq!((status, &found["exit"]), (Some(0), &0.into()));
+    assert_eq!(found["listeners"], Value::Array(Vec::new()));
 }

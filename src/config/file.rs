@@ -50,7 +50,34 @@ macro_rules! section {
     };
 }
 
-section! {
+/// [`Options`], and the same without an address for `[socket]`.
+macro_rules! options {
+    ($(#[$doc:meta])* Options {
+        $(#[$address_doc:meta])* address: Address,
+        $($(#[$field_doc:meta])* $field:ident: $type:ty),+ $(,)?
+    }) => {
+        section! {
+            $(#[$doc])*
+            Options {
+                $(#[$address_doc])* address: Address,
+                $($(#[$field_doc])* $field: $type),+
+            }
+        }
+
+        section! {
+            /// `[socket]`.
+            SocketFile { $($(#[$field_doc])* $field: $type),+ }
+        }
+
+        impl From<SocketFile> for Options {
+            fn from(file: SocketFile) -> Self {
+                Self { address: None, $($field: file.$field),+ }
+            }
+        }
+    };
+}
+
+options! {
     /// Options of a listener's socket and of the connections that it accepts; what is absent is
     /// left as it is.  Source of each: socket(7), tcp(7), ip(7), ipv6(7).
     Options {
@@ -101,7 +128,7 @@ section! {
         /// Connections at a time.
         max_connections: OrAuto<Count<1, 1_000_000>>,
         /// Connections at a time from one source.
-        max_connections_per_source: OrAuto<OrOff<Count<0, 1_000_000>>>,
+        max_connections_per_source: OrAuto<OrOff<Count<1, 1_000_000>>>,
         /// See [`crate::echo::Limits`].
         idle_timeout: OrOff<Span>,
         /// See [`crate::echo::Limits`].
@@ -189,22 +216,6 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
     }
 }
 
-/// `[socket]`: options without an address.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct SocketSection(Options);
-
-impl<'de> Deserialize<'de> for SocketSection {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let options = Options::deserialize(deserializer)?;
-        if options.address.is_some() {
-            return Err(D::Error::custom(
-                "`address` belongs in a [listener.NAME] table",
-            ));
-        }
-        Ok(Self(options))
-    }
-}
-
 /// All files, laid over each other.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FileConfig {
@@ -233,7 +244,7 @@ struct Tables {
     survival_delay: Option<Span>,
     limits: Table<LimitsFile>,
     log: Table<LogFile>,
-    socket: Table<SocketSection>,
+    socket: Table<SocketFile>,
     listener: Table<BTreeMap<String, Table<Options>>>,
 }
 
@@ -284,7 +295,7 @@ impl FileConfig {
             },
             limits: tables.limits.0,
             log: tables.log.0,
-            socket: tables.socket.0.0,
+            socket: tables.socket.0.into(),
             listeners: tables
                 .listener
                 .0

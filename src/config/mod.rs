@@ -116,6 +116,16 @@ fn plain(message: &str) -> String {
         (" as i128,", ","),
         (" as u128,", ","),
         ("a boolean", "true or false"),
+        (
+            "wanted string or table",
+            "expected one of its words in quotes",
+        ),
+        (
+            "unknown field `address`, expected",
+            "`address` belongs in a [listener.NAME] table; here is expected",
+        ),
+        ("unknown field", "unknown key"),
+        ("unknown variant", "unknown word"),
     ] {
         message = message.replace(theirs, ours);
     }
@@ -540,7 +550,7 @@ mod tests {
                 "nodelay = true",
                 &[
                     "line 1, column 1",
-                    "unknown field `nodelay`",
+                    "unknown key `nodelay`",
                     "`poll-timeout`",
                 ][..],
             ),
@@ -556,7 +566,18 @@ mod tests {
                 "[listener.x]\naddress = '224.0.0.1:7'",
                 &["line 2, column 11", "multicast"],
             ),
-            ("[socket]\naddress = '*:7'", &["[listener.NAME]"]),
+            (
+                "[socket]\naddress = '*:7'",
+                &["line 2, column 1", "belongs in a [listener.NAME] table"],
+            ),
+            (
+                "[log]\nlevel = 5",
+                &["line 2, column 9", "one of its words in quotes"],
+            ),
+            (
+                "[limits]\nmax-connections-per-source = 0",
+                &["line 2, column 30", "\"off\" switches it off", "from 1 to"],
+            ),
             (
                 "[socket]\nkeepalive-probes = 300",
                 &["line 2, column 20", "from 1 to 127"],
@@ -625,7 +646,7 @@ mod tests {
             ),
             (
                 "[socket]\nnodelai = true",
-                &["line 2, column 1", "unknown field `nodelai`", "`nodelay`"],
+                &["line 2, column 1", "unknown key `nodelai`", "`nodelay`"],
             ),
         ] {
             let folder = Folder::new("errors");
@@ -635,6 +656,11 @@ mod tests {
                 .load()
                 .unwrap_err()
                 .to_string();
+            let offered = error.contains("`address`") && !text.contains("address");
+            assert!(
+                !offered || !text.contains("[socket]"),
+                "{text:?} gives {error:?}"
+            );
             for part in parts.iter().chain([&"config.toml: "]) {
                 assert!(
                     error.contains(part),

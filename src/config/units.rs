@@ -311,7 +311,9 @@ impl<T: Unit + Zero> Unit for OrOff<T> {
     }
 
     fn from_number(number: i128) -> Result<Self, String> {
-        T::from_number(number).and_then(Self::above_zero)
+        T::from_number(number)
+            .map_err(|why| format!("{why} (\"off\" switches it off)"))
+            .and_then(Self::above_zero)
     }
 }
 

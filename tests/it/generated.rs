@@ -397,6 +397,7 @@ fn groups() -> Vec<Group> {
 /// The options of a socket in their order: key, and what the code says about it.
 fn options_of_sockets() -> Vec<(String, String)> {
     let code = text("src/config/file.rs");
+    let (_, code) = code.split_once("\noptions! {\n").unwrap();
     let (_, code) = code.split_once("    Options {\n").unwrap();
     let mut options = Vec::new();
     let mut doc = String::new();

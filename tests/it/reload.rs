@@ -339,7 +339,7 @@ fn a_broken_file_changes_nothing_and_is_told_with_its_place() {
             "[limits]\nidle-timeuot = '10ms'\n",
             &[
                 "line 2, column 1",
-                "unknown field `idle-timeuot`",
+                "unknown key `idle-timeuot`",
                 "`idle-timeout`",
             ],
         ),

@@ -412,14 +412,13 @@ impl Server {
         });
     }
 
-    /// Those that can be packed and are not.  What was passed to us as a
-    /// conversation counts its bytes from another beginning than the kernel.
+    /// Those that can be packed and are not.
     pub(super) fn unkept_young(&mut self) -> Vec<Young> {
         let delay = self.config.survival_delay;
         let loops = self.crew.hold(&mut self.own);
         let young = loops.iter().enumerate().flat_map(|(lane, worker)| {
             let connections = worker.shard.connections();
-            let own = connections.filter(|(_, stream, _)| !stream.shared && !stream.is_doubtful());
+            let own = connections.filter(|(_, stream, _)| stream.can_be_kept());
             own.map(move |(key, stream, connection)| Young {
                 due: connection.began() + delay,
                 lane,

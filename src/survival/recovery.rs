@@ -735,7 +735,7 @@ mod tests {
             }
         };
         let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
-        // Whether the new one has all, one or nobody; whether both of its ends are there.
+        // Whether the new one has both, one or none; whether both of its ends are there.
         for (count, whole, wanted) in [(2, true, 3), (2, false, 2), (1, true, 2), (0, true, 2)] {
             let (mut parcel, queue) = Parcel::new(3).unwrap();
             match count {

@@ -19,6 +19,7 @@
 //! - `degrade`: what stands in the way of survival is told, and everybody is served
 //! - `damage`: the memory of kept connections is not believed
 //! - `regressions`: what once went wrong with all that
+//! - `shortage`: what waits for a successor is not in its way
 //! - `store`: the fixture's manager keeps descriptors as systemd does
 //! - `simulation`: thousands of scripted conversations, seeded
 //! - `kernel`: the facts of the kernel that the design rests on
@@ -62,6 +63,7 @@ mod recipe;
 mod regressions;
 mod reload;
 mod shipped;
+mod shortage;
 mod simulation;
 mod stop;
 mod store;

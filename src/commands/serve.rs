@@ -18,7 +18,7 @@ use crate::config::address::Address;
 use crate::config::{self, Config, MOST_CONNECTIONS, Options, Origin};
 use crate::server::listener::Listener;
 use crate::server::{Parts, Server};
-use crate::survival::heritage::Heritage;
+use crate::survival::heritage::{Heritage, UNSERVED};
 use crate::survival::keeper::Keeper;
 use crate::survival::layout::Geometry;
 use crate::survival::recovery::Estate;
@@ -163,6 +163,7 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
         // Callers go to the worker that has the fewest, so none has more than its share.
         seats: most.div_ceil(workers),
     };
+    let stored = findings.names.clone();
     let (mut heritage, lanes) = Heritage::settle(&mut findings, geometry)
         .map_err(|error| Trouble::System("memory cannot be mapped", error))?;
     let keeper = Keeper::new(&mut heritage, descriptors);
@@ -181,7 +182,14 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
     let (mut server, hint) = match open(parts, config, passed, log) {
         Ok(opened) => opened,
         Err(trouble) => {
-            heritage.leave_as_found(&findings);
+            if let Some(count) = heritage.start_failed(&findings, clock::now()) {
+                let why = format!("no start has succeeded for {}s", UNSERVED.as_secs());
+                log.tell(Event::GivenUp { why, count });
+                let mut manager = Manager::from_env(now).unwrap_or_default();
+                for name in &stored {
+                    manager.unstore(name, now);
+                }
+            }
             return Err(trouble);
         }
     };
@@ -291,7 +299,8 @@ impl Opening<'_> {
                 });
                 continue;
             };
-            let opened = signals::stoppable(|| bind::open(address, &listener.options));
+            let options = self.options(&listener.options);
+            let opened = signals::stoppable(|| bind::open(address, &options));
             let (bound, absent) =
                 opened.map_err(|failure| Trouble::Bind(failure.beside(&self.ours)))?;
             for failure in absent {
@@ -307,7 +316,7 @@ impl Opening<'_> {
         let mut absent = Vec::new();
         let options = self.config.options_for(BUILT_IN);
         for ip in LOOPBACK {
-            match bind::open(&Address::Ip((ip, PORT).into()), options) {
+            match bind::open(&Address::Ip((ip, PORT).into()), &self.options(options)) {
                 Ok((bound, _)) => self.add(BUILT_IN, bound, options)?,
                 Err(failure) if failure.is_absence() => absent.push(failure),
                 Err(failure) => return Err(Trouble::Bind(failure)),
@@ -320,6 +329,16 @@ impl Opening<'_> {
             Some(failure) if absent.len() + 1 == LOOPBACK.len() => Err(Trouble::Bind(failure)),
             _ => Ok(()),
         }
+    }
+
+    /// The options that a listener is opened with: connections that are preserved would hold its
+    /// address against the next process, so they and it share it.
+    fn options(&self, options: &Options) -> Options {
+        let mut options = options.clone();
+        if self.server.preserves() {
+            options.reuse_address = Some(true);
+        }
+        options
     }
 
     fn add(&mut self, name: &str, bound: Vec<Bound>, options: &Options) -> Result<(), Trouble> {

@@ -78,8 +78,8 @@ impl FromStr for Address {
     }
 }
 
-/// An IPv4-mapped address (RFC 4291, section 2.5.5.2) as the IPv4 address that it stands for: an IPv6
-/// socket of its own cannot be bound to it.
+/// An IPv4-mapped address (RFC 4291, section 2.5.5.2) as the IPv4 address that it stands for: a
+/// dual-stack socket gives such for its IPv4 peers, and none can be bound to one.
 #[must_use]
 pub(crate) fn unmapped(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {

@@ -83,7 +83,8 @@ options! {
     Options {
         /// Where to listen; only in a `[listener.NAME]` table.
         address: Address,
-        /// `SO_REUSEADDR`: listen again over connections in TIME-WAIT.
+        /// `SO_REUSEADDR`: listen again over connections in TIME-WAIT; always on where connections
+        /// are preserved, as those that wait for the next process would keep it from the address.
         reuse_address: bool,
         /// `SO_REUSEPORT`: let other processes of the same user share the port.
         reuse_port: bool,

@@ -83,12 +83,7 @@ impl Server {
     pub(super) fn housekeep(&mut self) -> io::Result<()> {
         self.part();
         self.crew.trouble().map_or(Ok(()), Err)?;
-        if let Some(event) = lock(&self.fold).flush(self.now, false) {
-            self.log.tell(event);
-        }
-        for event in self.floods.flush(self.now, false) {
-            self.log.tell(event);
-        }
+        self.flush_sums(false);
         // Nothing is asked of the manager for those who are over.
         self.forget_young();
         self.keep();

@@ -238,7 +238,7 @@ impl Server {
             let mut lost = Vec::new();
             self.crew.with(number, &mut self.own, |worker| {
                 for stream in arrivals.drain(..) {
-                    let kept = !stream.shared && !stream.is_doubtful();
+                    let kept = stream.can_be_kept();
                     let (name, listener) = (stream.number, stream.listener);
                     match worker.admit(stream, now) {
                         Ok(key) if matches!(life, Life::Leaving { .. }) => {

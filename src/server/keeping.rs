@@ -34,6 +34,16 @@ use crate::system::rights::Apart;
 /// anew without the dead.
 const YOUNG: usize = 65_536;
 
+/// Descriptors for which the service manager has room (systemd.exec(5)); `None`: it does not say,
+/// and has to be tried.  systemd says so since version 254, and nothing where there is no room at
+/// all: then `MEMORY_PRESSURE_WATCH` (of the same version) shows that it would.
+fn store_size() -> Option<usize> {
+    match std::env::var("FDSTORE") {
+        Ok(size) => size.parse().ok(),
+        Err(_) => std::env::var_os("MEMORY_PRESSURE_WATCH").map(|_| 0),
+    }
+}
+
 /// What became of a message of the parcel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Packed {
@@ -108,9 +118,15 @@ impl Server {
         }
     }
 
+    /// Whether connections are to be kept for a successor.
+    #[must_use]
+    pub(crate) fn preserves(&self) -> bool {
+        self.config.survival && self.manager.is_there()
+    }
+
     /// Begins to keep connections for a successor.
     pub(super) fn begin_to_keep(&mut self) {
-        if !self.config.survival || !self.manager.is_there() {
+        if !self.preserves() {
             self.keeper.dissolve(&mut self.manager, self.now);
             if self.manager.is_there() {
                 let (why, grave) = (DECLINED.into(), false);
@@ -118,10 +134,8 @@ impl Server {
             }
             return;
         }
-        self.keeper.enable(self.config.survival_delay);
-        // systemd tells the size of the store since version 254; before, it has to be tried.
-        let size = std::env::var("FDSTORE").ok();
-        let size = size.and_then(|size| size.parse::<usize>().ok());
+        let size = store_size();
+        self.keeper.enable(self.config.survival_delay, size);
         if self.keeper.has_inherited() || size.is_some_and(|size| size >= STORED) {
             self.ask();
         } else if size.is_some_and(|size| size > 0) {
@@ -412,14 +426,13 @@ impl Server {
         });
     }
 
-    /// Those that can be packed and are not.  What was passed to us as a
-    /// conversation counts its bytes from another beginning than the kernel.
+    /// Those that can be packed and are not.
     pub(super) fn unkept_young(&mut self) -> Vec<Young> {
         let delay = self.config.survival_delay;
         let loops = self.crew.hold(&mut self.own);
         let young = loops.iter().enumerate().flat_map(|(lane, worker)| {
             let connections = worker.shard.connections();
-            let own = connections.filter(|(_, stream, _)| !stream.shared && !stream.is_doubtful());
+            let own = connections.filter(|(_, stream, _)| stream.can_be_kept());
             own.map(move |(key, stream, connection)| Young {
                 due: connection.began() + delay,
                 lane,

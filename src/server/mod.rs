@@ -359,6 +359,14 @@ impl Server {
         self.wake = earliest([self.wake, self.floods.next_due()]);
     }
 
+    /// Logs the sums whose second is over; `last`: all of them.
+    fn flush_sums(&mut self, last: bool) {
+        let ended = lock(&self.fold).flush(self.now, last);
+        for event in ended.into_iter().chain(self.floods.flush(self.now, last)) {
+            self.log.tell(event);
+        }
+    }
+
     fn leave_all(&mut self) {
         for worker in self.crew.hold(&mut self.own).iter_mut() {
             worker.shard.leave_all(self.now);
@@ -436,12 +444,7 @@ impl Server {
         } else {
             self.keeper.dissolve(&mut self.manager, self.now);
         }
-        if let Some(event) = lock(&self.fold).flush(self.now, true) {
-            self.log.tell(event);
-        }
-        for event in self.floods.flush(self.now, true) {
-            self.log.tell(event);
-        }
+        self.flush_sums(true);
         self.manager.flush(self.now);
         let (counters, refused) = (self.counters(), self.refused);
         self.log.tell(Event::Stopped { counters, refused });

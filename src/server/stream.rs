@@ -11,6 +11,7 @@ use mio::{Interest, Registry, Token};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::SockRef;
 
+use crate::config::address::unmapped;
 use crate::echo::duplex::Duplex;
 use crate::survival::lane::Seat;
 use crate::system::bind::is_local;
@@ -57,6 +58,12 @@ impl Stream {
         }
     }
 
+    /// Whether it can be kept for a successor.  What was passed to us as a conversation counts its bytes
+    /// from another beginning than the kernel.
+    pub(super) fn can_be_kept(&self) -> bool {
+        !self.shared && !self.is_doubtful()
+    }
+
     /// Whether descriptors may be in its queue: such a stream is never kept, or the service manager
     /// would drop them, and wait.
     #[must_use]
@@ -68,7 +75,7 @@ impl Stream {
     #[must_use]
     pub fn peer(&self) -> Endpoint {
         match &self.socket {
-            Socket::Tcp(_, peer) => Endpoint::Ip(canonical(*peer)),
+            Socket::Tcp(_, peer) => Endpoint::Ip(unmapped(*peer)),
             Socket::Unix(socket) => socket
                 .peer_addr()
                 .map_or(Endpoint::Unix(None), Endpoint::from),
@@ -88,7 +95,7 @@ impl Stream {
     #[must_use]
     pub fn peer_address(&self) -> Option<SocketAddr> {
         match &self.socket {
-            Socket::Tcp(_, peer) => Some(canonical(*peer)),
+            Socket::Tcp(_, peer) => Some(unmapped(*peer)),
             Socket::Unix(_) => None,
         }
     }
@@ -101,21 +108,8 @@ impl Stream {
         match &self.socket {
             Socket::Tcp(socket, _) => socket
                 .local_addr()
-                .map(|address| Endpoint::Ip(canonical(address))),
+                .map(|address| Endpoint::Ip(unmapped(address))),
             Socket::Unix(socket) => socket.local_addr().map(Endpoint::from),
-        }
-    }
-}
-
-/// An IPv4 peer of a dual-stack socket is an IPv4 peer.
-#[must_use]
-pub fn canonical(address: SocketAddr) -> SocketAddr {
-    if address.is_ipv4() {
-        address
-    } else {
-        match address.ip().to_canonical() {
-            IpAddr::V4(ip) => (ip, address.port()).into(),
-            IpAddr::V6(_) => address,
         }
     }
 }

@@ -323,7 +323,7 @@ impl Worker {
         if let Some(seat) = stream.seat {
             // First the seat: whoever finds the socket in flight and no seat ends it.
             self.shard.store_mut().stand(seat);
-            // What is still in the queues of such a socket reaches nobody.
+            // What is still in the queues of such a socket arrives nowhere.
             let broken = matches!(
                 summary.reason,
                 Reason::Reset | Reason::Vanished | Reason::Error(_)

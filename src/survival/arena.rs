@@ -22,7 +22,7 @@ use super::layout::{
     FIXED, Geometry, MAGIC, NAME, NAMES, SEAT, VERSION, WORD, check, distance, header, lane,
 };
 use crate::echo::SCRATCH;
-use crate::system::memory::{Memory, Pair, Region, Words, cannot_shrink, memory_file};
+use crate::system::memory::{Memory, Pair, Region, Words, allocate, cannot_shrink, memory_file};
 
 /// The state of an arena whose process has handed everything over.
 const HANDED_OVER: u64 = 1;
@@ -98,7 +98,14 @@ impl Arena {
 
     fn try_create(geometry: Geometry, generation: u64) -> io::Result<(Self, Vec<Region>)> {
         // Without one, as under RLIMIT_FSIZE, there is room for everybody still.
-        let file = memory_file("tcp-echo", geometry.size()).map_err(|error| error.to_string());
+        let file = memory_file("tcp-echo", geometry.size()).and_then(|file| {
+            allocate(&file, 0, geometry.head())?;
+            for lane in 0..geometry.lanes {
+                allocate(&file, geometry.payload_at(lane), SCRATCH)?;
+            }
+            Ok(file)
+        });
+        let file = file.map_err(|error| error.to_string());
         let memory = Memory::new(file.as_ref().ok(), geometry.size())?;
         let (arena, payloads) = Self::new(memory, geometry, generation, file);
         let fixed = arena.meant();
@@ -168,6 +175,14 @@ impl Arena {
     #[must_use]
     pub fn no_file(&self) -> &str {
         self.file.as_ref().err().map_or("", String::as_str)
+    }
+
+    /// Allocates bytes that are used for the first time, by their offset in the file.
+    pub(super) fn allocate(&self, at: usize, size: usize) -> io::Result<()> {
+        match &self.file {
+            Ok(file) => allocate(file, at, size),
+            Err(_) => Ok(()),
+        }
     }
 
     /// How large it is.

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::arena::Arena;
 use super::lane::{Lane, Seat};
@@ -15,8 +16,14 @@ use super::layout::{Geometry, header, slot_at};
 use super::parcel::Parcel;
 use super::recovery::{Findings, Heir, Place, arena_name, parcel_name};
 use crate::echo::backlog::{Backlog, Slot, length};
+use crate::echo::tick::Tick;
+use crate::system::cgroup::memory_kills;
 use crate::system::memory::Region;
 use crate::system::socket::end;
+
+/// How long connections wait in the store while no start succeeds.  Their peers get no answer
+/// meanwhile.
+pub const UNSERVED: Duration = Duration::from_secs(60);
 
 /// A connection of a predecessor, in its new place.
 #[derive(Debug)]
@@ -64,7 +71,7 @@ impl Heritage {
         let mut left = None;
         let (arena, (lanes, adopted, homeless)) = match findings.arena.take() {
             Some((arena, payloads)) if findings.ruin.is_none() && arena.geometry() == geometry => {
-                let settled = stay(&arena, payloads, heirs);
+                let settled = stay(&arena, payloads, heirs, findings.short);
                 (arena, settled)
             }
             found => {
@@ -77,6 +84,9 @@ impl Heritage {
                     }
                 })?;
                 let arena = Arc::new(arena);
+                if let Some(kills) = memory_kills() {
+                    arena.set(header::MEMORY_KILLS, kills.saturating_add(1));
+                }
                 let lanes = (0..).zip(payloads);
                 let lanes = lanes.map(|(index, payload)| Lane::new(arena.clone(), index, payload));
                 let lanes = lanes.collect();
@@ -127,16 +137,32 @@ impl Heritage {
 
     /// Everything may change from now on.
     pub fn take_over(&mut self) {
+        self.arena.set(header::FAILING_SINCE, 0);
         if let Some(old) = self.old.take() {
             // Should a process find it again, nothing in it is what anybody is owed.
             old.disown();
         }
     }
 
-    /// The start has failed before anybody was served: the next one may find it as this one did, but
-    /// for those who had no place.  That was no crash.
-    pub fn leave_as_found(&self, findings: &Findings) {
-        findings.restore(self.old.as_ref().unwrap_or(&self.arena));
+    /// The start has failed before a connection was served: the next one finds everything as this one
+    /// did, but for the connections that had no place.  That was no crash.  When no start has succeeded
+    /// for [`UNSERVED`], the connections are ended, and their number is returned: what is in the store
+    /// is to be removed then.
+    pub fn start_failed(&mut self, findings: &Findings, now: Tick) -> Option<usize> {
+        let arena = self.old.as_ref().unwrap_or(&self.arena);
+        findings.restore(arena);
+        let since = match arena.get(header::FAILING_SINCE) {
+            0 => now,
+            since => Tick::from_micros(since),
+        };
+        arena.set(header::FAILING_SINCE, since.as_micros());
+        if now < since + UNSERVED {
+            return None;
+        }
+        for Adopted { heir, backlog, .. } in &self.adopted {
+            end(&heir.socket, backlog.is_some());
+        }
+        Some(self.adopted.len())
     }
 }
 
@@ -144,7 +170,7 @@ impl Heritage {
 type Settled = (Vec<Lane>, Vec<Adopted>, usize);
 
 /// Everybody stays where they are; what stands in a scratch gets a slot.
-fn stay(arena: &Arc<Arena>, payloads: Vec<Region>, heirs: Vec<Heir>) -> Settled {
+fn stay(arena: &Arc<Arena>, payloads: Vec<Region>, heirs: Vec<Heir>, short: bool) -> Settled {
     let seats: BTreeSet<(usize, u32)> = heirs.iter().map(|heir| (heir.lane, heir.seat)).collect();
     let slots: BTreeSet<(usize, u32)> = heirs
         .iter()
@@ -158,6 +184,7 @@ fn stay(arena: &Arc<Arena>, payloads: Vec<Region>, heirs: Vec<Heir>) -> Settled 
             arena.clone(),
             index,
             payload,
+            short,
             |seat| seats.contains(&(index, seat)),
             |slot| slots.contains(&(index, slot)),
         )

@@ -89,6 +89,8 @@ pub struct Keeper {
     backoff: Duration,
     /// Descriptors that may be open, and as many in flight (unix(7)).
     descriptors: usize,
+    /// There is no store for certain.
+    no_store: bool,
 }
 
 impl Keeper {
@@ -120,11 +122,14 @@ impl Keeper {
             ask_again: None,
             backoff: AGAIN,
             descriptors,
+            no_store: false,
         }
     }
 
-    /// Keeps connections that have lived for `delay`.
-    pub fn enable(&mut self, delay: Duration) {
+    /// Keeps connections that have lived for `delay`, in a store for `size` descriptors, if that is
+    /// known.
+    pub fn enable(&mut self, delay: Duration, size: Option<usize>) {
+        self.no_store = size == Some(0) && !self.has_inherited();
         self.standing = Standing::Waiting;
         self.delay = delay;
     }
@@ -150,6 +155,9 @@ impl Keeper {
             return None;
         }
         self.ask_again = None;
+        if self.no_store {
+            return self.refuse(NO_ROOM.into(), false);
+        }
         if manager.was_exhausted() && std::mem::take(&mut self.unproved) {
             self.fresh = true;
         }

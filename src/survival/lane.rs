@@ -14,7 +14,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
 
 use super::arena::{Arena, Record};
-use super::layout::{WORD, lane, marked, slot_at};
+use super::layout::{MARK, SEAT, WORD, lane, marked, slot_at};
 use crate::echo::SCRATCH;
 use crate::echo::backlog::{Slot, Store, length};
 use crate::echo::tick::Tick;
@@ -22,6 +22,9 @@ use crate::system::memory::{Pair, Region};
 
 /// How long memory that is not needed is kept.
 const WARM: Duration = Duration::from_secs(1);
+
+/// Bytes of seats and of marks that are allocated at a time: the smallest page.
+const ALLOCATED: usize = 4096;
 
 /// Slots given back at a time: each takes some 50 us.
 const TRIM: usize = 16;
@@ -68,6 +71,11 @@ impl Numbers {
     fn give(&mut self, number: u32) {
         self.free.push(number);
     }
+
+    /// Takes the last number back that was never used before.
+    fn untake(&mut self) {
+        self.next -= 1;
+    }
 }
 
 /// One loop's part.
@@ -82,6 +90,8 @@ pub struct Lane {
     seats: Numbers,
     /// Slots without memory.
     slots: Numbers,
+    /// Bytes at the beginning of each slot that are known to be allocated.
+    allocated: Vec<u32>,
     /// Free slots that have their memory still.
     warm: Vec<u32>,
     /// How many of these were not needed since the last look.
@@ -102,6 +112,7 @@ impl Lane {
             filled: 0,
             seats: Numbers::default(),
             slots: Numbers::default(),
+            allocated: Vec::new(),
             warm: Vec::new(),
             unneeded: 0,
             trim: None,
@@ -109,12 +120,13 @@ impl Lane {
     }
 
     /// The part of a loop, as another process has left it, but for the seats and slots that are
-    /// in use.
+    /// in use.  Where memory is `short`, that of the free slots is given back at once.
     #[must_use]
     pub fn resumed(
         arena: Arc<Arena>,
         index: usize,
         payload: Region,
+        short: bool,
         seat_taken: impl Fn(u32) -> bool,
         slot_taken: impl Fn(u32) -> bool,
     ) -> Self {
@@ -129,7 +141,11 @@ impl Lane {
         }
         for slot in numbers(slots).filter(|slot| !slot_taken(*slot)) {
             lane.disown(slot);
-            lane.warm.push(slot);
+            if short {
+                lane.cool(slot);
+            } else {
+                lane.warm.push(slot);
+            }
         }
         lane
     }
@@ -140,11 +156,19 @@ impl Lane {
         &self.arena
     }
 
-    /// Notes a connection; `None`: there is no seat left.
+    /// Notes a connection; `None`: there is no seat left, or no memory.
     pub fn sit(&mut self, record: &Record) -> Option<Seat> {
-        let seat = self.seats.take(self.arena.geometry().seats)?;
-        let used = self.arena.geometry().lane(self.index) + lane::SEATS;
+        let geometry = self.arena.geometry();
+        let seat = self.seats.take(geometry.seats)?;
+        let used = geometry.lane(self.index) + lane::SEATS;
         if self.arena.get(used) <= seat as u64 {
+            if seat % (ALLOCATED / SEAT) == 0 {
+                let at = geometry.seat(self.index, seat);
+                if self.arena.allocate(at, ALLOCATED).is_err() {
+                    self.seats.untake();
+                    return None;
+                }
+            }
             self.arena.set(used, seat as u64 + 1);
         }
         self.arena.fill(self.index, seat, record);
@@ -211,9 +235,8 @@ impl Lane {
             return;
         }
         let count = self.unneeded.min(TRIM).min(self.warm.len());
-        for slot in self.warm.drain(..count) {
-            self.payload.give_back(slot_at(slot as usize), SCRATCH);
-            self.slots.give(slot);
+        for slot in self.warm.drain(..count).collect::<Vec<_>>() {
+            self.cool(slot);
         }
         self.unneeded -= count;
         if self.unneeded > 0 {
@@ -224,19 +247,50 @@ impl Lane {
         }
     }
 
+    /// Gives the memory of a free slot back to the kernel.
+    fn cool(&mut self, slot: u32) {
+        self.payload.give_back(slot_at(slot as usize), SCRATCH);
+        if let Some(allocated) = self.allocated.get_mut(slot as usize) {
+            *allocated = 0;
+        }
+        self.slots.give(slot);
+    }
+
+    /// `None`: there is no slot left, or no memory.
     fn take(&mut self, length: NonZeroU32) -> Option<Slot> {
+        let geometry = self.arena.geometry();
         let index = match self.warm.pop() {
             Some(index) => {
                 self.unneeded = self.unneeded.min(self.warm.len());
                 index as usize
             }
-            None => self.slots.take(self.arena.geometry().seats)?,
+            None => self.slots.take(geometry.seats)?,
         };
-        let used = self.arena.geometry().lane(self.index) + lane::SLOTS;
-        if self.arena.get(used) <= index as u64 {
+        let used = geometry.lane(self.index) + lane::SLOTS;
+        let first = self.arena.get(used) <= index as u64;
+        if first && index % (ALLOCATED / MARK) == 0 {
+            let at = geometry.mark(self.index, index);
+            if self.arena.allocate(at, ALLOCATED).is_err() {
+                self.slots.untake();
+                return None;
+            }
+        }
+        if first {
             self.arena.set(used, index as u64 + 1);
         }
+        if self.allocated.len() <= index {
+            self.allocated.resize(index + 1, 0);
+        }
+        let has = self.allocated[index];
         let index = u32::try_from(index).ok()?;
+        if has < length.get() {
+            let at = geometry.payload_at(self.index) + slot_at(index as usize);
+            if self.arena.allocate(at, length.get() as usize).is_err() {
+                self.warm.push(index);
+                return None;
+            }
+            self.allocated[index as usize] = length.get();
+        }
         self.disown(index);
         // The copy that follows may not come before that.
         compiler_fence(Ordering::SeqCst);

@@ -45,6 +45,12 @@ pub mod header {
     pub const SUSPECT: usize = 152;
     /// At how many crashes in a row.
     pub const SUSPECTED: usize = 160;
+    /// Processes that had been killed for want of memory when this one started, and one more;
+    /// 0: not known.
+    pub const MEMORY_KILLS: usize = 168;
+    /// When the first start failed since one has succeeded, in microseconds of `CLOCK_MONOTONIC`; 0:
+    /// none has.
+    pub const FAILING_SINCE: usize = 176;
     /// The totals, twice: a crash may come while one of them is written.
     pub const TOTALS: [usize; 2] = [256, 512];
 }
@@ -86,6 +92,11 @@ impl Geometry {
     const NAMES_AT: usize = PAGE;
     const LANES_AT: usize = Self::NAMES_AT + NAMES * NAME;
 
+    /// Bytes of what is used from the start on: header, names and lanes.
+    pub(super) fn head(self) -> usize {
+        self.seats_at()
+    }
+
     fn seats_at(self) -> usize {
         Self::LANES_AT + self.lanes * PAGE
     }
@@ -102,6 +113,12 @@ impl Geometry {
     /// Bytes of the payload of a lane.
     pub(super) fn payload(self) -> usize {
         (1 + self.seats) * SCRATCH
+    }
+
+    /// Where the payload of a lane begins.
+    pub(super) fn payload_at(self, lane: usize) -> usize {
+        assert!(lane < self.lanes, "no such lane");
+        self.words() + lane * self.payload()
     }
 
     /// Bytes altogether.

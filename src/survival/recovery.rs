@@ -27,6 +27,7 @@ use super::controls;
 use super::layout::header;
 use super::parcel::{End, Parcel, Queue};
 use crate::echo::SCRATCH;
+use crate::system::cgroup::memory_kills;
 use crate::system::memory::Region;
 use crate::system::positions::{Positions, positions};
 use crate::system::socket::end;
@@ -42,6 +43,9 @@ pub const SUSPICIONS: u64 = 3;
 
 /// Why there is no place for a connection.
 const FEW: &str = "there are not enough descriptors (LimitNOFILE=)";
+
+/// Why a connection is given up for which the process before had bytes in memory.
+const SHORT: &str = "the process before was killed for want of memory";
 
 /// The words that tell whom a crash is blamed on.
 const SUSPICION: [usize; 3] = [header::IN_HAND, header::SUSPECT, header::SUSPECTED];
@@ -144,6 +148,8 @@ pub struct Findings {
     pub unseen: bool,
     /// Whether the predecessor had handed over.
     pub planned: bool,
+    /// Whether the predecessor was killed for want of memory.
+    pub short: bool,
     /// Crashes in a row before this start.
     pub crashes: u64,
     /// Who was in hand, who was suspected, and at how many crashes, as it was found.
@@ -316,6 +322,10 @@ impl Findings {
         } else {
             arena.set(header::SUSPECT, 0);
         }
+        let kills = memory_kills().map_or(0, |kills| kills.saturating_add(1));
+        let before = arena.get(header::MEMORY_KILLS);
+        self.short = !self.planned && before != 0 && kills > before;
+        arena.set(header::MEMORY_KILLS, kills);
         if starts >= CRASHES {
             self.ruin = Some(Ruin::Crashes(starts));
         }
@@ -366,6 +376,7 @@ impl Index {
 struct Reader<'a> {
     arena: Option<&'a Arena>,
     planned: bool,
+    short: bool,
     /// Everything is given up.
     ruined: bool,
     index: Index,
@@ -387,6 +398,7 @@ impl<'a> Reader<'a> {
         Self {
             arena,
             planned: findings.planned,
+            short: findings.short,
             ruined: findings.ruin.is_some(),
             index: arena.map(Index::of).unwrap_or_default(),
             poison,
@@ -437,7 +449,7 @@ impl<'a> Reader<'a> {
             Err(why) => {
                 // What was sent over Multipath TCP would wait for a peer that does not read for as
                 // long as a parcel holds the socket.
-                end(&socket, !is_counted(&socket));
+                end(&socket, why == SHORT || !is_counted(&socket));
                 *self.lost.entry(why).or_default() += 1;
             }
         }
@@ -490,6 +502,10 @@ impl<'a> Reader<'a> {
             let ahead = arena.in_slot(lane, *slot, found.sent, count)?;
             Some((count, Place::Slot(*slot, ahead)))
         });
+        // What it was killed for would be there still, and kill the next one.
+        if self.short && in_slot.is_some() {
+            return Err(SHORT);
+        }
         let in_scratch = || {
             let ahead = arena.in_scratch(lane, cookie, found.sent, count)?;
             Some((count, Place::Scratch(ahead)))
@@ -741,7 +757,7 @@ mod tests {
             }
         };
         let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
-        // Whether the new one has all, one or nobody; whether both of its ends are there.
+        // Whether the new one has both, one or none; whether both of its ends are there.
         for (count, whole, wanted) in [(2, true, 3), (2, false, 2), (1, true, 2), (0, true, 2)] {
             let (mut parcel, queue) = Parcel::new(3).unwrap();
             match count {

@@ -45,6 +45,8 @@ pub struct Failure {
     pub error: io::Error,
     /// Another listener of ours has it.
     twice: bool,
+    /// `reuse-address = false`, so a connection may hold it.
+    exclusive: bool,
 }
 
 impl Failure {
@@ -53,6 +55,7 @@ impl Failure {
             address: address.to_string(),
             error,
             twice: false,
+            exclusive: false,
         }
     }
 
@@ -103,6 +106,10 @@ impl fmt::Display for Failure {
         f.write_str(match error.raw_os_error() {
             Some(libc::EADDRINUSE) if unix => {
                 "; another server answers there, or it is no socket: remove it, or choose another path"
+            }
+            Some(libc::EADDRINUSE) if self.exclusive => {
+                "; another socket listens there (`ss -ltnp` shows whose), or a connection that is not over holds the \
+                 address, as reuse-address = false (`ss -tan` shows it): wait for its end, or set reuse-address = true"
             }
             Some(libc::EADDRINUSE) => {
                 "; another socket listens there (`ss -ltnp` shows whose): stop it, or choose another address with --listen"
@@ -350,7 +357,10 @@ fn bind(
     }
     // Before listen(2): the window that a SYN is answered with depends on the buffer sizes.
     refused.extend(socket::apply(&socket, options));
-    socket.bind(&address.into()).map_err(&failed)?;
+    socket.bind(&address.into()).map_err(|error| Failure {
+        exclusive: options.reuse_address == Some(false),
+        ..failed(error)
+    })?;
     Ok((socket, refused))
 }
 

@@ -543,7 +543,7 @@ impl Event {
                 message_id = id::REFUSED, "echo.peer" = %peer, "echo.limit" = most, "echo.count" = count,
                 "closed {} at once, the last from {peer}: a source may have {most} \
                  (limits.max-connections-per-source)",
-                connections(usize::try_from(*count).unwrap_or(usize::MAX))
+                connections(*count)
             ),
             Self::Paused {
                 listener,
@@ -571,7 +571,7 @@ impl Event {
                 errno,
                 "echo.count" = count,
                 "listener {listener}: lost {} before it began: {}",
-                connections(usize::try_from(*count).unwrap_or(usize::MAX)),
+                connections(*count),
                 io::Error::from_raw_os_error(*errno)
             ),
             Self::Counters {
@@ -651,7 +651,7 @@ impl Event {
                 "echo.kept" = kept,
                 "echo.open" = open,
                 "{} kept for the successor",
-                connections(*kept)
+                connections(*kept as u64)
             ),
             Self::PackFailed { count, error } => warn!(
                 message_id = id::PACK_FAILED,
@@ -659,7 +659,10 @@ impl Event {
                 errno = error.raw_os_error(),
                 "{}: {error}{}",
                 if *count > 0 {
-                    format!("{} cannot be kept for a successor", connections(*count))
+                    format!(
+                        "{} cannot be kept for a successor",
+                        connections(*count as u64)
+                    )
                 } else {
                     "what is kept for a successor cannot be put in order".into()
                 },
@@ -676,7 +679,7 @@ impl Event {
                 "{} that a predecessor had left ended: {why}",
                 match count {
                     0 => "everything".to_owned(),
-                    count => connections(*count),
+                    count => connections(*count as u64),
                 }
             ),
             Self::Lost(count) => warn!(
@@ -689,7 +692,7 @@ impl Event {
     }
 }
 
-fn connections(count: usize) -> String {
+fn connections(count: u64) -> String {
     format!("{count} connection{}", if count == 1 { "" } else { "s" })
 }
 
@@ -744,7 +747,7 @@ impl Event {
         else {
             return;
         };
-        let mut text = format!("adopted {adopted} of {}", connections(*before));
+        let mut text = format!("adopted {adopted} of {}", connections(*before as u64));
         if *owing > 0 {
             let _ = write!(text, ", {owing} owed {}", size(*owed));
         }

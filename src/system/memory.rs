@@ -11,7 +11,10 @@ use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals,
+    memfd_create,
+};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 /// Bytes of a word.
@@ -69,6 +72,17 @@ pub fn memory_file(name: &str, size: usize) -> io::Result<File> {
     file.set_len(size as u64)?;
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
     Ok(file)
+}
+
+/// Allocates a part of a memory file (fallocate(2)): where memory is short, this is an error, and a
+/// first access would be a SIGBUS.
+///
+/// # Errors
+/// Those of fallocate(2); `ENOSPC` where the system commits no more memory
+/// (`vm.overcommit_memory` of proc(5)).
+pub(crate) fn allocate(file: &File, at: usize, size: usize) -> io::Result<()> {
+    fallocate(file, FallocateFlags::KEEP_SIZE, at as u64, size as u64)?;
+    Ok(())
 }
 
 /// Whether nobody can shrink a file any more: touching what is gone would be a SIGBUS.

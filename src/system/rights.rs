@@ -18,6 +18,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, recv, recvmsg};
 use socket2::SockRef;
 
 use super::lock::lock;
+use super::socket::set_number;
 
 /// `SO_PASSRIGHTS` of asm-generic/socket.h.
 const SO_PASSRIGHTS: libc::c_int = 83;
@@ -32,7 +33,7 @@ const THREADS: usize = 16;
 /// Refuses descriptors from now on; those that were queued before stay.  Failing, the kernel is
 /// older than 6.16, and [`are_refused`] says so.
 pub fn refuse(socket: &impl AsFd) {
-    let _ = switch_off(socket, SO_PASSRIGHTS);
+    let _ = set_number(socket, SO_PASSRIGHTS, 0);
 }
 
 /// Whether the kernel refuses what carries descriptors.  If an accepted socket says so, it does since
@@ -53,26 +54,6 @@ pub fn are_refused(socket: &impl AsFd) -> bool {
         )
     };
     result == 0 && on == 0
-}
-
-#[expect(unsafe_code, reason = "no crate in the tree gives these options")]
-fn switch_off(socket: &impl AsFd, option: libc::c_int) -> io::Result<()> {
-    let off: libc::c_int = 0;
-    // SAFETY: the kernel reads one int from the place that is given.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            (&raw const off).cast(),
-            4,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 /// Reads from a stream that may hold descriptors.
@@ -128,7 +109,7 @@ impl<T: Into<OwnedFd> + AsFd> Apart<T> {
             refuse(&socket);
             for option in PASS {
                 // Failing, this kernel does not have it.
-                let _ = switch_off(&socket, option);
+                let _ = set_number(&socket, option, 0);
             }
         }
         Self {

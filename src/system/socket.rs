@@ -302,16 +302,28 @@ fn queued(socket: &impl AsFd, request: libc::Ioctl) -> Option<u64> {
 ///
 /// # Errors
 /// Those of setsockopt(2).
-#[expect(unsafe_code, reason = "no crate in the tree gives SO_PEEK_OFF")]
 pub fn set_peek_offset(socket: &impl AsFd, offset: libc::c_int) -> io::Result<()> {
-    let length = libc::socklen_t::try_from(size_of_val(&offset)).unwrap_or(0);
+    set_number(socket, libc::SO_PEEK_OFF, offset)
+}
+
+/// Sets an option of socket(7) that is an int, and that no crate in the tree gives.
+///
+/// # Errors
+/// Those of setsockopt(2).
+#[expect(unsafe_code, reason = "no crate in the tree gives such an option")]
+pub(super) fn set_number(
+    socket: &impl AsFd,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
     // SAFETY: the kernel reads one int from the place that is given.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_PEEK_OFF,
-            (&raw const offset).cast(),
+            option,
+            (&raw const value).cast(),
             length,
         )
     };

@@ -262,22 +262,8 @@ impl Stage {
 
     /// The next daemon dies on its way into the n-th such call.
     fn doom(&mut self, call: &str, n: usize) {
-        let trace = format!("trace={call}");
-        let fault = format!("inject={call}:signal=SIGKILL:when={n}");
-        self.manager.under(&[
-            "strace",
-            "-D",
-            "-f",
-            "-q",
-            "-o",
-            "/dev/null",
-            "-e",
-            &trace,
-            "-e",
-            "signal=none",
-            "-e",
-            &fault,
-        ]);
+        self.manager
+            .inject(call, &format!("signal=SIGKILL:when={n}"));
     }
 
     /// One victim and its successor; says whether the victim got through the scene.

@@ -20,6 +20,7 @@
 //! - `multipath`: connections of several subflows
 //! - `damage`: the memory of kept connections is not believed
 //! - `regressions`: what once went wrong with all that
+//! - `shortage`: what waits for a successor is not in its way
 //! - `store`: the fixture's manager keeps descriptors as systemd does
 //! - `simulation`: thousands of scripted conversations, seeded
 //! - `kernel`: the facts of the kernel that the design rests on
@@ -64,6 +65,7 @@ mod recipe;
 mod regressions;
 mod reload;
 mod shipped;
+mod shortage;
 mod simulation;
 mod stop;
 mod store;

@@ -366,6 +366,24 @@ impl Manager {
         self.wrapper = wrapper.iter().map(ToString::to_string).collect();
     }
 
+    /// The daemons to come run under strace(1), which does this to each such system call
+    /// (`-e inject=`).
+    pub fn inject(&mut self, call: &str, fault: &str) {
+        let (trace, fault) = (format!("trace={call}"), format!("inject={call}:{fault}"));
+        let quiet = [
+            "strace",
+            "-D",
+            "-f",
+            "-q",
+            "-o",
+            "/dev/null",
+            "-e",
+            "signal=none",
+        ];
+        let words = [&quiet[..], &["-e", &trace, "-e", &fault]].concat();
+        self.under(&words);
+    }
+
     /// The daemons to come have a variable in their environment, such as `FDSTORE`.
     pub fn environment(&mut self, name: &str, value: &str) {
         self.environment.push((name.into(), value.into()));

@@ -1,0 +1,77 @@
+//! How many processes were killed for want of memory in the control group that this one is in
+//! (`memory.events`, cgroups(7)).
+//!
+//! The service manager makes a new group for each start, so the count is read from the group above,
+//! which counts for all below it.  Where a container is its own top, or with control groups of
+//! version 1, which count for themselves only, it is the group of the process.
+
+use std::path::{Path, PathBuf};
+
+/// Processes killed for want of memory so far; `None`: the kernel does not say.
+#[must_use]
+pub(crate) fn memory_kills() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    files(&groups).iter().find_map(|file| {
+        let text = std::fs::read_to_string(file).ok()?;
+        kills(&text)
+    })
+}
+
+/// The files that may say it, in the order in which they are asked.
+fn files(groups: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let path = Path::new(path.trim_start_matches('/'));
+        if controllers.is_empty() {
+            let top = Path::new("/sys/fs/cgroup");
+            let above = path.parent().map(|above| top.join(above));
+            let groups = above.into_iter().chain([top.join(path)]);
+            files.extend(groups.map(|group| group.join("memory.events")));
+        } else if controllers.split(',').any(|name| name == "memory") {
+            let top = Path::new("/sys/fs/cgroup/memory");
+            files.push(top.join(path).join("memory.oom_control"));
+        }
+    }
+    files
+}
+
+fn kills(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    line?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_group_above_is_asked_first() {
+        let expected = [
+            "/sys/fs/cgroup/system.slice/memory.events",
+            "/sys/fs/cgroup/system.slice/tcp-echo.service/memory.events",
+        ];
+        let found = files("0::/system.slice/tcp-echo.service\n");
+        assert_eq!(found, expected.map(PathBuf::from));
+        let found = files("0::/\n");
+        assert_eq!(found, [PathBuf::from("/sys/fs/cgroup/memory.events")]);
+        let found = files("5:cpu,memory:/a/b\n1:name=systemd:/\n");
+        let expected = "/sys/fs/cgroup/memory/a/b/memory.oom_control";
+        assert_eq!(found, [PathBuf::from(expected)]);
+        assert!(files("nonsense\n").is_empty());
+    }
+
+    #[test]
+    fn what_was_killed_for_memory_is_counted() {
+        assert_eq!(
+            kills("low 0\noom 3\noom_kill 2\noom_group_kill 1\n"),
+            Some(2)
+        );
+        assert_eq!(kills("under_oom 0\n"), None);
+    }
+}

@@ -1,29 +1,27 @@
 //! `tcp-echo check`: what the configuration means, without serving.
 //!
 //! Each address is bound as the daemon would bind it.  Values are read back from sockets that are
-//! opened on port 0 of loopback: none listens on the real port, where it would steal callers.  The last section turns numbers into cases: how long a
-//! dead peer goes unnoticed, and whether a quiet connection outlives a middlebox.
+//! opened on port 0 of loopback: none listens on the real port, where it would steal callers.  The
+//! last section turns numbers into cases: how long a dead peer goes unnoticed, and whether a quiet
+//! connection outlives a middlebox.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
-
+use super::findings::Report;
 use super::serve::{BUILT_IN, LOOPBACK, PORT, descriptors};
 use super::{Exit, complain};
 use crate::config::address::Address;
 use crate::config::units::{OrOff, Span};
-use crate::config::{Config, DEFAULT_FILE, Options, Origin};
+use crate::config::{Config, DEFAULT_FILE, Listener, Options, Origin};
 use crate::survival::standing::kept;
 use crate::system::activation::ListenSocket;
 use crate::system::bind::{self, Bound, Failure, is_local};
 use crate::system::events::printable;
 use crate::system::kernel::Kernel;
-use crate::system::report::{Row, read_back, seconds};
+use crate::system::report::{read_back, seconds};
 use crate::system::socket::{duration, size};
 
 /// After so much silence a well-known cloud load balancer forgets a connection, without a word to
@@ -63,100 +61,12 @@ pub fn run(origin: &Origin, config_only: bool, json: bool) -> Exit {
     }
 }
 
-/// What was found, for a reader and for a machine.
-#[derive(Default)]
-struct Report {
-    text: String,
-    found: Found,
-    exit: Exit,
-    /// The addresses and the paths so far, for those that are given twice.
-    seen: Vec<SocketAddr>,
-    paths: Vec<PathBuf>,
-}
-
-/// What `--json` prints; tcp-echo(8) explains it.
-#[derive(Default, Serialize)]
-struct Found {
-    exit: u8,
-    wrong: Vec<String>,
-    files: Vec<String>,
-    listeners: Vec<Tried>,
-    limits: BTreeMap<&'static str, String>,
-    loops: BTreeMap<&'static str, String>,
-    kernel: BTreeMap<&'static str, Option<u64>>,
-    cases: Vec<String>,
-}
-
-/// A listener.
-#[derive(Default, Serialize)]
-struct Tried {
-    name: String,
-    /// Absent: it is only for a passed socket.
-    address: Option<String>,
-    notes: Vec<String>,
-    wrong: Vec<String>,
-    options: Vec<Row>,
-}
-
 fn files(config: &Config) -> Vec<String> {
     let names = config.read.iter().map(|file| file.to_string_lossy());
     names.map(|name| printable(&name).into()).collect()
 }
 
 impl Report {
-    fn line(&mut self, text: impl AsRef<str>) {
-        self.text.push_str(text.as_ref());
-        self.text.push('\n');
-    }
-
-    /// The report as it is printed.
-    fn written(&mut self, config_only: bool, json: bool) -> Vec<u8> {
-        if !json {
-            let text = if config_only { "" } else { &self.text };
-            return printable(text).as_bytes().to_vec();
-        }
-        self.found.exit = self.exit as u8;
-        let mut bytes = serde_json::to_vec_pretty(&self.found).unwrap_or_default();
-        bytes.push(b'\n');
-        bytes
-    }
-
-    /// The heading of a listener.
-    fn begin(&mut self, name: &str, address: Option<&Address>) {
-        self.line(address.map_or_else(
-            || format!("  {name}: only on a passed socket (FileDescriptorName={name})"),
-            |address| format!("  {name}: {address}"),
-        ));
-        self.found.listeners.push(Tried {
-            name: printable(name).into(),
-            address: address.map(|address| printable(&address.to_string()).into()),
-            ..Tried::default()
-        });
-    }
-
-    /// A line about the listener that has begun.
-    fn note(&mut self, text: &str) {
-        self.line(format!("    {text}"));
-        if let Some(listener) = self.found.listeners.last_mut() {
-            listener.notes.push(printable(text).into());
-        }
-    }
-
-    fn limit(&mut self, name: &'static str, value: String) {
-        self.line(format!("  {name:<28}{value}"));
-        self.found.limits.insert(name, value);
-    }
-
-    fn of_loops(&mut self, name: &'static str, value: String) {
-        self.line(format!("  {name:<28}{value}"));
-        self.found.loops.insert(name, value);
-    }
-
-    fn case(&mut self, text: String) {
-        self.line(format!("  {text}"));
-        self.found.cases.push(text);
-    }
-
     fn files(&mut self, origin: &Origin, config: &Config) {
         self.found.files = files(config);
         self.line("configuration");
@@ -199,6 +109,10 @@ impl Report {
         {
             self.begin(&listener.name, None);
             self.passed(&listener.name, &listener.options);
+        }
+        let is_unix = |listener: &&Listener| matches!(listener.address, Some(Address::Unix(_)));
+        if !named.is_empty() && named.iter().all(is_unix) {
+            self.passed("of no table", &config.socket);
         }
         if named.is_empty() {
             self.line("  The built-in ones, opened only if no socket is passed:");
@@ -344,23 +258,6 @@ impl Report {
                     real.port()
                 ));
             }
-        }
-    }
-
-    fn rows(&mut self, rows: &[Row]) {
-        if let Some(listener) = self.found.listeners.last_mut() {
-            listener.options.extend_from_slice(rows);
-        }
-        self.line(format!("    {:<20}{:<12}{:<12}", "option", "asked", "effective").trim_end());
-        for Row {
-            option,
-            asked,
-            effective,
-            note,
-        } in rows
-        {
-            let asked = if asked.is_empty() { "-" } else { asked };
-            self.line(format!("    {option:<20}{asked:<12}{effective:<12}{note}").trim_end());
         }
     }
 
@@ -517,27 +414,6 @@ impl Report {
                 config.listeners[0].name
             ));
         }
-    }
-
-    fn unless(&mut self, result: Result<(), Failure>) {
-        if let Err(failure) = result {
-            self.wrong(&failure.to_string(), Exit::of(&failure.error));
-        }
-    }
-
-    /// Something that the daemon would complain about too.
-    fn wrong(&mut self, text: &str, exit: Exit) {
-        // What is told already (one name, two addresses) is not told twice.
-        if !self.text.contains(text) {
-            complain(text);
-        }
-        self.line(format!("    wrong: {text}"));
-        let text: String = printable(text).into();
-        if let Some(listener) = self.found.listeners.last_mut() {
-            listener.wrong.push(text.clone());
-        }
-        self.found.wrong.push(text);
-        self.exit = exit;
     }
 }
 

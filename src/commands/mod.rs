@@ -1,8 +1,9 @@
 //! The commands, and how they end.
 //!
-//! In reading order: [`serve`], [`check`], [`reload`].
+//! In reading order: [`serve`], `findings`, [`check`], [`reload`].
 
 pub mod check;
+mod findings;
 pub mod reload;
 pub mod serve;
 

@@ -238,6 +238,12 @@ fn options_for_passed_sockets_are_tried() {
     let (status, text) = check("[listener.web]\ncongestion = 'nosuch'\n", &[]);
     assert_eq!(status, Some(78), "{text}");
     assert!(text.contains("listener web: congestion"), "{text}");
+    // A Unix listener has no use for it, a passed socket may.
+    let config =
+        "[socket]\ncongestion = 'nosuch'\n[listener.x]\naddress = 'unix:/tmp/tcp-echo-it'\n";
+    let (status, text) = check(config, &[]);
+    assert_eq!(status, Some(78), "{text}");
+    assert!(text.contains("listener of no table: congestion"), "{text}");
 }
 
 /// A host of our own: names, folders of all kinds, no port in use, and no privilege.

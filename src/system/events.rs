@@ -895,7 +895,8 @@ fn tell_paused(listener: &str, pause: Pause, open: u64, count: u64) {
         errno,
         "echo.open" = open,
         "echo.count" = count,
-        "listener {listener} is paused, callers wait in the kernel's queue: {advice}; {open} are open"
+        "listener {listener} is paused, callers wait in the kernel's queue: {advice}; {} open",
+        connections(open)
     );
 }
 

@@ -24,6 +24,7 @@ use crate::survival::layout::Geometry;
 use crate::survival::recovery::Estate;
 use crate::system::activation::{self, ListenSocket, Passed, Stranger};
 use crate::system::bind::{self, Bound, Failure};
+use crate::system::cgroup::is_instance;
 use crate::system::clock;
 use crate::system::events::{Endpoint, Event};
 use crate::system::kernel::Kernel;
@@ -292,10 +293,9 @@ impl Opening<'_> {
                 if built_in && listener.name == BUILT_IN {
                     continue;
                 }
-                let mut tables = self.config.listeners.iter();
                 self.log.tell(Event::Unused {
                     listener: listener.name.clone(),
-                    others: tables.any(|table| taken.contains(&table.name)),
+                    others: is_instance(),
                 });
                 continue;
             };

@@ -1,4 +1,6 @@
-//! How many processes were killed for want of memory in the control group that this one is in
+//! What the control group of this process tells.
+//!
+//! Its name is that of the unit.  Its numbers are how many processes were killed for want of memory in the control group that this one is in
 //! (`memory.events`, cgroups(7)).
 //!
 //! The service manager makes a new group for each start, so the count is read from the group above,
@@ -15,6 +17,16 @@ pub(crate) fn memory_kills() -> Option<u64> {
         let text = std::fs::read_to_string(file).ok()?;
         kills(&text)
     })
+}
+
+/// Whether this process is that of an instance of a template (`NAME@INSTANCE.service`, systemd.unit(5)).
+#[must_use]
+pub(crate) fn is_instance() -> bool {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let units = groups.lines().filter_map(|line| line.rsplit('/').next());
+    units
+        .into_iter()
+        .any(|unit| unit.ends_with(".service") && unit.contains('@'))
 }
 
 /// The files that may say it, in the order in which they are asked.

@@ -241,8 +241,8 @@ pub enum Event {
     Root,
     /// An option was refused.
     Option { listener: String, refused: Refused },
-    /// A listener has neither an address nor a passed socket; `others`: a socket was passed for another
-    /// table, so this one may be for another instance.
+    /// A listener has neither an address nor a passed socket; `others`: this is an instance of a
+    /// template, so it may be for another one.
     Unused { listener: String, others: bool },
     /// The host lacks an address.
     Absent(String),

@@ -73,11 +73,14 @@ def the_standalone_unit_listens_where_the_configuration_says(box):
     box.run(f"systemctl start {STANDALONE}")
     box.serves(port=7007)
     box.serves(host="/run/tcp-echo/echo.sock")
-    # For root and the service itself, until a drop-in says otherwise.
+    # For root and the service itself, until the configuration says otherwise.
     nobody = "printf hi | setpriv --reuid nobody --clear-groups nc -N -U /run/tcp-echo/echo.sock"
     assert box.try_(nobody)[1].strip() != "hi", "another user has an echo over the Unix socket"
-    box.edit(STANDALONE, "[Service]\nExecStart=\nExecStart=/usr/bin/tcp-echo\nUMask=0111\n")
+    box.write(CONFIG, '[listener.local]\naddress = "unix:/run/tcp-echo/echo.sock"\nmode = "0666"\n'
+                      '[listener.lost]\naddress = "unix:/tmp/echo.sock"\n')
     box.run(f"systemctl restart {STANDALONE}")
+    warned = [entry["MESSAGE"] for entry in box.journal("PRIORITY=4", unit=STANDALONE)]
+    has("\n".join(warned), "(PrivateTmp= in the unit)", "warnings")
     equal(box.run(nobody), "hi", "a user's echo over the Unix socket")
 
 
@@ -102,6 +105,9 @@ def instances_of_the_template_have_ports_and_processes_of_their_own(box):
     assert one != other and one and other, f"processes {one} and {other}"
     names = {entry["ECHO_LISTENER"] for entry in box.journal(unit="tcp-echo@*") if "ECHO_PEER" in entry}
     equal(names, {"7007", "7008"}, "names of the listeners")
+    # The table of 7007 is none of the other's business.
+    warned = [entry["MESSAGE"] for entry in box.journal("PRIORITY=4", unit="tcp-echo@*")]
+    assert not any("is not used" in text for text in warned), f"warnings: {warned}"
     box.run("systemctl stop tcp-echo@7007.socket tcp-echo@7007.service")
     box.refuses(port=7007)
     box.serves(port=7008)

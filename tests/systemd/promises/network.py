@@ -65,7 +65,8 @@ def the_standalone_unit_listens_by_itself_where_the_socket_unit_would(box):
 
 
 @promise([line(STANDALONE, ("RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6", "RestrictAddressFamilies=AF_UNIX AF_INET6")),
-          later(STANDALONE, "[Service]\nUMask=0000\n"), later(STANDALONE, "[Service]\nUMask=0777\n")])
+          later(STANDALONE, "[Service]\nUMask=0000\n"), later(STANDALONE, "[Service]\nSystemCallFilter=~chmod fchmodat\n"),
+          line(STANDALONE, ("PrivateTmp=yes", "PrivateTmp=no"))])
 def the_standalone_unit_listens_where_the_configuration_says(box):
     box.edit(STANDALONE, "[Service]\nExecStart=\nExecStart=/usr/bin/tcp-echo\n")
     box.write(CONFIG, '[listener.high]\naddress = "127.0.0.1:7007"\n'

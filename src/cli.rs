@@ -1,5 +1,9 @@
-//! The command line as types.  Nothing here touches the world.
-#![allow(rustdoc::broken_intra_doc_links)] // The doc comments are the text of --help.
+//! The command line as types; nothing here has an effect.
+//!
+//! The doc comments of what clap derives are the text of `--help`, of the manual page and of the
+//! completions (`cargo xtask generate`).  [`crate::commands::command`] adds the lists of signals, of
+//! the environment and of exit statuses.
+#![allow(rustdoc::broken_intra_doc_links, reason = "[default: info] is no link")]
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,22 +14,9 @@ use serde::Deserialize;
 
 use crate::config::address::Address;
 
-const AFTER_HELP: &str = "\
-Without a command, tcp-echo serves: on the sockets that systemd passes to it, on the listeners of \
-its configuration, or else on 127.0.0.1:9999 and [::1]:9999.
-
-Signals: TERM and INT stop it in good order (a second one at once), HUP reloads the configuration, \
-USR1 logs its counters. USR2 hands its connections over to the next process and ends this one; \
-where the service manager does not keep them, it stops it like TERM.
-
-Environment: TCP_ECHO_CONFIG as --config; RUST_LOG gives the level where nothing else does.
-
-Exit status: 0 success, 2 usage, 69 an address is in use or not available, 71 a system call failed, \
-77 permission denied, 78 configuration.";
-
 /// The arguments.
 #[derive(Debug, Parser)]
-#[command(name = "tcp-echo", version, about = "The TCP echo service (RFC 862)", after_help = AFTER_HELP)]
+#[command(name = "tcp-echo", version, about = "The TCP echo service (RFC 862)")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -40,7 +31,7 @@ pub struct Cli {
 pub enum Command {
     /// Echo whatever arrives (the default)
     Serve,
-    /// Read the configuration and say what it means, without serving
+    /// Read the configuration and print what it means, without serving
     Check {
         /// Only read the files: open no socket, resolve no name, ask the kernel nothing
         #[arg(long)]
@@ -49,7 +40,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Tell the service manager and the daemon ($MAINPID) to reload: for ExecReload=
+    /// Make the daemon ($MAINPID) reload, and report it to the service manager: for ExecReload=
     Reload,
 }
 
@@ -72,17 +63,17 @@ pub struct Settings {
     pub log_format: Option<Format>,
 }
 
-/// How important an event is, and how much is told.
+/// How important an event is, and from which importance on events are logged.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// Nothing is told.
+    /// Nothing is logged.
     Off,
     /// The service cannot do what it should.
     Error,
     /// Something needs attention.
     Warn,
-    /// Its life, and the end of each connection.
+    /// The life of the service, and the end of each connection.
     Info,
     /// Also the beginning of each connection.
     Debug,
@@ -90,7 +81,7 @@ pub enum Level {
     Trace,
 }
 
-/// How events are told.
+/// The form in which events are logged.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -116,8 +107,8 @@ impl fmt::Display for Level {
 }
 
 impl Level {
-    /// Reads `RUST_LOG`: a level, or directives of which the last that concerns this program
-    /// counts, as in `info,tcp_echo=debug`.  `None`: it says nothing about us.
+    /// Reads `RUST_LOG`: a level, or directives as in `info,tcp_echo=debug`, of which the last one for
+    /// this program counts.  `None` if there is no directive for this program.
     #[must_use]
     pub fn from_rust_log(text: &str) -> Option<Self> {
         let mut found = None;

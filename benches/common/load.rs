@@ -193,14 +193,14 @@ impl Load {
     }
 
     /// Tells every client what it may do from now on.
-    pub fn tell(&mut self, talk: Talk) {
+    pub fn emit(&mut self, talk: Talk) {
         for key in 0..self.clients.len() {
-            self.tell_one(key, talk);
+            self.log_one(key, talk);
         }
     }
 
     /// Tells one client what it may do from now on.
-    pub fn tell_one(&mut self, key: usize, talk: Talk) {
+    pub fn log_one(&mut self, key: usize, talk: Talk) {
         let client = &mut self.clients[key];
         client.talk = talk;
         client.done = None;
@@ -215,7 +215,7 @@ impl Load {
     /// Every client sends nothing more, reads what it is owed and is finished then.
     pub fn wind_up(&mut self) {
         for key in 0..self.clients.len() {
-            self.tell_one(key, Talk::bytes(self.clients[key].sent));
+            self.log_one(key, Talk::bytes(self.clients[key].sent));
         }
     }
 

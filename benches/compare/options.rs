@@ -16,7 +16,7 @@ pub struct Options {
     /// What is measured of each side in a round, in seconds
     #[arg(long, default_value_t = 0.7)]
     pub seconds: f64,
-    /// Further keys for every daemon, such as 'survival = true'
+    /// Further keys for every daemon, such as 'preserve-connections = true'
     #[arg(long, default_value = "")]
     pub config: String,
     /// Leave out the other servers that are installed

@@ -155,7 +155,7 @@ pub fn compare(scenario: &Scenario, options: &Options, report: &mut Report) -> O
             })
             .collect(),
     };
-    tell(&compared, scenario, &ratios, report);
+    print(&compared, scenario, &ratios, report);
     Some(compared)
 }
 
@@ -242,7 +242,7 @@ impl Figures {
     }
 }
 
-fn tell(compared: &Compared, scenario: &Scenario, ratios: &[Figures], report: &mut Report) {
+fn print(compared: &Compared, scenario: &Scenario, ratios: &[Figures], report: &mut Report) {
     let unit = compared.unit;
     for (name, figures) in &compared.sides {
         let mut text = format!(

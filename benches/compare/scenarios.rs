@@ -162,8 +162,8 @@ pub fn all() -> Vec<Scenario> {
     use Place::{Apart, Spread, Together};
     const PLAIN: (&str, &str) = ("", "");
     const CUBIC: (&str, &str) = ("", "congestion = \"cubic\"");
-    const SURVIVAL: (&str, &str) = ("survival = true", "");
-    const MORTAL: (&str, &str) = ("survival = false", "");
+    const SURVIVAL: (&str, &str) = ("preserve-connections = true", "");
+    const MORTAL: (&str, &str) = ("preserve-connections = false", "");
     let small = Work::new(Mode::PingPong, 64, 64);
     let lone = Work::new(Mode::PingPong, 1, 64);
     let bulk = |connections| Work::new(Mode::Bulk, connections, 1024);
@@ -251,21 +251,21 @@ pub fn all() -> Vec<Scenario> {
             vec![processor(1.10)],
         ),
         against_bare(
-            "survival-ping-pong-64",
+            "preserve-ping-pong-64",
             Together,
             SURVIVAL,
             &small,
             parity(),
         ),
         against_bare(
-            "survival-bulk-16",
+            "preserve-bulk-16",
             Together,
             SURVIVAL,
             &bulk(16),
             Vec::new(),
         ),
         against_bare(
-            "survival-churn",
+            "preserve-churn",
             Together,
             SURVIVAL,
             &churn,

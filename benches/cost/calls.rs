@@ -25,7 +25,7 @@ pub fn calls(report: &mut Report) {
         let Some(calls) = count(&daemon, || talk(&mut load, messages)) else {
             return report.note("strace cannot attach");
         };
-        let (all, text) = tell(&calls, messages * clients as u64);
+        let (all, text) = report_of(&calls, messages * clients as u64);
         report.bound(
             &format!("a message, {clients} connection(s) in ping-pong"),
             &text,
@@ -39,7 +39,7 @@ pub fn calls(report: &mut Report) {
     let Some(calls) = count(&daemon, || visit(&daemon, connections)) else {
         return report.note("strace cannot attach");
     };
-    let (all, text) = tell(&calls, connections);
+    let (all, text) = report_of(&calls, connections);
     report.bound("a connection with one message", &text, "10", all <= 10.0);
     let options = calls.get("setsockopt").copied().unwrap_or_default();
     report.bound(
@@ -48,7 +48,7 @@ pub fn calls(report: &mut Report) {
         "0",
         options == 0,
     );
-    let (registrations, text) = tell(
+    let (registrations, text) = report_of(
         &calls
             .into_iter()
             .filter(|(name, _)| name == "epoll_ctl")
@@ -99,7 +99,7 @@ fn is_traced(daemon: &Daemon) -> bool {
 
 /// The calls for each of so many, in hundredths: what happens once a second is lost in them.  And
 /// all of it in words, the most frequent first, without the rare ones.
-fn tell(calls: &BTreeMap<String, u64>, count: u64) -> (f64, String) {
+fn report_of(calls: &BTreeMap<String, u64>, count: u64) -> (f64, String) {
     let each = |calls: u64| (calls as f64 / count as f64 * 100.0).round() / 100.0;
     let mut words: Vec<_> = calls
         .iter()

@@ -27,10 +27,10 @@ pub fn instructions(report: &mut Report) {
             talk(&mut load, messages);
         });
         let name = format!("a message, {clients} connection(s) in ping-pong");
-        tell(report, &name, cost, bound);
+        report_of(report, &name, cost, bound);
     }
     let cost = difference(1000, 1, visit);
-    tell(
+    report_of(
         report,
         "a connection with one message",
         cost,
@@ -39,7 +39,7 @@ pub fn instructions(report: &mut Report) {
 }
 
 /// Tells a cost beside what it shall be one day, and fails beyond what it has been brought to.
-fn tell(report: &mut Report, name: &str, cost: Cost, (target, bound): (f64, f64)) {
+fn report_of(report: &mut Report, name: &str, cost: Cost, (target, bound): (f64, f64)) {
     report.bound(
         name,
         // Without the sign of a zero.

@@ -95,7 +95,7 @@ fn connected(daemon: &Daemon, clients: usize) -> Load {
 
 /// So many messages of each client, one after the other, beyond the first.
 fn talk(load: &mut Load, messages: u64) {
-    load.tell(Talk::messages(64, 1 + messages));
+    load.emit(Talk::messages(64, 1 + messages));
     load.finish(SOON * 3).unwrap();
 }
 

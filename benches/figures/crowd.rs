@@ -24,7 +24,7 @@ fn all_echoing(report: &mut Report) {
     let mut spans = Vec::new();
     for round in 1..=3 {
         let start = Instant::now();
-        load.tell(Talk::bytes(64 * round));
+        load.emit(Talk::bytes(64 * round));
         report.check("10 000 echoing", load.finish(SOON));
         spans.push(start.elapsed());
     }

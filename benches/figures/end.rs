@@ -23,7 +23,7 @@ fn in_flight(report: &mut Report) {
     let mut daemon = Daemon::start();
     let mut load = Load::connect(daemon.address(), 100, Talk::FLOOD);
     for key in 50..100 {
-        load.tell_one(key, Talk::stall(u64::MAX));
+        load.log_one(key, Talk::stall(u64::MAX));
     }
     let began = Instant::now();
     load.run(SOON, |_| began.elapsed() > Duration::from_millis(700));
@@ -45,10 +45,10 @@ fn in_flight(report: &mut Report) {
     daemon.signal(Signal::TERM);
     let began = Instant::now();
     for key in 0..50 {
-        load.tell_one(key, Talk::bytes(load.clients[key].sent));
+        load.log_one(key, Talk::bytes(load.clients[key].sent));
     }
     for key in 50..100 {
-        load.tell_one(key, Talk::stall(load.clients[key].sent));
+        load.log_one(key, Talk::stall(load.clients[key].sent));
     }
     load.run(SOON, |_| began.elapsed() > Duration::from_millis(200));
     load.wind_up();

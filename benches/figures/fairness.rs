@@ -42,13 +42,13 @@ pub fn fairness(report: &mut Report) {
                 }
             }
         }
-        let tell = |results: &[(Duration, Duration, Duration)]| {
+        let summary_of = |results: &[(Duration, Duration, Duration)]| {
             let of = |pick: fn(&(Duration, Duration, Duration)) -> Duration| {
                 median(results.iter().map(pick).collect())
             };
             (of(|r| r.0), of(|r| r.1), of(|r| r.2))
         };
-        let ((p50, p99, worst), noise) = (tell(&here), tell(&elsewhere));
+        let ((p50, p99, worst), noise) = (summary_of(&here), summary_of(&elsewhere));
         let measured = format!(
             "p50 {} p99 {} max {}; load elsewhere: p50 {} p99 {} max {}{}{note}",
             ms(p50),

@@ -16,7 +16,7 @@ pub fn memory(report: &mut Report) {
 
 /// A daemon that keeps nothing for a successor, and asks for nothing: descriptors are counted.
 fn alone(config: &str) -> Daemon {
-    let config = format!("survival = false\n{config}");
+    let config = format!("preserve-connections = false\n{config}");
     crate::daemon::Plan::new().config(&config).start()
 }
 

@@ -53,7 +53,7 @@ pub fn writes_first(report: &mut Report) {
     let stuck = load.clients[0].sent;
     let grown = memory(daemon.pid()) - before;
     load.wind_up();
-    load.tell(Talk::bytes(64 << 20));
+    load.emit(Talk::bytes(64 << 20));
     let outcome = load.finish(SOON);
     report.fact(
         "64 MiB, writes until it cannot",

@@ -1,9 +1,10 @@
 //! `tcp-echo check`: what the configuration means, without serving.
 //!
-//! Each address is bound as the daemon would bind it.  Values are read back from sockets that are
-//! opened on port 0 of loopback: none listens on the real port, where it would steal callers.  The
-//! last section turns numbers into cases: how long a dead peer goes unnoticed, and whether a quiet
-//! connection outlives a middlebox.
+//! Every key of [`KEYS`] is shown: those of the daemon once, those of sockets for each listener.
+//! Each address is bound as the daemon would bind it.  Options are read back from sockets on port 0
+//! of loopback, as a socket that listens on the real port would accept connections of clients.  The
+//! last section turns the numbers into cases: after how long a dead peer is found, and whether a
+//! silent connection outlives a middlebox.
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,23 +15,23 @@ use super::findings::Report;
 use super::serve::{BUILT_IN, LOOPBACK, PORT, descriptors};
 use super::{Exit, complain};
 use crate::config::address::Address;
+use crate::config::keys::{KEYS, Key, Show, is_fixed};
 use crate::config::units::{OrOff, Span};
 use crate::config::{Config, DEFAULT_FILE, Listener, Options, Origin};
-use crate::survival::standing::kept;
-use crate::system::activation::ListenSocket;
-use crate::system::bind::{self, Bound, Failure, is_local};
-use crate::system::events::printable;
-use crate::system::kernel::Kernel;
-use crate::system::report::{read_back, seconds};
-use crate::system::socket::{duration, size};
+use crate::preserve::store_state::max_preserved;
+use crate::sys::activation::ListenSocket;
+use crate::sys::bind::{self, Bound, Failure, is_local};
+use crate::sys::endpoint::printable;
+use crate::sys::kernel::Kernel;
+use crate::sys::option_report::{Row, read_back, seconds};
 
-/// After so much silence a well-known cloud load balancer forgets a connection, without a word to
-/// either side; many NATs and firewalls are more patient, few are less.
+/// After this silence a well-known cloud load balancer forgets a connection, without a packet to
+/// either side; most NATs and firewalls wait longer.
 const MIDDLEBOX: Duration = Duration::from_secs(350);
 
 /// Checks the configuration; with `config_only` nothing but its files, with `json` for machines.
 #[must_use]
-pub fn run(origin: &Origin, config_only: bool, json: bool) -> Exit {
+pub(super) fn run(origin: &Origin, config_only: bool, json: bool) -> Exit {
     let mut report = Report::default();
     match origin.load() {
         Ok(config) if config_only => report.found.files = files(&config),
@@ -38,7 +39,7 @@ pub fn run(origin: &Origin, config_only: bool, json: bool) -> Exit {
             let kernel = Kernel::read();
             report.files(origin, &config);
             report.listeners(&config, &kernel);
-            report.limits(&config);
+            report.settings(&config);
             report.kernel(&kernel);
             report.cases(&config, &kernel);
         }
@@ -95,7 +96,7 @@ impl Report {
                     &listener.name,
                     address,
                     &listener.options,
-                    config.open,
+                    config.allow_remote,
                     kernel,
                 );
                 self.unless(result);
@@ -133,7 +134,7 @@ impl Report {
             }
         }
         let mut asked = config.socket.differ(&Options::default());
-        asked.retain(|key| !Options::FIXED.contains(&key.as_str()));
+        asked.retain(|key| !is_fixed(key));
         self.line(
             "  Sockets that the service manager passes are not seen from here: systemctl cat tcp-echo.socket\n  \
              shows their addresses, the event \"listening on\" their options as they are (ECHO_OPTIONS=).\n  \
@@ -152,7 +153,7 @@ impl Report {
     /// Tries what is asked of a passed socket on one of ours.
     fn passed(&mut self, name: &str, options: &Options) {
         let any_port = Address::Ip((Ipv4Addr::LOCALHOST, 0).into());
-        // A host without IPv4 cannot tell.
+        // On a host without IPv4 the options cannot be tried.
         if let Ok((bound, _)) = bind::open(&any_port, options) {
             for refused in bound.iter().flat_map(|bound| &bound.refused) {
                 self.wrong(&format!("listener {name}: {refused}"), Exit::Config);
@@ -166,7 +167,7 @@ impl Report {
         name: &str,
         address: &Address,
         options: &Options,
-        open: bool,
+        allow_remote: bool,
         kernel: &Kernel,
     ) -> Result<(), Failure> {
         self.begin(name, Some(address));
@@ -192,7 +193,7 @@ impl Report {
             self.paths.push(path.clone());
         }
         for real in probe.reals {
-            self.notes(real, options, open, kernel);
+            self.notes(real, options, allow_remote, kernel);
             let dual = options.v6only == Some(false);
             let taken = options.reuse_port != Some(true)
                 && self.seen.iter().any(|seen| collide(*seen, real, dual));
@@ -225,17 +226,18 @@ impl Report {
             for refused in &bound.refused {
                 self.wrong(&format!("listener {name}: {refused}"), Exit::Config);
             }
-            let options = options.clone().over(Options::built_in());
+            let mut rows = Vec::new();
             if let ListenSocket::Tcp(socket) = &bound.socket {
-                let mut rows = read_back(&socket.as_fd(), &options, kernel);
-                // An address that is not the wildcard has but one family anyway.
+                let options = options.clone().over(Options::built_in());
+                rows = read_back(&socket.as_fd(), &options, kernel);
+                // An address that is not the wildcard has one family in any case.
                 rows.retain(|row| row.option != "v6only");
-                self.rows(&rows);
             }
+            self.rows(&complete(rows, options));
         }
     }
 
-    fn notes(&mut self, real: SocketAddr, options: &Options, open: bool, kernel: &Kernel) {
+    fn notes(&mut self, real: SocketAddr, options: &Options, allow_remote: bool, kernel: &Kernel) {
         if real.is_ipv6() && real.ip().is_unspecified() {
             self.note(if options.v6only == Some(false) {
                 "one socket for IPv6 and IPv4"
@@ -243,9 +245,9 @@ impl Report {
                 "IPv6 only: v6only = false or *:PORT would take IPv4 as well"
             });
         }
-        if !is_local(real.ip()) && !open {
+        if !is_local(real.ip()) && !allow_remote {
             self.note(
-                "open to others than this host: limit who may reach it, then say open = true in the configuration",
+                "open to other hosts: allow only the networks that need it, then set allow-remote = true",
             );
         }
         if let Some(start) = kernel
@@ -261,50 +263,22 @@ impl Report {
         }
     }
 
-    fn limits(&mut self, config: &Config) {
-        let off = |span: Option<Duration>| span.map_or_else(|| "off".to_owned(), duration);
-        let most = descriptors(config.workers, config.listeners.len());
-        let connections = config.connections(most).min(most);
-        self.line("\nlimits");
-        let text = match config.max_connections {
-            Some(asked) if asked > most => {
-                format!("{most}, not {asked}: limited by RLIMIT_NOFILE here")
+    /// Every key of the daemon, table by table; those of the listeners stand with each listener.
+    fn settings(&mut self, config: &Config) {
+        let mut table = None;
+        for key in KEYS {
+            let Show::Daemon(show) = key.show else {
+                continue;
+            };
+            if table != Some(key.table) {
+                table = Some(key.table);
+                self.line(match key.table {
+                    "" => "\nsettings".to_owned(),
+                    name => format!("\n[{name}]"),
+                });
             }
-            Some(asked) => asked.to_string(),
-            None => format!("{connections}, from RLIMIT_NOFILE here (LimitNOFILE= in a unit)"),
-        };
-        self.limit("max-connections", text);
-        let source = config.per_source.most(connections);
-        let text = source.map_or_else(
-            || "off".to_owned(),
-            |most| format!("{most}; not for loopback and Unix sockets"),
-        );
-        self.limit("max-connections-per-source", text);
-        self.limit("idle-timeout", off(config.limits.idle));
-        self.limit("stall-timeout", off(config.limits.stall));
-        self.limit("max-lifetime", off(config.limits.lifetime));
-        self.limit(
-            "max-bytes",
-            config.limits.bytes.map_or_else(|| "off".to_owned(), size),
-        );
-        self.limit("stop-timeout", duration(config.limits.leave));
-        let text = if config.survival {
-            let kept = config.connections(kept(most)).min(most);
-            format!(
-                "on, where the service manager has a descriptor store; max-connections is {kept} then"
-            )
-        } else {
-            "off".to_owned()
-        };
-        self.limit("survival", text);
-        self.limit("survival-delay", duration(config.survival_delay));
-        self.line("\nloops");
-        self.of_loops("workers", config.workers.to_string());
-        self.of_loops(
-            "busy-poll",
-            off(Some(config.busy_poll).filter(|span| !span.is_zero())),
-        );
-        self.of_loops("poll-timeout", off(config.poll_timeout));
+            self.setting(&key, show(config), remark(&key, config));
+        }
     }
 
     fn kernel(&mut self, kernel: &Kernel) {
@@ -397,16 +371,25 @@ impl Report {
             ));
         }
         self.case(match config.limits.stall {
-            Some(span) => format!("a peer that takes nothing of what it is owed is closed after {}", seconds(span)),
-            None => "a peer that takes nothing of what it is owed is kept for ever: stall-timeout is off".to_owned(),
+            Some(span) => format!(
+                "a peer that takes nothing of what it is owed is closed after {}",
+                seconds(span)
+            ),
+            None => {
+                "a peer that takes nothing of what it is owed stays for ever: stall-timeout is off"
+                    .to_owned()
+            }
         });
         self.case(match config.limits.idle {
-            Some(span) => format!("a peer that says nothing is closed after {}", seconds(span)),
-            None => "a peer that says nothing is kept: idle-timeout is off".to_owned(),
+            Some(span) => format!(
+                "a peer that sends nothing is closed after {}",
+                seconds(span)
+            ),
+            None => "a peer that sends nothing stays: idle-timeout is off".to_owned(),
         });
         self.case(format!(
             "a stop takes at most {}",
-            seconds(config.limits.leave)
+            seconds(config.limits.stop_timeout)
         ));
         if config.listeners.len() > 1 {
             self.case(format!(
@@ -415,6 +398,53 @@ impl Report {
             ));
         }
     }
+}
+
+/// What has to be known of a key beside its value.
+fn remark(key: &Key, config: &Config) -> String {
+    let most = descriptors(config.workers, config.listeners.len());
+    let connections = config.connections(most).min(most);
+    match (key.name, config.max_connections) {
+        ("max-connections", Some(asked)) if asked > most => {
+            format!("{most} here: limited by RLIMIT_NOFILE (LimitNOFILE= in a unit)")
+        }
+        ("max-connections", None) => {
+            format!("{connections} here, from RLIMIT_NOFILE (LimitNOFILE= in a unit)")
+        }
+        ("max-connections-per-source", _) => config
+            .per_source
+            .most(connections)
+            .map_or_else(String::new, |most| {
+                format!("{most} here; loopback and Unix sockets are exempt")
+            }),
+        ("preserve-connections", _) if config.preserve_connections => {
+            let preserved = config.connections(max_preserved(most)).min(most);
+            format!(
+                "where the service manager has a descriptor store; max-connections is \
+                 {preserved} then"
+            )
+        }
+        _ => String::new(),
+    }
+}
+
+/// The rows of a listener, and one for each option that is asked of it and cannot be read back.
+fn complete(mut rows: Vec<Row>, options: &Options) -> Vec<Row> {
+    for key in KEYS {
+        if let Show::Listener(show) = key.show {
+            if let Some(asked) =
+                show(options).filter(|_| rows.iter().all(|row| row.option != key.name))
+            {
+                rows.push(Row {
+                    option: key.name,
+                    asked,
+                    effective: String::new(),
+                    note: String::new(),
+                });
+            }
+        }
+    }
+    rows
 }
 
 /// Where the options of a listener are tried: never on the real port, where callers would come.
@@ -431,15 +461,15 @@ struct Dead {
     how: String,
 }
 
-/// Whether one of two addresses, of which the other has a listener, cannot have one, too; `dual`: the
-/// new one is for IPv4 as well.
+/// Whether `other` cannot be bound beside `one`, which has a listener; `dual`: `other` is for IPv4 as
+/// well.
 fn collide(one: SocketAddr, other: SocketAddr, dual: bool) -> bool {
     let any = one.ip().is_unspecified() || other.ip().is_unspecified();
     let family = one.is_ipv4() == other.is_ipv4() || dual && one.is_ipv4() && any;
     one.port() == other.port() && family && (any || one.ip() == other.ip())
 }
 
-/// When keepalive gives a silent peer up (tcp(7)).
+/// When keepalive closes a connection whose peer does not answer (tcp(7)).
 fn dead_peer(options: &Options) -> Option<Dead> {
     let (idle, interval, probes) = (
         options.keepalive_idle?.0,
@@ -450,7 +480,8 @@ fn dead_peer(options: &Options) -> Option<Dead> {
         return None;
     }
     if let Some(OrOff(Some(Span(user)))) = options.user_timeout {
-        // Not the number of probes decides then, but the time; looked at when a probe is due.
+        // The time decides then instead of the number of probes; the kernel compares it when a probe is
+        // due.
         let (wait, probe) = (
             user.saturating_sub(idle).as_secs_f64(),
             interval.as_secs_f64(),
@@ -477,8 +508,13 @@ fn dead_peer(options: &Options) -> Option<Dead> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    use socket2::{Domain, SockRef, Socket, Type};
+
     use super::*;
     use crate::config::units::{Count, Seconds};
+    use crate::sys::sockopt::apply;
 
     #[test]
     fn a_dead_peer_is_found_by_probes_or_by_the_user_time_out() {
@@ -502,5 +538,113 @@ mod tests {
             })
             .is_none()
         );
+    }
+
+    /// The options of a table that has one key; without a key, those that are built in.
+    fn options(setting: &str) -> Options {
+        let written: Options = toml::from_str(setting).unwrap();
+        written.over(Options::built_in())
+    }
+
+    /// A value of a socket option that is not the default.
+    fn another_value(option: &str) -> String {
+        match option {
+            "reuse-address" | "v6only" | "nodelay" | "keepalive" => "false".into(),
+            "reuse-port" | "quickack" => "true".into(),
+            "backlog" | "keepalive-probes" | "dscp" => "7".into(),
+            "receive-buffer" | "send-buffer" => "'32KiB'".into(),
+            "keepalive-idle" | "keepalive-interval" | "user-timeout" => "'77s'".into(),
+            "notsent-lowat" => "'7KiB'".into(),
+            "congestion" => {
+                let read =
+                    |name| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap();
+                let usual = read("tcp_congestion_control");
+                let all = read("tcp_available_congestion_control");
+                // The last one is a module that is loaded, or the default where it is the only one.
+                let other = all.split_whitespace().find(|name| *name != usual.trim());
+                format!("'{}'", other.unwrap_or(usual.trim()))
+            }
+            "mode" => "'0604'".into(),
+            "group" => rustix::process::getgroups()
+                .unwrap()
+                .into_iter()
+                .map(|group| group.as_raw().to_string())
+                .find(|group| *group != rustix::process::getegid().as_raw().to_string())
+                .unwrap_or_else(|| "1".into()),
+            _ => panic!("give {option} a value here that is not its default"),
+        }
+    }
+
+    /// What can be read back of an option: from a listener, from a connection, or from a path.
+    fn read_back_of(option: &str, options: &Options) -> String {
+        match option {
+            "mode" | "group" => {
+                let thread = std::thread::current().id();
+                let name = format!("tcp-echo-option-{}-{thread:?}", std::process::id());
+                let address = Address::Unix(std::env::temp_dir().join(name));
+                let (bound, _) = bind::open(&address, options).unwrap();
+                let Address::Unix(path) = address else {
+                    unreachable!()
+                };
+                let found = std::fs::metadata(path).unwrap();
+                bound
+                    .into_iter()
+                    .for_each(|bound| bound.path.unwrap().unlink());
+                format!(
+                    "{:o} of {}",
+                    found.permissions().mode() & 0o777,
+                    found.gid()
+                )
+            }
+            // Of a listener the kernel says "on" until something was sent.
+            "quickack" => {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                assert!(apply(&socket, options).is_empty());
+                SockRef::from(&socket).tcp_quickack().unwrap().to_string()
+            }
+            _ => {
+                let address = match option {
+                    // The kernel switches it on for any other address.
+                    "v6only" => "[::]:0",
+                    _ => "127.0.0.1:0",
+                };
+                let (bound, _) = bind::open(&address.parse().unwrap(), options).unwrap();
+                assert!(bound[0].refused.is_empty(), "{:?}", bound[0].refused);
+                let ListenSocket::Tcp(socket) = &bound[0].socket else {
+                    unreachable!()
+                };
+                let rows = read_back(&socket.as_fd(), options, &Kernel::default());
+                let row = rows.into_iter().find(|row| row.option == option);
+                row.unwrap_or_else(|| panic!("{option} is not read back"))
+                    .effective
+            }
+        }
+    }
+
+    #[test]
+    fn every_socket_option_changes_something_that_is_read_back() {
+        let is_root = rustix::process::geteuid().is_root();
+        for key in KEYS.iter().filter(|key| key.table == "socket") {
+            let value = another_value(key.name);
+            let other = options(&format!("{} = {value}", key.name));
+            let impossible = match key.name {
+                "v6only" => std::net::TcpListener::bind("[::]:0").is_err(),
+                "group" => value == "1" && !is_root,
+                "congestion" => other.congestion.as_ref().is_some_and(|name| {
+                    let usual = read_back_of("congestion", &options(""));
+                    usual == name.0
+                }),
+                _ => false,
+            };
+            if impossible {
+                eprintln!("skipped: {} has only one value on this host", key.name);
+                continue;
+            }
+            let (usual, changed) = (
+                read_back_of(key.name, &options("")),
+                read_back_of(key.name, &other),
+            );
+            assert_ne!(usual, changed, "{} = {value} changes nothing", key.name);
+        }
     }
 }

@@ -1,6 +1,6 @@
-//! What `tcp-echo check` has found: as text for a reader, and as an object for a machine.
+//! What `tcp-echo check` has found: as text for a reader, and as an object for a program.
 //!
-//! Both are made by the same calls, so neither says what the other does not.
+//! Both are made by the same calls, so each has everything that the other has.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,11 +10,12 @@ use serde::Serialize;
 
 use super::{Exit, complain};
 use crate::config::address::Address;
-use crate::system::bind::Failure;
-use crate::system::events::printable;
-use crate::system::report::Row;
+use crate::config::keys::Key;
+use crate::sys::bind::Failure;
+use crate::sys::endpoint::printable;
+use crate::sys::option_report::Row;
 
-/// What was found, for a reader and for a machine.
+/// What was found, for a reader and for a program.
 #[derive(Default)]
 pub(super) struct Report {
     pub(super) text: String,
@@ -32,17 +33,23 @@ pub(super) struct Found {
     pub(super) wrong: Vec<String>,
     pub(super) files: Vec<String>,
     pub(super) listeners: Vec<Tried>,
-    pub(super) limits: BTreeMap<&'static str, String>,
-    pub(super) loops: BTreeMap<&'static str, String>,
+    pub(super) settings: BTreeMap<String, Setting>,
     pub(super) kernel: BTreeMap<&'static str, Option<u64>>,
     pub(super) cases: Vec<String>,
+}
+
+/// A key of the daemon.
+#[derive(Serialize)]
+pub(super) struct Setting {
+    value: String,
+    note: String,
 }
 
 /// A listener.
 #[derive(Default, Serialize)]
 pub(super) struct Tried {
     pub(super) name: String,
-    /// Absent: it is only for a passed socket.
+    /// Absent where the listener is only for a passed socket.
     pub(super) address: Option<String>,
     pub(super) notes: Vec<String>,
     pub(super) wrong: Vec<String>,
@@ -88,14 +95,11 @@ impl Report {
         }
     }
 
-    pub(super) fn limit(&mut self, name: &'static str, value: String) {
-        self.line(format!("  {name:<28}{value}"));
-        self.found.limits.insert(name, value);
-    }
-
-    pub(super) fn of_loops(&mut self, name: &'static str, value: String) {
-        self.line(format!("  {name:<28}{value}"));
-        self.found.loops.insert(name, value);
+    pub(super) fn setting(&mut self, key: &Key, value: String, note: String) {
+        self.line(format!("  {:<28}{value:<10}{note}", key.name).trim_end());
+        self.found
+            .settings
+            .insert(key.full_name(), Setting { value, note });
     }
 
     pub(super) fn case(&mut self, text: String) {
@@ -104,8 +108,14 @@ impl Report {
     }
 
     pub(super) fn rows(&mut self, rows: &[Row]) {
+        if rows.is_empty() {
+            return;
+        }
         if let Some(listener) = self.found.listeners.last_mut() {
             listener.options.extend_from_slice(rows);
+        }
+        if rows.is_empty() {
+            return;
         }
         self.line(format!("    {:<20}{:<12}{:<12}", "option", "asked", "effective").trim_end());
         for Row {
@@ -116,6 +126,7 @@ impl Report {
         } in rows
         {
             let asked = if asked.is_empty() { "-" } else { asked };
+            let effective = if effective.is_empty() { "-" } else { effective };
             self.line(format!("    {option:<20}{asked:<12}{effective:<12}{note}").trim_end());
         }
     }
@@ -126,9 +137,9 @@ impl Report {
         }
     }
 
-    /// Something that the daemon would complain about too.
+    /// A defect that the daemon would report too.
     pub(super) fn wrong(&mut self, text: &str, exit: Exit) {
-        // What is told already (one name, two addresses) is not told twice.
+        // A defect that two addresses of one name have is reported once.
         if !self.text.contains(text) {
             complain(text);
         }

@@ -1,37 +1,38 @@
-//! The commands, and how they end.
+//! The commands of the program, and the exit statuses.
 //!
-//! In reading order: [`serve`], `findings`, [`check`], [`reload`].
+//! In reading order: `serve`, `findings`, `check`, `reload`.
 
-pub mod check;
+mod check;
 mod findings;
-pub mod reload;
-pub mod serve;
+mod reload;
+mod serve;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
 use crate::cli::{Cli, Command, Level, Settings};
 use crate::config::Origin;
-use crate::system::events::printable;
+use crate::sys::endpoint::printable;
+use crate::sys::signals::SIGNALS;
 
-/// How the process ends; the numbers are those of sysexits.h(3head) and of clap, and are listed
-/// in `--help` and the manual.
+/// The exit status of the process.  The numbers are those of sysexits.h(3head) and of clap.
+/// `--help` and the manual page list [`Exit::ALL`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Exit {
     /// All went well.
     #[default]
     Success = 0,
-    /// The arguments make no sense.
+    /// The command line is wrong.
     Usage = 2,
-    /// An address is in use or not available.
+    /// An address is in use or not available (`EX_UNAVAILABLE`).
     Unavailable = 69,
-    /// A system call failed that must not.
+    /// A system call failed that should not.
     Os = 71,
-    /// A permission is missing, or a file system is read-only.
+    /// A permission is missing, or a file system is read-only (`EX_NOPERM`).
     Permission = 77,
-    /// The configuration, or a passed socket, cannot be used.
+    /// The configuration, or a passed descriptor, cannot be used (`EX_CONFIG`).
     Config = 78,
 }
 
@@ -42,7 +43,31 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
-    /// The status for an error of the system.
+    /// Every status, with what it means.
+    pub const ALL: [(Self, &'static str); 6] = [
+        (
+            Self::Success,
+            "the service was stopped or handed over, or the check found nothing wrong",
+        ),
+        (Self::Usage, "the command line is wrong"),
+        (
+            Self::Unavailable,
+            "an address or a path is in use or not available, a name cannot be resolved, or a group \
+             does not exist",
+        ),
+        (Self::Os, "a system call failed that should not"),
+        (
+            Self::Permission,
+            "a permission is missing, or a file system is read-only",
+        ),
+        (
+            Self::Config,
+            "the configuration or a passed socket cannot be used; for check also: the kernel \
+             refuses an option",
+        ),
+    ];
+
+    /// The status for an error of the operating system.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
@@ -55,23 +80,100 @@ impl Exit {
                 | libc::ENOTDIR,
             ) => Self::Unavailable,
             None if error.kind() == io::ErrorKind::PermissionDenied => Self::Permission,
-            // A name that cannot be resolved, a group that does not exist.
+            // An error without a number: a name cannot be resolved, or a group does not exist.
             None => Self::Unavailable,
             Some(_) => Self::Os,
         }
     }
 }
 
-/// Runs what the command line says, or says why it cannot be understood.
+/// Variables of the environment that are read, with what each set of them means.  Names of options
+/// and of other variables stand between backquotes.  `--help` and the manual page list them.
+pub const ENVIRONMENT: [(&[&str], &str); 8] = [
+    (
+        &["TCP_ECHO_CONFIG"],
+        "the configuration file, where `--config` is not given",
+    ),
+    (
+        &["RUST_LOG"],
+        "a level, or directives as in info,tcp_echo=debug, where neither the configuration nor the \
+         command line gives a level",
+    ),
+    (
+        &["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"],
+        "the descriptors that the service manager passes, see sd_listen_fds(3): sockets, and what it \
+         has preserved of a previous process (names that begin with preserve-)",
+    ),
+    (
+        &["FDSTORE"],
+        "how many descriptors the service manager preserves for the service (systemd 254 and later); \
+         fewer than 3 are not enough to preserve connections",
+    ),
+    (
+        &["MEMORY_PRESSURE_WATCH"],
+        "where this is set and `FDSTORE` is not, the service manager is one that would set it, and \
+         preserves no descriptors",
+    ),
+    (
+        &["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"],
+        "where readiness, reload, status and stop are reported and descriptors are stored, and how \
+         often a sign of life is due, see sd_notify(3) and sd_watchdog_enabled(3)",
+    ),
+    (
+        &["JOURNAL_STREAM"],
+        "with log format auto, events go to the journal if this names the file that standard error \
+         is, see systemd.exec(5)",
+    ),
+    (
+        &["MAINPID"],
+        "the process that is to reload, for the command reload; systemd sets it for ExecReload=",
+    ),
+];
+
+/// The command line with all of its help.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command().after_help(after_help())
+}
+
+/// The lists below the options in `--help`.
+fn after_help() -> String {
+    let mut help = "\
+Without a command, tcp-echo serves: on the sockets that systemd passes to it, on the listeners of \
+its configuration, or else on 127.0.0.1:9999 and [::1]:9999.
+
+Signals:
+"
+    .to_owned();
+    let asking = SIGNALS.iter().filter(|signal| signal.request.is_some());
+    let asking: Vec<_> = asking.collect();
+    for signals in asking.chunk_by(|one, other| one.request == other.request) {
+        let names: Vec<&str> = signals.iter().map(|signal| signal.name).collect();
+        help += &format!("  {:<16} {}\n", names.join(", "), signals[0].effect);
+    }
+    help += "\nEnvironment:\n";
+    // The others are part of a protocol, for a reader of the manual page.
+    for (names, text) in &ENVIRONMENT[..2] {
+        help += &format!("  {:<16} {}\n", names[0], text.replace('`', ""));
+    }
+    help += "\nExit status:\n";
+    for (exit, text) in Exit::ALL {
+        help += &format!("  {:<16} {text}\n", exit as u8);
+    }
+    help
+}
+
+/// Runs the command that the command line names, or prints why it cannot be understood.
 #[must_use]
 pub fn run() -> Exit {
-    let cli = match Cli::try_parse() {
+    let parsed = command().try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(answer) => {
             let text = answer.render().to_string();
             let text = printable(&text);
             let text = text.as_bytes();
-            // There is nobody left to tell when this fails.
+            // When this fails there is no other place to report it.
             let _ = if answer.use_stderr() {
                 io::stderr().write_all(text)
             } else {
@@ -92,10 +194,11 @@ pub fn run() -> Exit {
     }
 }
 
+/// What the command line and the environment say about the configuration.
 fn origin(settings: &Settings) -> Origin {
     Origin {
         file: settings.config.clone().or_else(|| {
-            // Set and empty is as good as not set.
+            // An empty value counts as not set.
             let file = std::env::var_os("TCP_ECHO_CONFIG")?;
             (!file.is_empty()).then(|| file.into())
         }),
@@ -108,8 +211,8 @@ fn origin(settings: &Settings) -> Origin {
     }
 }
 
-/// Tells an error of a command on standard error.
+/// Prints an error of a command on standard error.
 fn complain(text: &str) {
-    // There is nobody left to tell when this fails.
+    // When this fails there is no other place to report it.
     let _ = writeln!(io::stderr(), "tcp-echo: {}", printable(text));
 }

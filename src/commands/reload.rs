@@ -1,19 +1,19 @@
-//! `tcp-echo reload`: the unit's `ExecReload=`.
+//! `tcp-echo reload`: the command of `ExecReload=` in the unit (systemd.service(5)).
 //!
-//! It tells the manager that the daemon is reloading *before* it sends HUP, so that
-//! `systemctl reload` waits for the daemon's `READY=1` however late HUP is acted on.  The unit
-//! needs `NotifyAccess=exec`.  It works alike with every version of systemd, whereas
+//! It sends `RELOADING=1` to the service manager *before* it sends SIGHUP to the daemon, so that
+//! `systemctl reload` waits for the daemon's `READY=1`, however late the daemon acts on the signal.  The
+//! unit needs `NotifyAccess=exec`.  This works with every version of systemd, whereas
 //! `Type=notify-reload` is unknown before 253.
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Exit, complain};
-use crate::system::clock;
-use crate::system::notify::Manager;
+use crate::sys::clock;
+use crate::sys::notify::Manager;
 
-/// Reloads the daemon whose process id is in `MAINPID`.
+/// Reloads the daemon with the process id of `MAINPID`.
 #[must_use]
-pub fn run() -> Exit {
+pub(super) fn run() -> Exit {
     let Ok(text) = std::env::var("MAINPID") else {
         complain(
             "MAINPID is not set: this command is for ExecReload= in a unit; reload with \
@@ -21,7 +21,7 @@ pub fn run() -> Exit {
         );
         return Exit::Usage;
     };
-    // Not 0 and not 1: that would be our process group, or the manager.
+    // Not 0 and not 1, which stand for the process group and the service manager (kill(2)).
     let Some(pid) = text
         .parse()
         .ok()
@@ -33,8 +33,8 @@ pub fn run() -> Exit {
         ));
         return Exit::Usage;
     };
-    // The daemon tells it as well, so this is a pity and no more.
-    if let Some(error) = tell_manager() {
+    // The daemon sends the same message, only later, so the reload goes on.
+    if let Some(error) = notify_manager() {
         complain(&format!(
             "the service manager cannot be told (NOTIFY_SOCKET): {error}"
         ));
@@ -51,13 +51,13 @@ pub fn run() -> Exit {
     }
 }
 
-/// Says that the daemon is reloading; returns why the manager has not heard it.
-fn tell_manager() -> Option<std::io::Error> {
+/// Sends `RELOADING=1` (sd_notify(3)); returns why it could not be sent.
+fn notify_manager() -> Option<std::io::Error> {
     let now = clock::now();
     match Manager::from_env(now) {
         Ok(mut manager) => {
             manager.reloading(now);
-            manager.unheard()
+            manager.unsent()
         }
         Err(error) => Some(error),
     }

@@ -1,8 +1,9 @@
-//! `tcp-echo serve`: puts everything together, in the order that matters.
+//! `tcp-echo serve`: starts the daemon, in the order that matters.
 //!
-//! Passed descriptors come first, before any other descriptor and any thread exists.  The log
-//! comes second, so that whatever goes wrong then is told in the one place where an operator
-//! looks.  Readiness comes last, when every listener is registered.
+//! Passed descriptors are taken first, before any other descriptor and any thread exists.  The log is
+//! started second, so that every later error is where an operator looks for it.  Then the state of the
+//! previous process is recovered and the listeners are opened; its connections go on when every
+//! listener is registered, and readiness is reported last.
 
 use std::fmt;
 use std::io;
@@ -16,50 +17,51 @@ use super::{Exit, complain};
 use crate::cli::{Format, Level};
 use crate::config::address::Address;
 use crate::config::{self, Config, MOST_CONNECTIONS, Options, Origin};
+use crate::log::events::Event;
+use crate::log::sink::Log;
+use crate::preserve::layout::Geometry;
+use crate::preserve::recover::StoredFds;
+use crate::preserve::restore::{Restored, UNSERVED};
+use crate::preserve::store::Store;
 use crate::server::listener::Listener;
 use crate::server::{Parts, Server};
-use crate::survival::heritage::{Heritage, UNSERVED};
-use crate::survival::keeper::Keeper;
-use crate::survival::layout::Geometry;
-use crate::survival::recovery::Estate;
-use crate::system::activation::{self, ListenSocket, Passed, Stranger};
-use crate::system::bind::{self, Bound, Failure};
-use crate::system::cgroup::is_instance;
-use crate::system::clock;
-use crate::system::events::{Endpoint, Event};
-use crate::system::kernel::Kernel;
-use crate::system::logging::Log;
-use crate::system::memory::give_back_large_blocks;
-use crate::system::notify::Manager;
-use crate::system::signals::{self, Signals};
-use crate::system::socket;
+use crate::sys::activation::{self, ListenSocket, Passed, UnexpectedFd};
+use crate::sys::bind::{self, Bound, Failure};
+use crate::sys::cgroup::is_instance;
+use crate::sys::clock;
+use crate::sys::endpoint::Endpoint;
+use crate::sys::kernel::Kernel;
+use crate::sys::memory::give_back_large_blocks;
+use crate::sys::notify::Manager;
+use crate::sys::signals::{self, Signals};
+use crate::sys::sockopt;
 
-/// The port of the built-in listeners: not 7, which needs a privilege.
+/// The port of the built-in listeners; port 7 of RFC 862 needs a privilege.
 pub(super) const PORT: u16 = 9999;
 
-/// Their name, and that of the table that may give them options.
+/// The name of the built-in listeners, and of the table of the configuration that gives them options.
 pub(super) const BUILT_IN: &str = "default";
 
-/// Where the built-in listeners are.
+/// The addresses of the built-in listeners.
 pub(super) const LOOPBACK: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::LOCALHOST),
     IpAddr::V6(Ipv6Addr::LOCALHOST),
 ];
 
-/// Descriptors that are not connections: standard streams, poll, signals, manager, log, a few
-/// listeners, and some to spare.
+/// The descriptors that are not connections: standard streams, poll, signals, service manager, log,
+/// [`LISTENERS`] listeners, and some in reserve.
 const OWN: u64 = 32;
 
-/// Listeners that are among those.
+/// The listeners for which [`OWN`] has descriptors.
 const LISTENERS: usize = 8;
 
-/// Those that each further worker takes: its poll twice, its timer, what wakes it.
+/// The descriptors of each further worker: its poll and a duplicate of that, its timer, its waker.
 const WORKER: u64 = 4;
 
-/// Why serving cannot begin, or go on.
+/// Why the daemon cannot start, or cannot go on.
 enum Trouble {
     Config(config::Error),
-    Stranger(Stranger),
+    UnexpectedFd(UnexpectedFd),
     Bind(Failure),
     System(&'static str, io::Error),
 }
@@ -68,7 +70,7 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config(error) => error.fmt(f),
-            Self::Stranger(stranger) => stranger.fmt(f),
+            Self::UnexpectedFd(unexpected) => unexpected.fmt(f),
             Self::Bind(failure) => failure.fmt(f),
             Self::System(what, error) => write!(f, "{what}: {error}"),
         }
@@ -78,20 +80,20 @@ impl fmt::Display for Trouble {
 impl Trouble {
     fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::Stranger(_) => Exit::Config,
+            Self::Config(_) | Self::UnexpectedFd(_) => Exit::Config,
             Self::Bind(failure) => Exit::of(&failure.error),
             Self::System(_, error) => Exit::of(error),
         }
     }
 }
 
-/// Serves until stopped.
+/// Serves until a signal or the end of the last passed connection stops it.
 #[must_use]
-pub fn run(origin: Origin) -> Exit {
+pub(super) fn run(origin: Origin) -> Exit {
     give_back_large_blocks();
     let passed = activation::take();
-    // Before there is another thread; the handlers come later.  Failing, the log's thread may take a
-    // signal, and pass it on.
+    // Before there is another thread, as threads inherit the mask.  Where this fails, a handler may run
+    // in the thread of the log, which does no harm.
     let _ = signals::block();
     let config = origin.load();
     let (level, format) = match &config {
@@ -110,7 +112,7 @@ pub fn run(origin: Origin) -> Exit {
     };
     let outcome = match (config, passed) {
         (Err(error), _) => Err(Trouble::Config(error)),
-        (_, Err(stranger)) => Err(Trouble::Stranger(stranger)),
+        (_, Err(unexpected)) => Err(Trouble::UnexpectedFd(unexpected)),
         (Ok(config), Ok(passed)) => serve(&config, origin, passed, &log),
     };
     match outcome {
@@ -121,10 +123,10 @@ pub fn run(origin: Origin) -> Exit {
         }
         Err(trouble) => {
             if !log.wants(Level::Error) {
-                // The only word there is about it.
+                // The log is off, and an exit without any message would not explain itself.
                 complain(&format!("cannot start: {trouble}"));
             }
-            log.tell(Event::StartFailed(trouble.to_string()));
+            log.emit(Event::StartFailed(trouble.to_string()));
             drop(log);
             sink.finish_early();
             trouble.exit()
@@ -132,60 +134,59 @@ pub fn run(origin: Origin) -> Exit {
     }
 }
 
+/// Recovers, opens, and serves until the end.
 fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Result<(), Trouble> {
     let now = clock::now();
     let signals =
         Signals::install().map_err(|error| Trouble::System("signals cannot be handled", error))?;
     let poll = Poll::new().map_err(|error| Trouble::System("epoll cannot be had", error))?;
     let mut manager = Manager::from_env(now).unwrap_or_else(|error| {
-        log.tell(Event::Manager(error));
+        log.emit(Event::Manager(error));
         Manager::default()
     });
     if rustix::process::geteuid().is_root() {
-        log.tell(Event::Root);
+        log.emit(Event::Root);
     }
     if let Some(why) = passed.ignored.take() {
-        log.tell(Event::Ignored(why));
+        log.emit(Event::Ignored(why));
     }
-    // An instance for one conversation needs no more than one.
+    // An instance for one connection (Accept=yes) has no use for more workers than one.
     let lone = passed.listeners.is_empty() && !passed.connections.is_empty();
     let workers = if lone { 1 } else { config.workers };
     let listeners = passed.listeners.len() + config.listeners.len();
     let descriptors = descriptors(workers, listeners);
-    let estate = Estate::sort(std::mem::take(&mut passed.reserved));
-    for name in &estate.strangers {
-        log.tell(Event::Reserved { name: name.clone() });
+    let stored = StoredFds::sort(std::mem::take(&mut passed.reserved));
+    for name in &stored.unexpected {
+        log.emit(Event::Reserved { name: name.clone() });
         manager.unstore(name, now);
     }
-    let mut findings = estate.read(descriptors);
+    let mut recovered = stored.recover(descriptors);
     let most = descriptors.min(config.max_connections.unwrap_or(0).max(MOST_CONNECTIONS));
     let geometry = Geometry {
-        lanes: workers,
-        // Callers go to the worker that has the fewest, so none has more than its share.
-        seats: most.div_ceil(workers),
+        partitions: workers,
+        // A connection goes to the worker with the fewest, so none has more than its share.
+        records: most.div_ceil(workers),
     };
-    let stored = findings.names.clone();
-    let (mut heritage, lanes) = Heritage::settle(&mut findings, geometry)
+    let stored = recovered.names.clone();
+    let (mut restored, partitions) = Restored::new(&mut recovered, geometry)
         .map_err(|error| Trouble::System("memory cannot be mapped", error))?;
-    let keeper = Keeper::new(&mut heritage, descriptors);
     let parts = Parts {
-        poll,
+        preservation: Store::new(&mut restored, descriptors),
         signals,
         config: config.clone(),
         origin,
         descriptors,
         kernel: Kernel::read(),
         manager,
-        keeper,
-        lanes,
+        partitions,
         log: log.clone(),
     };
-    let (mut server, hint) = match open(parts, config, passed, log) {
+    let (mut server, hint) = match open(parts, &poll, config, passed, log) {
         Ok(opened) => opened,
         Err(trouble) => {
-            if let Some(count) = heritage.start_failed(&findings, clock::now()) {
+            if let Some(count) = restored.start_failed(&recovered, clock::now()) {
                 let why = format!("no start has succeeded for {}s", UNSERVED.as_secs());
-                log.tell(Event::GivenUp { why, count });
+                log.emit(Event::PredecessorDropped { why, count });
                 let mut manager = Manager::from_env(now).unwrap_or_default();
                 for name in &stored {
                     manager.unstore(name, now);
@@ -194,23 +195,24 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
             return Err(trouble);
         }
     };
-    heritage.take_over();
-    server.inherit(&findings, heritage.adopted);
+    restored.take_over();
+    server.restore(&recovered, restored.connections);
     server.ready(hint);
     server
-        .run()
+        .run(poll)
         .map_err(|error| Trouble::System("epoll failed", error))
 }
 
-/// Puts a server together, with its listeners, and starts its loops; returns it with a command that
-/// tries it.
+/// Puts a server together, with its listeners, and starts its workers; returns it with a command that
+/// tries one of the listeners.
 fn open(
     parts: Parts,
+    poll: &Poll,
     config: &Config,
     passed: Passed,
     log: &Log,
 ) -> Result<(Server, Option<String>), Trouble> {
-    let mut server = Server::new(parts, clock::now())
+    let mut server = Server::new(parts, poll, clock::now())
         .map_err(|error| Trouble::System("the loops cannot be set up", error))?;
     let opening = Opening {
         server: &mut server,
@@ -226,29 +228,29 @@ fn open(
     Ok((server, hint))
 }
 
-/// Puts listeners and connections into a server.
+/// Adds listeners and passed connections to a server.
 struct Opening<'a> {
     server: &'a mut Server,
     config: &'a Config,
     log: &'a Log,
-    /// A command that tries the first listener of ours.
+    /// A command that tries the first listener that this process has opened.
     hint: Option<String>,
-    /// Where we listen so far.
+    /// The addresses on which this process has listened so far.
     ours: Vec<Endpoint>,
 }
 
 impl Opening<'_> {
-    /// Adds all there are: those that were passed, and those that the configuration names; or,
-    /// where there are neither, those that are built in.
+    /// Adds the listeners that were passed and those that the configuration names, or the built-in ones
+    /// if there are neither, and then the connections that were passed.
     fn open(mut self, passed: Passed) -> Result<Option<String>, Trouble> {
-        // An instance for one conversation has no listeners: another instance would have them too.
+        // An instance for one connection opens no listeners, as every other instance would open them too.
         let lone = passed.listeners.is_empty() && !passed.connections.is_empty();
         let taken: Vec<String> = passed
             .listeners
             .iter()
             .map(|(name, _)| name.clone())
             .collect();
-        self.adopt(passed.listeners)?;
+        self.add_passed(passed.listeners)?;
         if !lone {
             let mut listeners = self.config.listeners.iter();
             let named = listeners.any(|listener| listener.address.is_some());
@@ -258,21 +260,22 @@ impl Opening<'_> {
                 self.open_built_in()?;
             }
         }
-        // After the last listener, whose numbers come first.
+        // After the last listener, as the indices of listeners come first.
         for (name, socket) in passed.connections {
             self.server.add_connection(&name, socket);
         }
         Ok(self.hint)
     }
 
-    fn adopt(&mut self, passed: Vec<(String, ListenSocket)>) -> Result<(), Trouble> {
+    /// Adds the listeners that were passed.
+    fn add_passed(&mut self, passed: Vec<(String, ListenSocket)>) -> Result<(), Trouble> {
         for (name, socket) in passed {
             let options = self.config.options_of_passed(&name);
             let listener =
                 Listener::new(name, socket, true, options, None).map_err(unregistered)?;
             let refused = listener
                 .socket()
-                .map(|fd| socket::apply(&fd, &listener.options))
+                .map(|fd| sockopt::apply(&fd, &listener.options))
                 .unwrap_or_default();
             self.server
                 .add_listener(listener, refused)
@@ -281,7 +284,8 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// A table whose name a passed socket has is that socket's.
+    /// Opens the listeners of the configuration.  A table with the name of a passed socket (`taken`)
+    /// gives options to that socket, and is not opened.
     fn open_named(&mut self, taken: &[String], built_in: bool) -> Result<(), Trouble> {
         for listener in self
             .config
@@ -293,7 +297,7 @@ impl Opening<'_> {
                 if built_in && listener.name == BUILT_IN {
                     continue;
                 }
-                self.log.tell(Event::Unused {
+                self.log.emit(Event::Unused {
                     listener: listener.name.clone(),
                     others: is_instance(),
                 });
@@ -304,14 +308,15 @@ impl Opening<'_> {
             let (bound, absent) =
                 opened.map_err(|failure| Trouble::Bind(failure.beside(&self.ours)))?;
             for failure in absent {
-                self.log.tell(Event::Absent(failure.to_string()));
+                self.log.emit(Event::Absent(failure.to_string()));
             }
             self.add(&listener.name, bound, &listener.options)?;
         }
         Ok(())
     }
 
-    /// A host without IPv6 serves IPv4, and the other way round.
+    /// Opens the built-in listeners.  On a host without IPv6, that for IPv4 is enough, and the other way
+    /// round.
     fn open_built_in(&mut self) -> Result<(), Trouble> {
         let mut absent = Vec::new();
         let options = self.config.options_for(BUILT_IN);
@@ -323,7 +328,7 @@ impl Opening<'_> {
             }
         }
         for failure in &absent {
-            self.log.tell(Event::Absent(failure.to_string()));
+            self.log.emit(Event::Absent(failure.to_string()));
         }
         match absent.pop() {
             Some(failure) if absent.len() + 1 == LOOPBACK.len() => Err(Trouble::Bind(failure)),
@@ -331,8 +336,8 @@ impl Opening<'_> {
         }
     }
 
-    /// The options that a listener is opened with: connections that are preserved would hold its
-    /// address against the next process, so they and it share it.
+    /// The options with which a listener is opened.  Preserved connections hold its address when the
+    /// next process binds it, so they need `SO_REUSEADDR` (socket(7)).
     fn options(&self, options: &Options) -> Options {
         let mut options = options.clone();
         if self.server.preserves() {
@@ -341,6 +346,7 @@ impl Opening<'_> {
         options
     }
 
+    /// Adds listeners that this process has opened.
     fn add(&mut self, name: &str, bound: Vec<Bound>, options: &Options) -> Result<(), Trouble> {
         for bound in bound {
             let options = options.clone().over(Options::built_in());
@@ -362,8 +368,8 @@ fn unregistered(error: io::Error) -> Trouble {
     Trouble::System("a socket cannot be registered", error)
 }
 
-/// A command that tries a listener, in any shell of a host that has bash: of nc there are several,
-/// which end the stream in different ways.
+/// A command that tries a listener, in any shell of a host that has bash.  It does without nc, of which
+/// there are several that end the stream in different ways.
 fn hint(listener: &Listener, address: SocketAddr) -> String {
     let ip = reachable(listener, address.ip());
     let scope = match address {
@@ -374,7 +380,7 @@ fn hint(listener: &Listener, address: SocketAddr) -> String {
     format!("bash -c 'exec 3<>/dev/tcp/{ip}{scope}/{port}; echo hello >&3; head -n 1 <&3'")
 }
 
-/// An address under which this host reaches itself.
+/// An address under which a client on this host reaches a listener.
 fn reachable(listener: &Listener, address: IpAddr) -> IpAddr {
     let both = || {
         let socket = listener.socket();
@@ -388,10 +394,11 @@ fn reachable(listener: &Listener, address: IpAddr) -> IpAddr {
     }
 }
 
-/// Raises the soft limit of descriptors to the hard one; returns how many connections that allows.
+/// Raises the soft limit of descriptors to the hard one (getrlimit(2)); returns the most connections
+/// for which that leaves descriptors, at least one.
 pub(super) fn descriptors(workers: usize, listeners: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
-    // It stays as it is when this fails.
+    // With an error the soft limit stays as it is, which is then what counts.
     let _ = setrlimit(
         Resource::Nofile,
         Rlimit {

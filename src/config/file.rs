@@ -1,8 +1,8 @@
-//! The configuration as it is written: every key is optional, none is unknown.
+//! The configuration as it is written: every key is optional, and an unknown key is an error.
 //!
-//! `section!` defines a table once: its keys, and how a later file is laid over an earlier one,
-//! key by key.  Ranges are the business of the types ([`super::units`]), so that an error carries
-//! its place in the file.
+//! `section!` defines the keys of a table, and how a later file is laid over an earlier one, key by
+//! key.  The types ([`super::units`]) check the ranges, so that an error carries its place in the
+//! file.  What the keys mean is in [`super::keys`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,35 +14,44 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::Error;
 use super::address::Address;
-use super::units::{Count, Group, Mode, Moment, OrAuto, OrOff, Seconds, Size, Span};
+use super::units::{Congestion, Count, Group, Mode, Moment, OrAuto, OrOff, Seconds, Size, Span};
+use crate::cli::{Format, Level};
 
-/// No configuration file is larger, in bytes.
+/// The largest configuration file that is read, in bytes.
 const LARGEST: u64 = 1024 * 1024;
 
 macro_rules! section {
-    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty),+ $(,)? }) => {
+    ($(#[$doc:meta])* $vis:vis $name:ident { $($field:ident: $type:ty),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
         #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
-        pub struct $name { $($(#[$field_doc])* pub $field: Option<$type>),+ }
+        #[allow(missing_docs, reason = "keys::KEYS says what each key means")]
+        $vis struct $name { $($vis $field: Option<$type>),+ }
 
+        #[allow(dead_code, reason = "not every table is laid over another, compared or listed")]
         impl $name {
-            /// These settings, and those of `base` where nothing is said here.
+            /// The names of the keys.
+            #[cfg(test)]
+            pub(super) fn names() -> Vec<String> {
+                vec![$(key(stringify!($field))),+]
+            }
+
+            /// These values, and those of `base` for the keys that are absent here.
             #[must_use]
-            pub fn over(self, base: Self) -> Self {
+            $vis fn over(self, base: Self) -> Self {
                 Self { $($field: self.$field.or(base.$field)),+ }
             }
 
-            /// The keys that differ between the two.
+            /// The names of the keys whose values differ between the two.
             #[must_use]
-            pub fn differ(&self, other: &Self) -> Vec<String> {
+            $vis fn differ(&self, other: &Self) -> Vec<String> {
                 let mut keys = Vec::new();
                 $(if self.$field != other.$field {
-                    keys.push(stringify!($field).replace('_', "-"));
+                    keys.push(key(stringify!($field)));
                 })+
                 keys
             }
@@ -50,24 +59,23 @@ macro_rules! section {
     };
 }
 
+/// The key of a field.
+fn key(field: &str) -> String {
+    field.replace('_', "-")
+}
+
 /// [`Options`], and the same without an address for `[socket]`.
 macro_rules! options {
-    ($(#[$doc:meta])* Options {
-        $(#[$address_doc:meta])* address: Address,
-        $($(#[$field_doc:meta])* $field:ident: $type:ty),+ $(,)?
-    }) => {
+    ($(#[$doc:meta])* Options { address: Address, $($field:ident: $type:ty),+ $(,)? }) => {
         section! {
             $(#[$doc])*
-            Options {
-                $(#[$address_doc])* address: Address,
-                $($(#[$field_doc])* $field: $type),+
-            }
+            pub Options { address: Address, $($field: $type),+ }
         }
 
-        section! {
-            /// `[socket]`.
-            SocketFile { $($(#[$field_doc])* $field: $type),+ }
-        }
+        /// `[socket]`.
+        #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+        #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+        pub(super) struct SocketFile { $($field: Option<$type>),+ }
 
         impl From<SocketFile> for Options {
             fn from(file: SocketFile) -> Self {
@@ -78,124 +86,73 @@ macro_rules! options {
 }
 
 options! {
-    /// Options of a listener's socket and of the connections that it accepts; what is absent is
-    /// left as it is.  Source of each: socket(7), tcp(7), ip(7), ipv6(7).
+    /// The options of a listener's socket and of the connections that it accepts: `[socket]` and
+    /// `[listener.NAME]`.  An option that is absent is not set, so the socket keeps what it has.
     Options {
-        /// Where to listen; only in a `[listener.NAME]` table.
         address: Address,
-        /// `SO_REUSEADDR`: listen again over connections in TIME-WAIT; always on where connections
-        /// are preserved, as those that wait for the next process would keep it from the address.
         reuse_address: bool,
-        /// `SO_REUSEPORT`: let other processes of the same user share the port.
         reuse_port: bool,
-        /// `IPV6_V6ONLY`: whether an IPv6 socket leaves IPv4 alone.
         v6only: bool,
-        /// Callers that wait to be accepted, listen(2).
         backlog: Count<1, 1_000_000>,
-        /// `SO_RCVBUF`, in bytes; "auto" leaves the kernel's autotuning on.
         receive_buffer: OrAuto<Size>,
-        /// `SO_SNDBUF`, in bytes; "auto" leaves the kernel's autotuning on.
         send_buffer: OrAuto<Size>,
-        /// `TCP_NODELAY`: send small segments at once.
         nodelay: bool,
-        /// `TCP_QUICKACK`: acknowledge at once; set again after each read.
         quickack: bool,
-        /// `SO_KEEPALIVE`: probe idle peers.
         keepalive: bool,
-        /// `TCP_KEEPIDLE`: silence before the first probe.
         keepalive_idle: Seconds<32767>,
-        /// `TCP_KEEPINTVL`: between probes.
         keepalive_interval: Seconds<32767>,
-        /// `TCP_KEEPCNT`: unanswered probes before the connection is dropped.
         keepalive_probes: Count<1, 127>,
-        /// `TCP_USER_TIMEOUT`: how long sent data may stay unacknowledged.
         user_timeout: OrOff<Span>,
-        /// `TCP_NOTSENT_LOWAT`: unsent bytes in the send queue above which it counts as full.
         notsent_lowat: OrOff<Size>,
-        /// `TCP_CONGESTION`: the algorithm, such as "cubic".
         congestion: Congestion,
-        /// The differentiated services code point (RFC 2474), 0 to 63.
         dscp: Count<0, 63>,
-        /// Permissions of the path of a Unix socket that is bound here, chmod(2).
         mode: Mode,
-        /// Group of the path of a Unix socket that is bound here, chown(2).
         group: Group,
     }
 }
 
 section! {
     /// `[limits]`.
-    LimitsFile {
-        /// Connections at a time.
+    pub(super) LimitsFile {
         max_connections: OrAuto<Count<1, 1_000_000>>,
-        /// Connections at a time from one source.
         max_connections_per_source: OrAuto<OrOff<Count<1, 1_000_000>>>,
-        /// See [`crate::echo::Limits`].
         idle_timeout: OrOff<Span>,
-        /// See [`crate::echo::Limits`].
         stall_timeout: OrOff<Span>,
-        /// See [`crate::echo::Limits`].
         max_lifetime: OrOff<Span>,
-        /// See [`crate::echo::Limits`].
         max_bytes: OrOff<Size>,
-        /// See [`crate::echo::Limits`].
         stop_timeout: Span,
     }
 }
 
 section! {
     /// `[log]`.
-    LogFile {
-        /// What is told.
-        level: crate::cli::Level,
-        /// How it is told.
-        format: crate::cli::Format,
-        /// Bytes of payload in a turn's event at level trace.
-        payload_preview: Count<0, 65536>,
-        /// Ended connections told one by one, each second.
+    pub(super) LogFile {
+        level: Level,
+        format: Format,
         connection_rate: Count<0, 1_000_000>,
+        payload_preview: Count<0, 65536>,
     }
 }
 
 section! {
-    /// The keys before the first table.
-    MainFile {
-        /// The longest sleep of the loop.
+    /// The keys before the first table, and the tables.
+    pub(super) MainFile {
+        allow_remote: bool,
+        preserve_connections: bool,
+        preserve_after: Span,
         poll_timeout: OrOff<Span>,
-        /// How long the loop looks for more before it sleeps.
         busy_poll: OrOff<Moment>,
-        /// Loops that serve connections.
         workers: OrAuto<Count<1, 64>>,
-        /// Listening beyond loopback is intended.
-        open: bool,
-        /// Connections outlive the process, if the service manager keeps them.
-        survival: bool,
-        /// How old a connection has to be before it is kept.
-        survival_delay: Span,
+        limits: Table<LimitsFile>,
+        log: Table<LogFile>,
+        socket: Table<SocketFile>,
+        listener: Table<BTreeMap<String, Table<Options>>>,
     }
 }
 
-/// The name of a congestion control algorithm.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Congestion(pub String);
-
-impl<'de> Deserialize<'de> for Congestion {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        // TCP_CA_NAME_MAX is 16 with the final zero.
-        if name.is_empty() || name.len() > 15 || !name.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(D::Error::custom(
-                "not a congestion control; expected a name of at most 15 characters, such as \"cubic\" \
-                 (see net.ipv4.tcp_available_congestion_control)",
-            ));
-        }
-        Ok(Self(name))
-    }
-}
-
-/// A table and nothing else: what serde derives takes an array for one, too.
-#[derive(Default)]
-struct Table<T>(T);
+/// A table and nothing else: what serde derives would accept an array as well.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Table<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -219,34 +176,23 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
 
 /// All files, laid over each other.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct FileConfig {
-    /// The keys before the first table.
-    pub main: MainFile,
+pub(super) struct FileConfig {
+    /// The keys before the first table; its tables are empty, as they stand below.
+    pub(super) main: MainFile,
     /// `[limits]`.
-    pub limits: LimitsFile,
+    pub(super) limits: LimitsFile,
     /// `[log]`.
-    pub log: LogFile,
+    pub(super) log: LogFile,
     /// `[socket]`.
-    pub socket: Options,
-    /// `[listener.NAME]`.
-    pub listeners: BTreeMap<String, Options>,
+    pub(super) socket: Options,
+    /// `[listener.NAME]`, by name.
+    pub(super) listeners: BTreeMap<String, Options>,
     /// The files that were read, in order.
-    pub read: Vec<PathBuf>,
+    pub(super) read: Vec<PathBuf>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
-struct Tables {
-    poll_timeout: Option<OrOff<Span>>,
-    busy_poll: Option<OrOff<Moment>>,
-    workers: Option<OrAuto<Count<1, 64>>>,
-    open: Option<bool>,
-    survival: Option<bool>,
-    survival_delay: Option<Span>,
-    limits: Table<LimitsFile>,
-    log: Table<LogFile>,
-    socket: Table<SocketFile>,
-    listener: Table<BTreeMap<String, Table<Options>>>,
+fn table<T: Default>(table: &mut Option<Table<T>>) -> T {
+    table.take().unwrap_or_default().0
 }
 
 impl FileConfig {
@@ -256,7 +202,7 @@ impl FileConfig {
     ///
     /// # Errors
     /// [`Error`] names the file, and the place in it.
-    pub fn load(file: &Path, required: bool) -> Result<Self, Error> {
+    pub(super) fn load(file: &Path, required: bool) -> Result<Self, Error> {
         let mut config = Self::default();
         match read(file) {
             Ok(text) => config = Self::parse(file, &text)?,
@@ -281,29 +227,20 @@ impl FileConfig {
     }
 
     fn parse(file: &Path, text: &str) -> Result<Self, Error> {
-        let tables: Tables = toml::from_str(text).map_err(|error| Error::Parse {
+        let mut main: MainFile = toml::from_str(text).map_err(|error| Error::Parse {
             file: file.into(),
             error: Box::new(error),
         })?;
+        let listeners = table(&mut main.listener).into_iter();
         Ok(Self {
-            main: MainFile {
-                poll_timeout: tables.poll_timeout,
-                busy_poll: tables.busy_poll,
-                workers: tables.workers,
-                open: tables.open,
-                survival: tables.survival,
-                survival_delay: tables.survival_delay,
-            },
-            limits: tables.limits.0,
-            log: tables.log.0,
-            socket: tables.socket.0.into(),
-            listeners: tables
-                .listener
-                .0
-                .into_iter()
+            limits: table(&mut main.limits),
+            log: table(&mut main.log),
+            socket: table(&mut main.socket).into(),
+            listeners: listeners
                 .map(|(name, Table(options))| (name, options))
                 .collect(),
             read: vec![file.into()],
+            main,
         })
     }
 

@@ -1,17 +1,18 @@
-//! The configuration as it is meant: defaults filled in, ranges checked, files forgotten.
+//! The configuration as the daemon uses it: defaults are filled in, ranges are checked.
 //!
-//! Twice on purpose: [`mod@file`] is what was written, [`Config`] is what the daemon uses, and
-//! [`Origin::load`] is the only way from one to the other.  Precedence, from low to high: built
-//! in, `config.toml`, `config.toml.d/*.toml`, environment, command line.
+//! There are two types on purpose: `file::FileConfig` is what was written, [`Config`] is what the
+//! daemon uses, and [`Origin::load`] is the only way from one to the other.  Precedence, from low to
+//! high: built in, `config.toml`, `config.toml.d/*.toml`, environment, command line.
 //!
-//! [`Options`] keeps its optional values: absent means that a socket is left as it is.  A listener
-//! of our own gets [`Options::built_in`] underneath; one that the socket unit made keeps what the
-//! unit says.
+//! The values of [`Options`] stay optional: an option that is absent is not set, so the socket keeps
+//! what it has.  A listener that the daemon opens has [`Options::built_in`] below its options; a
+//! passed socket keeps what its socket unit says.
 //!
-//! In reading order: [`units`], [`address`], [`mod@file`].
+//! In reading order: [`units`], [`address`], `file`, [`keys`].
 
 pub mod address;
-pub mod file;
+mod file;
+pub mod keys;
 pub mod units;
 
 use std::fmt;
@@ -23,34 +24,42 @@ use crate::echo;
 use address::Address;
 use file::FileConfig;
 pub use file::Options;
+use keys::{Effect, KEYS, Show};
 use units::{Count, Moment, OrAuto, OrOff, Seconds, Size, Span};
 
-/// Where the configuration is looked for when nothing is said.
+/// The configuration file where neither `--config` nor `TCP_ECHO_CONFIG` names one.
 pub const DEFAULT_FILE: &str = "/etc/tcp-echo/config.toml";
 
-/// The most connections that are served without being asked for more.
+/// The most connections at a time unless the configuration asks for more.
 pub const MOST_CONNECTIONS: usize = 65_536;
 
-/// What cannot be used, and where it stands.
+/// Why a configuration cannot be used, and the place in it.
 #[derive(Debug)]
 pub enum Error {
     /// A file cannot be read.
     Read {
-        /// Which.
+        /// The file or folder.
         file: PathBuf,
-        /// Why.
+        /// The error of open(2) or read(2).
         error: std::io::Error,
     },
-    /// A file says something that cannot be meant.
+    /// A file has a wrong key or value.
     Parse {
-        /// Which.
+        /// The file.
         file: PathBuf,
-        /// Line, column, the line itself and what would be right.
+        /// The error with line, column, the line itself and what is possible.
         error: Box<toml::de::Error>,
     },
 }
 
 impl std::error::Error for Error {}
+
+/// Former names of keys, with the names that they have now.
+const FORMER_KEYS: [(&str, &str); 3] = [
+    ("open", "allow-remote"),
+    ("survival", "preserve-connections"),
+    ("survival-delay", "preserve-after"),
+];
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -82,13 +91,20 @@ impl fmt::Display for Error {
                     "{}: {place}{}",
                     file.display(),
                     plain(message).trim_end()
-                )
+                )?;
+                let former = |(name, _): &&(&str, &str)| {
+                    message.starts_with(&format!("unknown field `{name}`"))
+                };
+                match FORMER_KEYS.iter().find(former) {
+                    Some((_, name)) => write!(f, "; its name is `{name}`"),
+                    None => Ok(()),
+                }
             }
         }
     }
 }
 
-/// What is missing where a file or folder cannot be read: the mode, and of which path.
+/// The mode that is missing where a file or folder cannot be read, and the path that lacks it.
 fn unreadable(file: &Path) -> (&'static str, &Path) {
     let hidden = |path: &&Path| {
         std::fs::metadata(path)
@@ -139,26 +155,26 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Common options, also for passed sockets of no table.
     pub socket: Options,
-    /// What a connection may take.
+    /// The limits of a connection.
     pub limits: echo::Limits,
-    /// Connections at a time; `None`: as many as there are descriptors.
+    /// Connections at a time; `None`: as many as the descriptors allow.
     pub max_connections: Option<usize>,
     /// Connections at a time from one source.
     pub per_source: PerSource,
-    /// What is told, and how.
+    /// What is logged, and how.
     pub log: Log,
-    /// The longest sleep of the loop.
+    /// The longest sleep of an event loop.
     pub poll_timeout: Option<Duration>,
-    /// How long the loop looks for more before it sleeps.
+    /// How long an event loop looks for more events before it sleeps, at most 10 ms.
     pub busy_poll: Duration,
-    /// Loops that serve connections, 1 to 64.
+    /// Event loops that serve connections, 1 to 64.
     pub workers: usize,
     /// Listening beyond loopback is intended.
-    pub open: bool,
-    /// Connections outlive the process, if the service manager keeps them.
-    pub survival: bool,
-    /// How old a connection has to be before it is kept.
-    pub survival_delay: Duration,
+    pub allow_remote: bool,
+    /// Connections survive the process, if the service manager preserves them.
+    pub preserve_connections: bool,
+    /// The age from which on a connection is preserved.
+    pub preserve_after: Duration,
     /// The files that were read.
     pub read: Vec<PathBuf>,
 }
@@ -170,46 +186,36 @@ pub struct Listener {
     pub name: String,
     /// Where to listen; `None`: only on a passed socket.
     pub address: Option<Address>,
-    /// What is asked of its socket, common options included.
+    /// The options of its socket, those of `[socket]` included.
     pub options: Options,
 }
 
-/// How many connections one source may have.
+/// How many connections at a time one source may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PerSource {
-    /// A quarter of all.
+    /// A quarter of all connections.
     Quarter,
-    /// As many as there are.
+    /// No limit.
     Off,
-    /// So many.
+    /// This many.
     Most(usize),
 }
 
 /// `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
-    /// What is told.
+    /// The least important level that is logged.
     pub level: Level,
-    /// How it is told.
+    /// The form of the log.
     pub format: Format,
     /// Bytes of payload in a turn's event.
     pub payload_preview: usize,
-    /// Ended connections told one by one, each second.
+    /// Ends of connections that are logged one by one in a second.
     pub connection_rate: u32,
 }
 
 impl Options {
-    /// The options that can be set only before a socket listens.
-    pub const FIXED: [&str; 6] = [
-        "reuse-address",
-        "reuse-port",
-        "v6only",
-        "backlog",
-        "mode",
-        "group",
-    ];
-
-    /// What a listener of our own has where nothing else is said.
+    /// The options of a listener that the daemon opens, where the configuration names no others.
     #[must_use]
     pub fn built_in() -> Self {
         Self {
@@ -235,7 +241,8 @@ impl Options {
         }
     }
 
-    /// What a passed socket has where nothing else is said: what a socket unit has no setting for.
+    /// The options of a passed socket where the configuration names no others: those for which a
+    /// socket unit has no setting.
     #[must_use]
     pub(crate) fn passed() -> Self {
         Self {
@@ -245,7 +252,7 @@ impl Options {
     }
 }
 
-/// Where the configuration comes from: kept, so that a reload asks the same places.
+/// The sources of the configuration; a reload reads the same ones.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
     /// `--config` or `TCP_ECHO_CONFIG`.
@@ -315,7 +322,9 @@ impl Origin {
                     .max_bytes
                     .and_then(|OrOff(size)| size)
                     .map(|Size(size)| size),
-                leave: limits.stop_timeout.map_or(usual.leave, |Span(span)| span),
+                stop_timeout: limits
+                    .stop_timeout
+                    .map_or(usual.stop_timeout, |Span(span)| span),
             },
             max_connections: limits
                 .max_connections
@@ -346,10 +355,10 @@ impl Origin {
                 Some(OrAuto(Some(Count(count)))) => count as usize,
                 Some(OrAuto(None)) => processors(),
             },
-            open: main.open.unwrap_or(false),
-            survival: main.survival.unwrap_or(true),
-            survival_delay: main
-                .survival_delay
+            allow_remote: main.allow_remote.unwrap_or(false),
+            preserve_connections: main.preserve_connections.unwrap_or(true),
+            preserve_after: main
+                .preserve_after
                 .map_or(Duration::from_secs(1), |Span(span)| span),
             read,
         }
@@ -382,7 +391,7 @@ impl Config {
             .unwrap_or(descriptors.min(MOST_CONNECTIONS))
     }
 
-    /// What is asked of a passed socket of this name.
+    /// The options that the configuration has for a passed socket of this name.
     #[must_use]
     pub fn options_for(&self, name: &str) -> &Options {
         self.listeners
@@ -391,27 +400,24 @@ impl Config {
             .map_or(&self.socket, |l| &l.options)
     }
 
-    /// What a passed socket of this name has: everything else is as its unit has set it.
+    /// The options that are set on a passed socket of this name; the others stay as its unit says.
     #[must_use]
     pub(crate) fn options_of_passed(&self, name: &str) -> Options {
         self.options_for(name).clone().over(Options::passed())
     }
 
-    /// The keys of `new` that a daemon which was started with `self` cannot bring into effect.
+    /// The keys of `new` that need a restart in a daemon that was started with `self`.
     #[must_use]
     pub fn needs_restart(&self, new: &Self) -> Vec<String> {
         let mut keys = Vec::new();
-        if self.log.format != new.log.format {
-            keys.push("log.format".to_owned());
+        for key in KEYS {
+            if let (Effect::AtRestart, Show::Daemon(show)) = (key.effect, key.show) {
+                if show(self) != show(new) {
+                    keys.push(key.full_name());
+                }
+            }
         }
-        if self.workers != new.workers {
-            keys.push("workers".to_owned());
-        }
-        if self.survival != new.survival {
-            keys.push("survival".to_owned());
-        }
-        let fixed = |key: &str, _: &Options| Options::FIXED.contains(&key);
-        keys.extend(self.differ(new, fixed));
+        keys.extend(self.differ(new, |option, _| keys::is_fixed(option)));
         for name in names(self, new) {
             let find = |config: &Self| config.listeners.iter().find(|l| l.name == name).cloned();
             match (find(self), find(new)) {
@@ -426,20 +432,21 @@ impl Config {
         keys
     }
 
-    /// The keys that are set and that `new` leaves to the kernel, which does not take them back.
+    /// The keys that are set and that `new` leaves to the kernel, which does not restore its own value.
     #[must_use]
     pub fn cannot_undo(&self, new: &Self) -> Vec<String> {
         self.differ(new, |key, new| match key {
             // Once a size was set, the kernel does not tune the socket's buffer again.
             "receive-buffer" => !matches!(new.receive_buffer, Some(OrAuto(Some(_)))),
             "send-buffer" => !matches!(new.send_buffer, Some(OrAuto(Some(_)))),
-            // What the kernel had before is known to nobody.
+            // What the kernel had before is not known.
             "congestion" => new.congestion.is_none(),
             _ => false,
         })
     }
 
-    /// The options that differ, of those that matter; one of `[socket]` is named only there.
+    /// The options that differ, of those that `matters` selects; one that differs in `[socket]` is named
+    /// only there.
     fn differ(&self, new: &Self, matters: impl Fn(&str, &Options) -> bool) -> Vec<String> {
         let differ = |old: &Options, new: &Options| {
             let mut keys = old.differ(new);
@@ -576,7 +583,7 @@ mod tests {
             ),
             (
                 "[limits]\nmax-connections-per-source = 0",
-                &["line 2, column 30", "\"off\" switches it off", "from 1 to"],
+                &["line 2, column 30", "from 1 to", "or \"off\""],
             ),
             (
                 "[socket]\nkeepalive-probes = 300",
@@ -613,16 +620,21 @@ mod tests {
                 &["line 1, column 12", "an array, expected a table"],
             ),
             (
-                "survival-delay = {}",
+                "preserve-after = {}",
                 &["line 1, column 18", "a table, expected a span of time"],
             ),
             (
-                "open = {}",
-                &["line 1, column 8", "a table, expected true or false"],
+                "allow-remote = {}",
+                &["line 1, column 16", "a table, expected true or false"],
             ),
             (
-                "open = 99999999999999999999",
-                &["line 1, column 8", "expected true or false"],
+                "open = true",
+                &["unknown key `open`", "its name is `allow-remote`"],
+            ),
+            ("survival-delay = '1s'", &["its name is `preserve-after`"]),
+            (
+                "allow-remote = 99999999999999999999",
+                &["line 1, column 16", "expected true or false"],
             ),
             (
                 "workers = 99999999999999999999",
@@ -641,7 +653,7 @@ mod tests {
                 &["line 2, column 16", "has no unit", "expected a span"],
             ),
             (
-                "survival-delay = '1M'",
+                "preserve-after = '1M'",
                 &["line 1, column 18", "\"1min\"", "\"1month\""],
             ),
             (
@@ -675,9 +687,9 @@ mod tests {
         for (text, wrong) in [
             ("limits = [5, 2, '3s']", "LimitsFile"),
             ("limits = 5", "struct"),
-            ("open = 99999999999999999999", "i128"),
+            ("allow-remote = 99999999999999999999", "i128"),
             ("workers = 99999999999999999999", "i128"),
-            ("survival-delay = {}", "invalid type: map"),
+            ("preserve-after = {}", "invalid type: map"),
             ("[log]\nlevel = 5", "enum"),
             ("[log]\nlevel = []", "enum"),
             ("[listener]\na = []", "struct"),
@@ -692,7 +704,11 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_read_says_what_to_do_about_it() {
         let folder = Folder::new("unreadable");
-        std::fs::write(folder.0.join("config.toml"), b"open = true\n# caf\xe9\n").unwrap();
+        std::fs::write(
+            folder.0.join("config.toml"),
+            b"allow-remote = true\n# caf\xe9\n",
+        )
+        .unwrap();
         let error = folder.origin().load().unwrap_err().to_string();
         assert!(error.contains("line 2 is not UTF-8"), "{error}");
         let denied = |file: &Path| Error::Read {

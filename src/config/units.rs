@@ -1,8 +1,8 @@
-//! The units of the configuration file: spans of time, sizes, counts, and "off" or "auto" beside
-//! them.
+//! The units of the configuration: spans of time, sizes, counts, names, and "off" or "auto" beside
+//! them; how they are read and how they are shown.
 //!
-//! Every range is checked here, while the file is read, so that an error can point at its line.
-//! What has passed needs no second check.
+//! Every range is checked here, while a file is read, so that an error can point at its line.  A
+//! value that was read needs no second check.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,24 +11,25 @@ use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// No span is longer: instants must not overflow.  100 years of 365.25 days, as they are read.
+/// The longest span, so that adding one to an instant cannot overflow: 100 years of 365.25 days,
+/// which is how the parser reads years.
 const LONGEST: Duration = Duration::from_secs(100 * 31_557_600);
 
 /// A value that is written as text or as a whole number.
 pub trait Unit: Sized {
-    /// What would be right, for the error.
+    /// The values that are possible, with their range, as the end of a sentence.
     fn expected() -> String;
 
-    /// Reads the text.
+    /// Reads a value that was written as text.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Says what is wrong with the text; the caller adds [`Unit::expected`].
     fn from_text(text: &str) -> Result<Self, String>;
 
-    /// Reads the number.
+    /// Reads a value that was written as a whole number.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Says what is wrong with the number; the caller adds [`Unit::expected`].
     fn from_number(number: i128) -> Result<Self, String>;
 }
 
@@ -72,7 +73,7 @@ macro_rules! deserialize_unit {
         }
     )+};
 }
-deserialize_unit!([] Mode, [] Group, [] Span, [] Moment, [] Size, [const LEAST: u32, const MOST: u32] Count<LEAST, MOST>,
+deserialize_unit!([] Mode, [] Group, [] Congestion, [] Span, [] Moment, [] Size, [const LEAST: u32, const MOST: u32] Count<LEAST, MOST>,
     [const MOST: u64] Seconds<MOST>, [T: Unit + Zero] OrOff<T>, [T: Unit] OrAuto<T>);
 
 /// A span of time, as in "90s", "5min" or "1h 30min".
@@ -111,7 +112,7 @@ impl Unit for Span {
     }
 }
 
-/// A span of at most ten milliseconds: what may be waited for without sleeping.
+/// A span of at most ten milliseconds, for which a loop may wait without sleeping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment(pub Duration);
 
@@ -133,7 +134,7 @@ impl Unit for Moment {
     }
 }
 
-/// Whole seconds from one to `MOST`: what the keepalive options of tcp(7) take.
+/// Whole seconds from one to `MOST`, as the keepalive options of tcp(7) take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seconds<const MOST: u64>(pub Duration);
 
@@ -253,9 +254,33 @@ impl Unit for Group {
     }
 }
 
-/// Values whose zero would be ambiguous beside "off".
+/// The name of a congestion control algorithm, at most 15 characters (`TCP_CONGESTION`, tcp(7)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Congestion(pub String);
+
+impl Unit for Congestion {
+    fn expected() -> String {
+        "a name of at most 15 characters, such as \"cubic\" \
+         (see net.ipv4.tcp_available_congestion_control)"
+            .into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        // TCP_CA_NAME_MAX of linux/tcp.h is 16, with the final zero.
+        if text.is_empty() || text.len() > 15 || !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(format!("{text:?} is not a congestion control"));
+        }
+        Ok(Self(text.into()))
+    }
+
+    fn from_number(number: i128) -> Result<Self, String> {
+        Err(format!("{number} is not a congestion control"))
+    }
+}
+
+/// Values of which zero would be ambiguous beside "off".
 pub trait Zero {
-    /// Whether this is zero.
+    /// Whether the value is zero.
     fn is_zero(&self) -> bool;
 }
 
@@ -298,22 +323,18 @@ impl<T: Unit + Zero> OrOff<T> {
 
 impl<T: Unit + Zero> Unit for OrOff<T> {
     fn expected() -> String {
-        T::expected()
+        format!("{}, or \"off\"", T::expected())
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
         if text == "off" {
             return Ok(Self(None));
         }
-        T::from_text(text)
-            .map_err(|why| format!("{why} (\"off\" switches it off)"))
-            .and_then(Self::above_zero)
+        T::from_text(text).and_then(Self::above_zero)
     }
 
     fn from_number(number: i128) -> Result<Self, String> {
-        T::from_number(number)
-            .map_err(|why| format!("{why} (\"off\" switches it off)"))
-            .and_then(Self::above_zero)
+        T::from_number(number).and_then(Self::above_zero)
     }
 }
 
@@ -323,21 +344,46 @@ pub struct OrAuto<T>(pub Option<T>);
 
 impl<T: Unit> Unit for OrAuto<T> {
     fn expected() -> String {
-        T::expected()
+        format!("{}, or \"auto\"", T::expected())
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
         if text == "auto" {
             return Ok(Self(None));
         }
-        T::from_text(text)
-            .map(|value| Self(Some(value)))
-            .map_err(|why| format!("{why} (or \"auto\")"))
+        T::from_text(text).map(|value| Self(Some(value)))
     }
 
     fn from_number(number: i128) -> Result<Self, String> {
         T::from_number(number).map(|value| Self(Some(value)))
     }
+}
+
+/// A size for a reader, as in "64 KiB".
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    bytesize::ByteSize(bytes)
+        .display()
+        .iec()
+        .to_string()
+        .replace(".0 ", " ")
+}
+
+/// A span of time for a reader, as in "1m 30s".
+#[must_use]
+pub fn duration(span: Duration) -> String {
+    humantime::format_duration(span).to_string()
+}
+
+/// A value for a reader, or "off" where there is none.
+pub fn or_off<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| "off".to_owned(), text)
+}
+
+/// A switch for a reader, as "on" or "off".
+#[must_use]
+pub fn on_off(on: bool) -> String {
+    if on { "on" } else { "off" }.to_owned()
 }
 
 #[cfg(test)]

@@ -1,88 +1,121 @@
-//! Serving, leaving or handing over, over: a table, and nothing but a table.
+//! The life of the server: it serves, then it stops or hands over, then it is over.
+//!
+//! What a request (a signal) does depends on the state, by the table in [`Life::on`].  No other module
+//! assigns a [`Life`], so every transition stands in this file.
 
 use std::time::Duration;
 
-use crate::echo::tick::Tick;
-use crate::system::signals::Request;
+use crate::echo::time::MonoTime;
+use crate::sys::signals::Request;
 
-/// Where in its life the server is.
+/// The state of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Life {
-    /// Connections come and go.
+pub(crate) enum Life {
+    /// Connections are accepted and served.
     Serving,
-    /// No more come; those that are here leave.
-    Leaving {
-        /// When the rest is abandoned.
-        until: Tick,
+    /// No connection is accepted; all that are open are drained.
+    Stopping {
+        /// When the connections that are still open are closed (`stop-timeout`).
+        until: MonoTime,
     },
-    /// No more come; those that the successor cannot have leave.
+    /// No connection is accepted; those that cannot be preserved are drained, the others served.
     HandingOver {
-        /// When the rest is abandoned.
-        until: Tick,
+        /// When the connections that are not preserved are closed (`stop-timeout`).
+        until: MonoTime,
     },
-    /// Nothing more is done.
-    Over,
+    /// The loops end.
+    Over(How),
 }
 
-/// What a request asks the server to do.
+/// What becomes of the connections that are open when the loops end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Stop accepting, and ask every connection to leave.
-    Leave,
-    /// Stop accepting, and leave every connection to the successor.
+pub(crate) enum How {
+    /// All are closed.
+    Stopped,
+    /// The next process goes on with those that are preserved.
+    HandedOver,
+}
+
+/// What the server has to do because of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Stop accepting, and drain every connection.
+    Stop,
+    /// Stop accepting, and preserve every connection for the next process.
     HandOver,
     /// Read the configuration again.
     Reload,
-    /// Tell the counters.
+    /// Report the counters.
     Report,
 }
 
 impl Life {
-    /// Takes a request.
-    pub fn on(&mut self, request: Request, now: Tick, stop_timeout: Duration) -> Option<Action> {
+    /// Changes the state as a request asks; returns what the server has to do.  `stop_timeout` is how
+    /// long a stop or a hand-over may take.
+    pub(crate) fn on(
+        &mut self,
+        request: Request,
+        now: MonoTime,
+        stop_timeout: Duration,
+    ) -> Option<Action> {
+        let until = now + stop_timeout;
         match (*self, request) {
             (Self::Serving, Request::Stop) => {
-                *self = Self::Leaving {
-                    until: now + stop_timeout,
-                };
-                Some(Action::Leave)
+                *self = Self::Stopping { until };
+                Some(Action::Stop)
             }
             (Self::Serving, Request::HandOver) => {
-                *self = Self::HandingOver {
-                    until: now + stop_timeout,
-                };
+                *self = Self::HandingOver { until };
                 Some(Action::HandOver)
             }
-            // Asked twice: at once.
-            (
-                Self::Leaving { .. } | Self::HandingOver { .. },
-                Request::Stop | Request::HandOver,
-            ) => {
-                *self = Self::Over;
+            // A second request to end does not wait for connections any longer.
+            (Self::Stopping { .. }, Request::Stop | Request::HandOver) => {
+                *self = Self::Over(How::Stopped);
+                None
+            }
+            (Self::HandingOver { .. }, Request::Stop | Request::HandOver) => {
+                *self = Self::Over(How::HandedOver);
                 None
             }
             (Self::Serving, Request::Reload) => Some(Action::Reload),
-            (Self::Over, _) => None,
+            (Self::Over(_), _) => None,
             (_, Request::Report) => Some(Action::Report),
-            (Self::Leaving { .. } | Self::HandingOver { .. }, Request::Reload) => None,
+            (Self::Stopping { .. } | Self::HandingOver { .. }, Request::Reload) => None,
         }
     }
 
-    /// Notes the time, and whether anything is left to do.
-    pub fn tick(&mut self, now: Tick, done: bool) {
-        if let Self::Leaving { until } | Self::HandingOver { until } = *self {
-            if done || until <= now {
-                *self = Self::Over;
+    /// Ends a stop or a hand-over when it is `done`, or when its time is over.
+    pub(crate) fn on_time(&mut self, now: MonoTime, done: bool) {
+        match *self {
+            Self::Stopping { until } if done || until <= now => *self = Self::Over(How::Stopped),
+            Self::HandingOver { until } if done || until <= now => {
+                *self = Self::Over(How::HandedOver);
             }
+            _ => {}
         }
     }
 
-    /// When [`Life::tick`] has to be called next.
+    /// Turns a hand-over into a stop, as the service manager stores nothing; returns whether there was
+    /// a hand-over.
+    pub(crate) fn stop_instead(&mut self) -> bool {
+        if let Self::HandingOver { until } = *self {
+            *self = Self::Stopping { until };
+            return true;
+        }
+        false
+    }
+
+    /// Ends an instance for passed connections, all of which are over.
+    pub(crate) fn finish(&mut self) {
+        *self = Self::Over(How::Stopped);
+    }
+
+    /// When [`Life::on_time`] has to be called next.
     #[must_use]
-    pub fn next_due(&self) -> Option<Tick> {
+    pub(crate) fn next_due(&self) -> Option<MonoTime> {
         match self {
-            Self::Leaving { until } | Self::HandingOver { until } => Some(*until),
-            Self::Serving | Self::Over => None,
+            Self::Stopping { until } | Self::HandingOver { until } => Some(*until),
+            Self::Serving | Self::Over(_) => None,
         }
     }
 }
@@ -92,13 +125,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table() {
-        let now = Tick::new(1 << 60);
+    fn each_request_does_in_each_state_what_the_table_says() {
+        let now = MonoTime::new(1 << 60);
         let span = Duration::from_secs(10);
         let until = now + span;
-        let (leaving, handing) = (Life::Leaving { until }, Life::HandingOver { until });
+        let (stopping, handing) = (Life::Stopping { until }, Life::HandingOver { until });
+        let (stopped, handed_over) = (Life::Over(How::Stopped), Life::Over(How::HandedOver));
         for (before, request, after, action) in [
-            (Life::Serving, Request::Stop, leaving, Some(Action::Leave)),
+            (Life::Serving, Request::Stop, stopping, Some(Action::Stop)),
             (
                 Life::Serving,
                 Request::Reload,
@@ -117,16 +151,16 @@ mod tests {
                 handing,
                 Some(Action::HandOver),
             ),
-            (handing, Request::Stop, Life::Over, None),
-            (handing, Request::HandOver, Life::Over, None),
+            (handing, Request::Stop, handed_over, None),
+            (handing, Request::HandOver, handed_over, None),
             (handing, Request::Reload, handing, None),
             (handing, Request::Report, handing, Some(Action::Report)),
-            (leaving, Request::HandOver, Life::Over, None),
-            (leaving, Request::Stop, Life::Over, None),
-            (leaving, Request::Reload, leaving, None),
-            (leaving, Request::Report, leaving, Some(Action::Report)),
-            (Life::Over, Request::Stop, Life::Over, None),
-            (Life::Over, Request::Report, Life::Over, None),
+            (stopping, Request::HandOver, stopped, None),
+            (stopping, Request::Stop, stopped, None),
+            (stopping, Request::Reload, stopping, None),
+            (stopping, Request::Report, stopping, Some(Action::Report)),
+            (stopped, Request::Stop, stopped, None),
+            (stopped, Request::Report, stopped, None),
         ] {
             let mut life = before;
             assert_eq!(
@@ -139,17 +173,26 @@ mod tests {
     }
 
     #[test]
-    fn leaving_ends_when_done_or_when_it_took_too_long() {
-        let now = Tick::new(1 << 60);
+    fn a_hand_over_without_a_store_becomes_a_stop_and_nothing_else_does() {
+        let until = MonoTime::new(1 << 60);
+        let mut life = Life::HandingOver { until };
+        assert!(life.stop_instead());
+        assert_eq!(life, Life::Stopping { until });
+        assert!(!life.stop_instead());
+    }
+
+    #[test]
+    fn a_stop_ends_when_it_is_done_or_when_its_time_is_over() {
+        let now = MonoTime::new(1 << 60);
         let until = now + Duration::from_secs(1);
         for (at, done, over) in [(now, false, false), (now, true, true), (until, false, true)] {
-            for mut life in [Life::Leaving { until }, Life::HandingOver { until }] {
-                life.tick(at, done);
-                assert_eq!(life == Life::Over, over);
+            for mut life in [Life::Stopping { until }, Life::HandingOver { until }] {
+                life.on_time(at, done);
+                assert_eq!(matches!(life, Life::Over(_)), over);
             }
         }
         let mut life = Life::Serving;
-        life.tick(until, true);
+        life.on_time(until, true);
         assert_eq!(life, Life::Serving);
     }
 }

@@ -1,9 +1,10 @@
-//! A listener: accepts in bursts, waits when it has to, and is never deaf.
+//! A listener: it accepts in bursts, pauses when it has to, and never misses a caller for good.
 //!
-//! Edge triggering announces callers once.  Whatever is not accepted then (the burst is used up,
-//! the connection limit is reached, descriptors are short, accept failed) is not announced again:
-//! [`State`] remembers it, and the server comes back.  While a listener is paused the kernel's
-//! queue holds the callers; nobody is accepted only to be closed.
+//! A *caller* is a client with a connection in the accept queue of the kernel.  The poll is
+//! edge-triggered (epoll(7)), so callers are announced once.  Those that are not accepted then (the
+//! burst is used up, the connection limit is reached, descriptors are short, accept(2) failed) are not
+//! announced again: [`State`] records that there are some, and the server tries again.  While a
+//! listener is paused, callers stay in the accept queue; none is accepted only to be closed.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,60 +17,64 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::stream::Socket;
 use crate::config::Options;
-use crate::echo::tick::Tick;
-use crate::system::activation::ListenSocket;
-use crate::system::bind::OwnPath;
-use crate::system::events::Endpoint;
-use crate::system::rights::Apart;
-use crate::system::socket::{Queue, accept_queue};
+use crate::echo::time::MonoTime;
+use crate::sys::activation::ListenSocket;
+use crate::sys::bind::OwnPath;
+use crate::sys::endpoint::Endpoint;
+use crate::sys::rights::Apart;
+use crate::sys::sockopt::{Queue, accept_queue};
 
-/// Callers accepted in one turn before connections get theirs.
-pub const BURST: usize = 64;
+/// The most callers that a listener accepts in one round, before connections get their turns.
+pub(crate) const BURST: usize = 64;
 
-/// Between attempts while the system is short of descriptors or memory: others may free some.
-pub const SHORT: Duration = Duration::from_millis(50);
+/// The wait between attempts while the system is short of descriptors or memory, which any process may
+/// free.
+pub(crate) const SHORT: Duration = Duration::from_millis(50);
 
-/// The longest wait between attempts where nobody else can help: see [`Listener::patience`].
+/// The longest wait between attempts where only this process can free something
+/// ([`Listener::backoff`]).
 const LONG: Duration = Duration::from_secs(1);
 
-/// What the server has to do about a listener.
+/// When the server tries to accept at a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Nothing until the kernel announces callers.
+pub(crate) enum State {
+    /// When the kernel announces callers.
     Armed,
-    /// Try again in the next round.
+    /// In the next round.
     Ready,
-    /// Try again when a connection has closed.
+    /// When a connection has closed.
     Full,
-    /// Try again then, or when a connection has closed.
-    Short(Tick),
-    /// Nothing any more.
+    /// At this time, or when a connection has closed.
+    Short(MonoTime),
+    /// Not any more.
     Closed,
 }
 
-/// One listener.
+/// A listening socket, and when it accepts.
 #[derive(Debug)]
-pub struct Listener {
-    /// Its name in the configuration, or that of the passed socket.
+pub(crate) struct Listener {
+    /// The name of its table in the configuration, or that of the passed socket
+    /// (sd_listen_fds_with_names(3)).
     pub name: String,
-    /// Where it listens.
+    /// Its address, with the port that the kernel has chosen.
     pub local: Endpoint,
-    /// Whether the service manager holds it too.
+    /// Whether the service manager has passed the socket, and holds it too.
     pub passed: bool,
-    /// What was asked of its socket.
+    /// The options that the configuration asks for.
     pub options: Options,
-    /// What to do about it.
     pub state: State,
-    /// Options were set while callers may have been in the queue already: what is accepted gets
-    /// them one by one, until the queue was seen empty.
-    pub fresh: bool,
-    /// The kernel has announced callers since the last burst.
+    /// Whether each accepted socket gets the options by itself.  Callers may have been in the queue
+    /// when they were set on the listener, so this lasts until the queue was seen empty.
+    pub apply_options: bool,
+    /// Whether the kernel has announced callers since the last burst.
     pub announced: bool,
-    /// Since when it has kept callers waiting, as far as is known.
-    pub paused: Option<Tick>,
-    /// How many more callers are accepted after the stop; `None` while serving.
+    /// The index of the name in the state file; [`u32::MAX`]: it has none.
+    pub recorded: u32,
+    /// When the pause began; `None`: callers do not wait.
+    pub paused: Option<MonoTime>,
+    /// While stopping, how many more callers are accepted; `None` while serving.
     last: Option<usize>,
-    /// The last wait where nobody else can help.
+    /// The latest wait that [`Listener::backoff`] has doubled; zero after a success.
     waited: Duration,
     socket: Option<ListenerSocket>,
     path: Option<OwnPath>,
@@ -81,26 +86,26 @@ enum ListenerSocket {
     Unix(Apart<UnixListener>),
 }
 
-/// What an error of accept(2) means.
+/// What an error of accept(2) means for a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// Nobody waits.
+pub(crate) enum Failure {
+    /// The queue is empty.
     Drained,
-    /// That one caller is lost; the next may be fine.
+    /// One caller is lost; the next may be fine.
     Caller,
-    /// Descriptors or memory are short.
+    /// The process or the system is short of descriptors or memory.
     Short,
-    /// The listener fails, perhaps for good.
+    /// The listener itself fails, perhaps for good.
     Failing,
 }
 
 impl Failure {
-    /// Sorts the errors, all that accept(2) and its Linux notes name.
+    /// The meaning of an errno(3), for all that accept(2) and its notes on Linux name.
     #[must_use]
-    pub fn of(errno: i32) -> Self {
+    pub(crate) fn of(errno: i32) -> Self {
         match errno {
             libc::EAGAIN => Self::Drained,
-            // Of the new socket: Linux passes pending network errors on.
+            // These belong to the new socket: Linux passes its pending network errors on (accept(2)).
             libc::ECONNABORTED
             | libc::ECONNRESET
             | libc::EINTR
@@ -121,11 +126,12 @@ impl Failure {
 }
 
 impl Listener {
-    /// A listener from a socket that is non-blocking already.
+    /// A listener from a socket that is non-blocking already.  `passed`: the service manager holds it
+    /// too; `path`: a Unix path that this process has bound, and unlinks at the end.
     ///
     /// # Errors
     /// Those of getsockname(2).
-    pub fn new(
+    pub(crate) fn new(
         name: String,
         socket: ListenSocket,
         passed: bool,
@@ -148,9 +154,10 @@ impl Listener {
             passed,
             options,
             state: State::Armed,
-            // What we bound ourselves had its options before its first caller.
-            fresh: passed,
+            // A socket that this process has bound had its options before its first caller.
+            apply_options: passed,
             announced: false,
+            recorded: u32::MAX,
             paused: None,
             last: None,
             waited: Duration::ZERO,
@@ -159,29 +166,30 @@ impl Listener {
         })
     }
 
-    /// Callers were announced.
-    pub fn announce(&mut self) {
+    /// Records that the kernel has announced callers.
+    pub(crate) fn announce(&mut self) {
         if self.state == State::Armed {
             self.state = State::Ready;
             self.announced = true;
         }
     }
 
-    /// A connection has closed, or there may be more of them: there may be room.
-    pub fn vacancy(&mut self) {
+    /// Ends a pause, as a connection is over or a limit was raised.
+    pub(crate) fn on_room(&mut self) {
         if matches!(self.state, State::Full | State::Short(_)) {
             self.state = State::Ready;
         }
         self.waited = Duration::ZERO;
     }
 
-    /// How long to wait before the next attempt after a failure.
+    /// How long to wait before the next attempt after a failure: 50 ms to one second.
     ///
-    /// What the whole system is short of may be freed anywhere, and nobody tells us.  Our own
-    /// limit (EMFILE) changes only when a connection of ours closes, which tries at once, or when
-    /// somebody raises it; and a listener that fails may do so for good.  There we look less and
-    /// less often, down to once a second, so that waiting costs no processor time.
-    pub fn patience(&mut self, errno: i32) -> Duration {
+    /// Descriptors (ENFILE) or memory of the whole system may be freed by any process, without a notice
+    /// to this one, so the wait stays short.  The limit of this process (EMFILE) has room again only
+    /// when one of its connections closes, which ends the wait, or when the limit is raised; and a
+    /// listener that fails may do so for good.  There the wait doubles each time, so that waiting
+    /// costs no processor time.
+    pub(crate) fn backoff(&mut self, errno: i32) -> Duration {
         if errno != libc::EMFILE && Failure::of(errno) == Failure::Short {
             return SHORT;
         }
@@ -189,9 +197,9 @@ impl Listener {
         self.waited
     }
 
-    /// Whether to try now.
+    /// Whether the server tries to accept in this round.
     #[must_use]
-    pub fn is_due(&self, now: Tick) -> bool {
+    pub(crate) fn is_due(&self, now: MonoTime) -> bool {
         match self.state {
             State::Ready => true,
             State::Short(until) => until <= now,
@@ -199,10 +207,11 @@ impl Listener {
         }
     }
 
-    /// We are stopping.  A listener of our own takes those who wait already, and closes then: as
-    /// many as the queue can hold, or a stream of new callers would keep us here.  One that was
-    /// passed keeps its queue for our successor, who can serve them in full.
-    pub fn drain(&mut self, registry: &Registry) {
+    /// Begins to stop.  A listener that this process opened accepts the callers that wait already, at
+    /// most as many as the queue can hold, and closes then: without that bound a stream of new callers
+    /// would delay the end.  One that was passed closes at once: its queue remains with the service
+    /// manager, and the next process serves those callers in full.
+    pub(crate) fn drain(&mut self, registry: &Registry) {
         if self.passed {
             return self.close(registry);
         }
@@ -216,24 +225,25 @@ impl Listener {
         }
     }
 
-    /// Whether we are stopping.
+    /// Whether this listener closes when its queue is empty.
     #[must_use]
-    pub fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.last.is_some()
     }
 
-    /// The queue was seen empty.
-    pub fn drained(&mut self, registry: &Registry) {
+    /// Records that the queue was seen empty.
+    pub(crate) fn drained(&mut self, registry: &Registry) {
         self.waited = Duration::ZERO;
-        self.fresh = false;
+        self.apply_options = false;
         self.state = State::Armed;
         if self.is_draining() {
             self.close(registry);
         }
     }
 
-    /// A burst is over before the queue was; goes on in `state`.
-    pub fn spent(&mut self, taken: usize, state: State, registry: &Registry) {
+    /// Ends a burst that has accepted `taken` callers and has not seen the queue empty; the listener
+    /// goes on in `state`.
+    pub(crate) fn spent(&mut self, taken: usize, state: State, registry: &Registry) {
         self.state = state;
         self.waited = Duration::ZERO;
         if let Some(last) = &mut self.last {
@@ -247,8 +257,8 @@ impl Listener {
     /// Accepts one caller.
     ///
     /// # Errors
-    /// Those of accept(2); [`Failure::of`] sorts them.
-    pub fn accept(&mut self) -> io::Result<Socket> {
+    /// Those of accept(2), for which [`Failure::of`] gives the meaning; `WouldBlock` once it is closed.
+    pub(crate) fn accept(&mut self) -> io::Result<Socket> {
         match &self.socket {
             Some(ListenerSocket::Tcp(socket)) => socket
                 .accept()
@@ -261,9 +271,10 @@ impl Listener {
         }
     }
 
-    /// Whether somebody waits to be accepted, by poll(2): accept(2) looks for a descriptor first.
+    /// Whether a caller waits, by poll(2): accept(2) fails for want of a descriptor before it looks at
+    /// the queue.
     #[must_use]
-    pub fn has_callers(&self) -> bool {
+    pub(crate) fn has_callers(&self) -> bool {
         let Some(socket) = self.socket() else {
             return false;
         };
@@ -271,17 +282,17 @@ impl Listener {
         poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
-    /// Whether an accepted socket inherits its options: not from a Unix listener.
+    /// Whether accepted sockets inherit the options of the listener, as those of TCP do.
     #[must_use]
-    pub fn inherits(&self) -> bool {
+    pub(crate) fn inherits(&self) -> bool {
         matches!(self.socket, Some(ListenerSocket::Tcp(_)))
     }
 
-    /// Registers it for callers.
+    /// Registers the listener with a poll, which announces callers by `token`.
     ///
     /// # Errors
     /// Those of epoll_ctl(2).
-    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match &mut self.socket {
             Some(ListenerSocket::Tcp(socket)) => {
                 socket.register(registry, token, Interest::READABLE)
@@ -293,11 +304,11 @@ impl Listener {
         }
     }
 
-    /// Takes no more callers.  Our own socket is closed, and new callers are refused; one that was
-    /// passed stays open and keeps them for our successor.
-    pub fn close(&mut self, registry: &Registry) {
+    /// Stops accepting.  A socket that this process opened is closed, so the kernel refuses new
+    /// callers; one that was passed stays open, and callers wait in its queue for the next process.
+    pub(crate) fn close(&mut self, registry: &Registry) {
         self.state = State::Closed;
-        // Failing means that it was not registered.
+        // An error means that it was not registered.
         let _ = match &mut self.socket {
             Some(ListenerSocket::Tcp(socket)) => socket.deregister(registry),
             Some(ListenerSocket::Unix(socket)) => (**socket).deregister(registry),
@@ -311,15 +322,16 @@ impl Listener {
         }
     }
 
-    /// Who waits to be accepted, where the kernel tells it.
+    /// The address and the accept queue; `None` once it is closed, or where the kernel does not report
+    /// the queue (Unix sockets).
     #[must_use]
-    pub fn queue(&self) -> Option<(Endpoint, Queue)> {
+    pub(crate) fn queue(&self) -> Option<(Endpoint, Queue)> {
         Some((self.local.clone(), accept_queue(&self.socket()?)?))
     }
 
-    /// The socket, unless it is closed.
+    /// The socket, unless it was closed.
     #[must_use]
-    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(|socket| match socket {
             ListenerSocket::Tcp(socket) => socket.as_fd(),
             ListenerSocket::Unix(socket) => socket.as_fd(),
@@ -340,24 +352,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_shortage_is_looked_at_less_and_less_often() {
+    fn the_wait_grows_only_while_this_process_itself_is_short() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         socket.set_nonblocking(true).expect("non-blocking");
         let socket = ListenSocket::Tcp(socket);
         let options = Options::default();
         let mut listener =
             Listener::new("test".into(), socket, false, options, None).expect("a listener");
-        let mut waits = [Duration::ZERO; 7].map(|_| listener.patience(libc::EMFILE));
+        let mut waits = [Duration::ZERO; 7].map(|_| listener.backoff(libc::EMFILE));
         assert_eq!(waits[..2], [SHORT, 2 * SHORT]);
         assert_eq!(waits[5..], [LONG; 2]);
-        assert_eq!(listener.patience(libc::ENFILE), SHORT);
-        listener.vacancy();
-        waits[0] = listener.patience(libc::EMFILE);
+        assert_eq!(listener.backoff(libc::ENFILE), SHORT);
+        listener.on_room();
+        waits[0] = listener.backoff(libc::EMFILE);
         assert_eq!(waits[0], SHORT);
     }
 
     #[test]
-    fn every_error_of_accept_has_its_meaning() {
+    fn every_error_of_accept_has_a_meaning() {
         for (errno, failure) in [
             (libc::EAGAIN, Failure::Drained),
             (libc::EWOULDBLOCK, Failure::Drained),

@@ -1,336 +1,279 @@
-//! What is polled, and the loop.
+//! The server: what is polled, and what follows from an event.
 //!
-//! One `Poll` holds the signals, the listeners and connections; the loop is
-//! [`Server::run`] and stays that size.  The clock is read once a round, right after the poll:
-//! everything in the round shares that reading, and the next time-out is reckoned from it.
+//! One poll, that of the main loop, has the signals, the listeners and connections; with several
+//! workers the connections are spread over their polls.  A loop runs in *rounds*: it waits for events,
+//! and then gives each connection that is ready a *turn*.  Nothing in a round may take long: a turn has
+//! a budget, a listener accepts one burst, and a round has an allowance of bytes.  What exceeds these
+//! stands in a list of ours, and while such a list has an entry, the poll does not wait.  So signals,
+//! new callers and the watchdog are served within a few milliseconds, whatever the number of
+//! connections that send as fast as they can.
 //!
-//! Nothing in a round may take long.  A connection has a budget a turn, a listener a burst, and a
-//! round an allowance (`ROUND`); what is left over stands in a list of ours, and while there is
-//! any, the poll does not wait.  So signals, new callers and the watchdog are never more than a
-//! few milliseconds away, whatever the number of flooders.
+//! A loop never blocks: not on the log (a queue and a thread), not on the service manager (a
+//! non-blocking socket), not in accept(2) (every listener is non-blocking).  There are two exceptions:
+//! reading the configuration on HUP and, with several workers, the main loop's wait for the end of a
+//! round that a worker is in.
 //!
-//! The loop never blocks: not on the log (a queue), not on the manager (its own socket), not in
-//! accept (every listener is non-blocking).  The exceptions are reading the configuration on HUP and,
-//! with several workers, the end of a round that one of them is in.
+//! [`Server`] composes owners, each with its own fields, none of which knows another: the [`Acceptor`]
+//! (listeners and limits), the [`WorkerPool`] (connections), the [`Preserver`] with its [`Store`]
+//! (what outlives the process), the [`Reporter`] (log), the [`Agenda`] (what is due in a round).  What
+//! concerns several of them stands in this file, in `reload` or in `handover`, and nowhere else.
 //!
-//! The connections are in workers.  One is here, in the main loop; with `workers` in the configuration
-//! there are others, each with a loop of its own, and the main loop gives each caller to the one
-//! that has the fewest.
-//!
-//! In reading order: [`source`], [`alarm`], [`lifecycle`], [`stream`], [`listener`], [`worker`] (turns),
-//! [`crew`] (several workers), then the parts of [`Server`] in this file, `intake` (accepting),
-//! `housekeeping`, `keeping` and `handing_over` (survival), `reload` and `telling`.
+//! In reading order: [`token`], [`event_loop`], [`deadline_timer`], [`lifecycle`], [`stream`],
+//! [`listener`], [`acceptor`], [`worker`] (turns), [`worker_pool`], [`agenda`], [`reporter`], then the
+//! parts of [`Server`] in this file, `handover` and `reload`.
 
-pub mod alarm;
-pub mod crew;
-mod handing_over;
-mod housekeeping;
-mod intake;
-mod keeping;
-pub mod lifecycle;
-pub mod listener;
+pub(crate) mod acceptor;
+pub(crate) mod agenda;
+pub(crate) mod deadline_timer;
+pub(crate) mod event_loop;
+mod handover;
+pub(crate) mod lifecycle;
+pub(crate) mod listener;
 mod reload;
-pub mod source;
-pub mod stream;
-mod telling;
-pub mod worker;
+pub(crate) mod reporter;
+pub(crate) mod stream;
+pub(crate) mod token;
+pub(crate) mod worker;
+pub(crate) mod worker_pool;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::fs::File;
 use std::io;
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mio::{Events, Interest, Poll, Registry};
+use mio::event::Event as Announced;
+use mio::net::{TcpStream, UnixStream};
+use mio::{Interest, Poll};
 
+use crate::cli::Level;
+use crate::config::units::size;
 use crate::config::{Config, Origin};
-use crate::echo::tick::{Tick, earliest};
-use crate::survival::keeper::Keeper;
-use crate::survival::lane::Lane;
-use crate::system::clock;
-use crate::system::events::Event;
-use crate::system::kernel::Kernel;
-use crate::system::lock::lock;
-use crate::system::logging::Log;
-use crate::system::memory::give_back_free_memory;
-use crate::system::notify::Manager;
-use crate::system::rate::{Flood, Floods, Fold};
-use crate::system::signals::Signals;
-use crew::{Crew, EVENTS};
-use lifecycle::{Action, Life};
-use listener::Listener;
-use source::Source;
-use stream::Stream;
-use worker::{Gone, Worker};
+use crate::echo::counters::Counters;
+use crate::echo::time::{MonoTime, earliest};
+use crate::log::events::Event;
+use crate::log::rate_limit::Limited;
+use crate::log::sink::Log;
+use crate::preserve::partition::Partition;
+use crate::preserve::preserver::Preserver;
+use crate::preserve::store::Store;
+use crate::sys::activation::StreamSocket;
+use crate::sys::bind::is_local;
+use crate::sys::endpoint::Endpoint;
+use crate::sys::kernel::{Kernel, is_alone, is_private};
+use crate::sys::notify::Manager;
+use crate::sys::option_report::read_back;
+use crate::sys::rights::Apart;
+use crate::sys::signals::Signals;
+use crate::sys::sockopt::{self, Refused};
+use acceptor::{Acceptor, Attempt};
+use agenda::Agenda;
+use event_loop::Rounds;
+use lifecycle::{Action, How, Life};
+use listener::{Listener, State};
+use reload::Settings;
+use reporter::{Reporter, Status};
+use stream::{Socket, Stream};
+use token::EventSource;
+use worker::Worker;
+use worker_pool::WorkerPool;
 
-/// As many connections as make a crowd.
-const CROWD: usize = 1024;
-
-/// What the server is made of.
+/// What [`Server::new`] puts together.
 #[derive(Debug)]
-pub struct Parts {
-    /// The poll.
-    pub poll: Poll,
-    /// The signals, not yet registered.
+pub(crate) struct Parts {
+    /// The signals, not yet registered with the poll.
     pub signals: Signals,
-    /// The settings.
+    /// The configuration to serve with.
     pub config: Config,
-    /// Where they came from.
+    /// The file and the arguments that a reload reads again.
     pub origin: Origin,
-    /// The most connections that the descriptors allow.
+    /// The most connections for which RLIMIT_NOFILE leaves descriptors.
     pub descriptors: usize,
-    /// The kernel's settings.
     pub kernel: Kernel,
-    /// The manager.
     pub manager: Manager,
-    /// What is kept for a successor.
-    pub keeper: Keeper,
-    /// The memory of each loop; the first is that of the main loop.
-    pub lanes: Vec<Lane>,
-    /// The log.
+    /// What the service manager stores, and the state machine that decides about it.
+    pub preservation: (Store, Preserver),
+    /// The memory of each worker, by its number; there is one worker for each partition.
+    pub partitions: Vec<Partition>,
     pub log: Log,
 }
 
-/// The daemon at work.
+/// The daemon, composed of its owners.
 #[derive(Debug)]
-pub struct Server {
-    poll: Poll,
+pub(crate) struct Server {
     signals: Signals,
-    listeners: Vec<Listener>,
-    /// The connections of this loop.
-    own: Worker,
-    /// Those of the others.
-    crew: Crew,
-    /// How many connections each worker has, by its number.
-    places: Vec<usize>,
-    /// Accepted for each worker, and not brought to it yet.
-    arrivals: Vec<Vec<Stream>>,
-    /// Connections that are over, with the number of the worker; empty but for a moment.
-    departed: Vec<(usize, Gone)>,
-    /// Connections by source, where there is a cap.
-    sources: HashMap<IpAddr, usize>,
-    life: Life,
-    config: Config,
-    /// The settings at the start, of which some stay in effect until the end.
-    started: Config,
-    origin: Origin,
-    descriptors: usize,
-    max_connections: usize,
-    per_source: Option<usize>,
-    kernel: Kernel,
+    settings: Settings,
+    acceptor: Acceptor,
+    pool: WorkerPool,
+    preserver: Preserver,
+    store: Store,
     manager: Manager,
-    keeper: Keeper,
-    /// The listeners, as the arena knows them.
-    noted: Vec<u32>,
-    log: Log,
-    fold: Arc<Mutex<Fold>>,
-    /// What can happen often.
-    floods: Floods,
-    /// Connections closed at once for their source's sake.
-    refused: u64,
-    /// Connections so far, for their numbers.
-    number: u64,
-    /// The last reload failed.
-    stale: bool,
-    /// The successor gets the connections that are left.
-    handing_over: bool,
-    /// The listener that is first in this round.
-    first: usize,
-    /// A descriptor in reserve, so that a reload can read its files when there is no other.
-    spare: Option<File>,
-    /// This round's reading of the clock.
-    now: Tick,
-    /// Something rare has happened, or something is due: everything is looked after in this round.
-    stirred: bool,
-    /// Somebody has come or gone.
-    changed: bool,
-    /// A listener may have callers.
-    calling: bool,
-    /// There were many connections since there was none.
-    crowd: bool,
-    /// The others were held in this round to see who has left.
-    asked: bool,
-    /// When everything has to be looked after at the latest.
-    wake: Option<Tick>,
-    /// The service manager has answered, or dropped something.
-    answered: bool,
-    /// The parcel that the poll has.
-    watched: Option<u64>,
-    /// Traffic has made the status a matter of time.
-    busy: bool,
-}
-
-/// A descriptor in reserve.
-fn spare() -> Option<File> {
-    File::open("/dev/null").ok()
+    reporter: Reporter,
+    agenda: Agenda,
+    life: Life,
+    /// The clock as it was read at the beginning of this round.
+    now: MonoTime,
 }
 
 impl Server {
-    /// Puts a server together; listeners and passed connections are added to it.
+    /// Puts a server together that has no listener and no connection yet.
     ///
     /// # Errors
-    /// The signals cannot be registered, or there are no descriptors for the loops.
-    ///
-    /// # Panics
-    /// If there is no lane for the main loop.
-    pub fn new(parts: Parts, now: Tick) -> io::Result<Self> {
+    /// Those of epoll_ctl(2) for the signals, and those of epoll_create1(2) and eventfd(2) for the
+    /// workers.
+    pub(crate) fn new(parts: Parts, poll: &Poll, now: MonoTime) -> io::Result<Self> {
         let Parts {
-            poll,
             mut signals,
             config,
             origin,
             descriptors,
             kernel,
             manager,
-            keeper,
-            lanes,
+            preservation: (store, preserver),
+            partitions,
             log,
         } = parts;
-        poll.registry()
-            .register(signals.source(), Source::Signals.into(), Interest::READABLE)?;
-        let fold = Arc::new(Mutex::new(Fold::new(config.log.connection_rate)));
-        let make = |registry: Registry, lane| {
-            let (log, fold) = (log.clone(), Arc::clone(&fold));
-            let mut worker = Worker::new(registry, lane, &config, log, fold, now);
-            worker.caution = keeper.caution().cloned();
+        poll.registry().register(
+            signals.source(),
+            EventSource::Signals.into(),
+            Interest::READABLE,
+        )?;
+        let reporter = Reporter::new(log, config.log.connection_rate);
+        let pool = WorkerPool::new(poll.registry(), partitions, |registry, partition| {
+            let (log, summary) = (reporter.log.clone(), reporter.close_summary.clone());
+            let mut worker = Worker::new(registry, partition, &config, log, summary, now);
+            worker.crash_guard = store.crash_guard().cloned();
             worker
-        };
-        let number = keeper.arena().totals().number;
-        let count = lanes.len();
-        let mut lanes = lanes.into_iter();
-        let lane = lanes.next().expect("a lane for the main loop");
-        let own = make(poll.registry().try_clone()?, lane);
-        let crew = Crew::new(poll.registry(), lanes, make)?;
+        })?;
+        let mut acceptor = Acceptor::default();
+        acceptor.number = store.state_file().totals().number;
         let mut server = Self {
-            own,
-            crew,
-            places: vec![0; count],
-            arrivals: (0..count).map(|_| Vec::new()).collect(),
-            departed: Vec::new(),
-            poll,
             signals,
-            listeners: Vec::new(),
-            sources: HashMap::new(),
-            life: Life::Serving,
-            fold,
-            started: config.clone(),
-            config,
-            origin,
-            descriptors,
-            max_connections: 0,
-            per_source: None,
-            kernel,
+            settings: Settings::new(config, origin, descriptors, kernel),
+            acceptor,
+            pool,
+            preserver,
+            store,
             manager,
-            keeper,
-            noted: Vec::new(),
-            log,
-            floods: Floods::default(),
-            refused: 0,
-            number,
-            stale: false,
-            handing_over: false,
-            first: 0,
-            spare: spare(),
+            reporter,
+            agenda: Agenda::new(),
+            life: Life::Serving,
             now,
-            stirred: true,
-            changed: false,
-            calling: false,
-            crowd: false,
-            asked: false,
-            wake: None,
-            answered: false,
-            watched: None,
-            busy: false,
         };
-        server.size_up();
-        server.log.tell(Event::Started {
-            read: server.config.read.clone(),
-            max_connections: server.max_connections,
-            per_source: server.per_source,
+        server.update_limits();
+        server.reporter.emit(Event::Started {
+            read: server.settings.config.read.clone(),
+            max_connections: server.acceptor.max_connections,
+            per_source: server.acceptor.per_source,
         });
-        server.log.tell(Event::Kernel(server.kernel));
+        server.reporter.emit(Event::Kernel(server.settings.kernel));
         Ok(server)
     }
 
-    /// Starts the other loops.
+    /// Adds a listener, registers it with the poll, and logs its options and how far it can be reached.
+    /// `refused` are the options that the kernel refused.
     ///
     /// # Errors
-    /// A thread cannot be had.
-    pub fn start(&mut self) -> io::Result<()> {
-        self.crew.start()
+    /// Those of epoll_ctl(2).
+    pub(crate) fn add_listener(
+        &mut self,
+        listener: Listener,
+        refused: Vec<Refused>,
+    ) -> io::Result<()> {
+        let name = || listener.name.clone();
+        let local = || listener.local.clone();
+        if let Some(socket) = listener.socket() {
+            let rows = read_back(&socket, &listener.options, &self.settings.kernel);
+            self.reporter.emit(Event::Listening {
+                listener: name(),
+                local: local(),
+                passed: listener.passed,
+                rows,
+            });
+        }
+        for refused in refused {
+            let listener = name();
+            self.reporter.emit(Event::Option { listener, refused });
+        }
+        let beyond = matches!(&listener.local, Endpoint::Ip(address) if !is_local(address.ip()));
+        // A passed socket may belong to other namespaces than this process.
+        let alone = !listener.passed
+            && match &listener.local {
+                Endpoint::Unix(Some(path)) => is_private(path),
+                _ => beyond && is_alone() == Some(true),
+            };
+        if alone {
+            self.reporter.emit(Event::Isolated {
+                listener: name(),
+                local: local(),
+            });
+        } else if beyond && !self.settings.config.allow_remote {
+            self.reporter.emit(Event::Exposed {
+                listener: name(),
+                local: local(),
+            });
+        }
+        self.pool.add_name(&listener.name);
+        self.acceptor.add(listener, self.pool.registry())
     }
 
-    /// Says that all is registered.
-    pub fn ready(&mut self, hint: Option<String>) {
-        let listen = self.whereabouts();
+    /// Serves a connection that the service manager has passed.  Every listener must be added before,
+    /// as the index of its name is also that of the listener.
+    pub(crate) fn add_connection(&mut self, name: &str, socket: StreamSocket) {
+        let index = self.pool.add_name(name);
+        let options = self.settings.config.options_of_passed(name);
+        let socket = match socket {
+            StreamSocket::Tcp(socket) => match socket.peer_addr() {
+                Ok(peer) => Socket::Tcp(TcpStream::from_std(socket), peer),
+                // The peer has reset the connection before this process started.
+                Err(error) => {
+                    return self.lost(index, error.raw_os_error().unwrap_or(0));
+                }
+            },
+            StreamSocket::Unix(socket) => Socket::Unix(Apart::stream(UnixStream::from_std(socket))),
+        };
+        let mut stream = self
+            .acceptor
+            .stream(socket, index, options.quickack == Some(true));
+        stream.shared = true;
+        let refused = sockopt::apply(&stream, &options);
+        self.options_refused(index, refused);
+        self.admit(stream);
+        self.deliver();
+    }
+
+    /// Starts the threads of all workers but that of the main loop.
+    ///
+    /// # Errors
+    /// Those of pthread_create(3).
+    pub(crate) fn start(&mut self) -> io::Result<()> {
+        self.pool.start()
+    }
+
+    /// Reports to the service manager and the log that every listener is registered; `hint` is a
+    /// command that tries one of them.
+    pub(crate) fn ready(&mut self, hint: Option<String>) {
+        let listen = self.acceptor.addresses().join(" ");
         let status = self.status();
         self.manager.ready(&listen, &status, self.now);
-        self.log.tell(Event::Ready { listen, hint });
-        // Nobody has to wait for that.
-        self.begin_to_keep();
+        self.reporter.emit(Event::Ready { listen, hint });
+        // After readiness, so that clients do not wait for the store.
+        self.begin_to_preserve();
     }
 
-    /// Serves until it is over.
+    /// Runs the main loop until the life of the server is over, and closes or hands over what is left.
     ///
     /// # Errors
-    /// A poll itself fails.
-    pub fn run(mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(EVENTS);
-        // A conversation that was passed may be over already, and nothing would wake us.
+    /// Those of epoll_wait(2), in this loop or in that of a worker.
+    pub(crate) fn run(mut self, mut poll: Poll) -> io::Result<()> {
+        // A passed connection may be over already, and no event would come for it.
         self.housekeep()?;
-        while self.life != Life::Over {
-            let wait = if self.stirred || self.calling {
-                Some(Duration::ZERO)
-            } else {
-                self.own.sleep(self.wake)
-            };
-            match self.poll.poll(&mut events, wait) {
-                // A signal: its pipe is readable in the next round.
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => result?,
-            }
-            self.now = clock::now();
-            self.own.begin(self.now, !events.is_empty());
-            self.asked = false;
-            self.stirred |= self.wake.is_some_and(|wake| wake <= self.now);
-            for event in &events {
-                match Source::from(event.token()) {
-                    Source::Connection(key) => self.own.announced(key, event),
-                    Source::Listener(index) => {
-                        self.calling = true;
-                        self.listeners[index].announce();
-                    }
-                    // What is due is known without it.
-                    Source::Alarm => {}
-                    // Housekeeping looks at it.
-                    Source::Answer => {
-                        self.answered = true;
-                        self.stirred = true;
-                    }
-                    Source::Crew => self.changed = true,
-                    Source::Signals => {
-                        self.stirred = true;
-                        self.obey();
-                    }
-                }
-            }
-            if self.stirred || self.calling {
-                // Those who have left make room for who waits.
-                self.part();
-                self.accept();
-            }
-            self.own.serve();
-            self.look_round()?;
-        }
+        event_loop::run(&mut poll, &mut self)?;
         self.end()
     }
 
-    fn obey(&mut self) {
+    fn handle_signals(&mut self) {
+        let span = self.settings.config.limits.stop_timeout;
         for request in self.signals.pending() {
-            match self.life.on(request, self.now, self.config.limits.leave) {
-                Some(Action::Leave) => self.leave(),
+            match self.life.on(request, self.now, span) {
+                Some(Action::Stop) => self.stop(),
                 Some(Action::HandOver) => self.hand_over(),
                 Some(Action::Reload) => self.reload(),
                 Some(Action::Report) => self.report(),
@@ -339,115 +282,352 @@ impl Server {
         }
     }
 
-    fn leave(&mut self) {
-        let span = self.config.limits.leave;
+    /// Stops accepting, and lets every connection echo what has arrived, send a FIN and end.
+    fn stop(&mut self) {
+        let span = self.settings.config.limits.stop_timeout;
         let status = self.status();
         self.manager.stopping(span, &status, self.now);
         let open = self.counters().open();
-        self.log.tell(Event::Stopping { open, span });
-        for listener in &mut self.listeners {
-            listener.drain(self.poll.registry());
-        }
-        self.leave_all();
+        self.reporter.emit(Event::Stopping { open, span });
+        self.acceptor.drain(self.pool.registry());
+        self.pool.drain_all(self.now);
     }
 
-    /// Logs what can happen often: at once, or with what follows within a second.
-    fn flood(&mut self, flood: Flood, event: Event) {
-        if let Some(event) = self.floods.pass(flood, event, self.now) {
-            self.log.tell(event);
-        }
-        self.wake = earliest([self.wake, self.floods.next_due()]);
-    }
-
-    /// Logs the sums whose second is over; `last`: all of them.
-    fn flush_sums(&mut self, last: bool) {
-        let ended = lock(&self.fold).flush(self.now, last);
-        for event in ended.into_iter().chain(self.floods.flush(self.now, last)) {
-            self.log.tell(event);
-        }
-    }
-
-    fn leave_all(&mut self) {
-        for worker in self.crew.hold(&mut self.own).iter_mut() {
-            worker.shard.leave_all(self.now);
-        }
-    }
-
-    /// How many connections there are.
-    fn open(&self) -> usize {
-        self.places.iter().sum()
-    }
-
-    /// Takes note of those that are over.
-    fn part(&mut self) {
-        self.crew.collect(&mut self.departed);
-        self.forget();
-    }
-
-    /// The same, after the rounds that are under way: with those who are over in them.
-    fn part_now(&mut self) {
-        for (number, worker) in (0..).zip(self.crew.hold(&mut self.own).iter_mut()) {
-            let gone = worker.gone.drain(..).map(|gone| (number, gone));
-            self.departed.extend(gone);
-        }
-        self.part();
-    }
-
-    fn forget(&mut self) {
-        let own = self.own.gone.drain(..).map(|gone| (0, gone));
-        self.departed.extend(own);
-        if self.departed.is_empty() {
-            return;
-        }
-        for (number, gone) in self.departed.drain(..) {
-            self.places[number] -= 1;
-            if gone.kept {
-                self.keeper.gone();
-            }
-            let Some(source) = gone.source else {
+    /// Accepts a burst from every listener that is due.
+    fn accept(&mut self) {
+        for offset in 0.. {
+            let Some(index) = self.acceptor.turn_of(offset) else {
+                break;
+            };
+            let Some(mut burst) = self.acceptor.begin(index, self.now) else {
                 continue;
             };
-            if let Entry::Occupied(mut entry) = self.sources.entry(source) {
-                *entry.get_mut() -= 1;
-                if *entry.get() == 0 {
-                    entry.remove();
+            let mut asked = false;
+            loop {
+                let open = self.pool.open();
+                let (now, registry) = (self.now, self.pool.registry());
+                match self
+                    .acceptor
+                    .attempt(index, &mut burst, open, now, registry)
+                {
+                    Attempt::Accepted(socket) => self.accepted(index, socket, &mut asked),
+                    Attempt::Lost(errno) => self.lost(index, errno),
+                    Attempt::Again => {}
+                    last => {
+                        if matches!(last, Attempt::Paused(_)) {
+                            self.reporter.forget(Limited::Resumed(index));
+                        }
+                        if let Some((kind, event)) = last.event(index) {
+                            self.emit_limited(kind, event);
+                        }
+                        break;
+                    }
                 }
             }
+            self.deliver();
+            // Housekeeping works out when the next attempt is due.
+            let state = self.acceptor.listeners[index].state;
+            self.agenda.everything |= matches!(state, State::Short(_));
         }
-        if self.crowd && self.open() == 0 {
-            // It has left, and what it took would stay.
-            self.crowd = false;
-            self.departed = Vec::new();
-            self.own.gone = Vec::new();
-            give_back_free_memory();
-        }
-        for listener in &mut self.listeners {
-            listener.vacancy();
-        }
-        self.calling = true;
     }
 
-    /// The end: whatever is left is abandoned, told and counted.
-    fn end(mut self) -> io::Result<()> {
-        self.crew.dismiss();
-        self.part_now();
-        let handing_over = self.handing_over && self.keeper.is_held();
-        let abandoned = |stream: &Stream| !handing_over || stream.seat.is_none();
-        for worker in self.crew.hold(&mut self.own).iter_mut() {
-            for (key, turn) in worker.shard.abandon(abandoned, self.now) {
-                worker.settle(key, turn);
+    /// Serves an accepted connection, or closes it if its source has as many as it may.  `asked`:
+    /// whether the workers were paused in this burst already, to count the connections that are over.
+    fn accepted(&mut self, index: usize, socket: Socket, asked: &mut bool) {
+        let quickack = self.acceptor.listeners[index].options.quickack == Some(true);
+        let stream = self.acceptor.stream(socket, index, quickack);
+        // A connection of this source may be over and not counted as such yet.  Once a burst is enough:
+        // a source that connects again and again must not hold up all loops.
+        if self.acceptor.exceeded(&stream).is_some() && !std::mem::replace(asked, true) {
+            self.collect_closed(true);
+        }
+        if let Some(most) = self.acceptor.exceeded(&stream) {
+            self.acceptor.refused += 1;
+            let (peer, count) = (stream.peer(), 1);
+            let event = Event::Refused { peer, most, count };
+            return self.emit_limited(Limited::Refused, event);
+        }
+        let refused = self.acceptor.apply_options(index, &stream);
+        self.options_refused(index, refused);
+        self.admit(stream);
+    }
+
+    /// Counts a connection, and assigns it to a worker.
+    fn admit(&mut self, stream: Stream) {
+        if self.reporter.log.wants(Level::Debug) {
+            let identity = self.pool.own.identity(&stream);
+            self.reporter.emit(Event::Opened(identity));
+        }
+        self.acceptor.count(&stream);
+        self.pool.assign(stream);
+        self.agenda.changed = true;
+    }
+
+    /// Moves the assigned connections into their workers.
+    fn deliver(&mut self) {
+        let (life, now) = (self.life, self.now);
+        let preserver = &mut self.preserver;
+        let mut lost = Vec::new();
+        self.pool.deliver(|worker, number, stream| {
+            let preserve = stream.can_be_preserved();
+            let (name, listener) = (stream.number, stream.listener);
+            match worker.admit(stream, now) {
+                Ok(key) if matches!(life, Life::Stopping { .. }) => {
+                    worker.connections.drain(key, now);
+                }
+                Ok(key) if preserve => preserver.opened(number, key, name, now),
+                Ok(_) => {}
+                Err(error) => lost.push((listener as usize, error)),
+            }
+        });
+        for (listener, error) in lost {
+            self.lost(listener, error.raw_os_error().unwrap_or(0));
+        }
+    }
+
+    /// Logs a connection that was over before it could be served; `index` is that of a listener's name.
+    fn lost(&mut self, index: usize, errno: i32) {
+        let event = Event::AcceptFailed {
+            listener: self.pool.own.names[index].clone(),
+            errno,
+            count: 1,
+        };
+        self.emit_limited(Limited::Lost(index), event);
+    }
+
+    /// Logs options that the kernel refused for an accepted socket.  The rate is limited, as it may
+    /// refuse them for every one.
+    fn options_refused(&mut self, index: usize, refused: Vec<Refused>) {
+        for refused in refused {
+            let listener = self.pool.own.names[index].clone();
+            let kind = Limited::Option(index, refused.option);
+            self.emit_limited(kind, Event::Option { listener, refused });
+        }
+    }
+
+    fn emit_limited(&mut self, kind: Limited, event: Event) {
+        self.reporter.emit_limited(kind, event, self.now);
+        self.agenda.wake_by(self.reporter.next_due());
+    }
+
+    /// Subtracts the connections that are over from the counts of the other owners.  `pause`: waits for
+    /// the rounds that are under way, to include the connections that end in them.
+    fn collect_closed(&mut self, pause: bool) {
+        let mut closed = self.pool.take_closed(pause);
+        if closed.is_empty() {
+            return self.pool.reuse(closed);
+        }
+        for (_, closed) in closed.drain(..) {
+            if closed.preserved {
+                self.preserver.closed();
+            }
+            if let Some(source) = closed.source {
+                self.acceptor.release(source);
             }
         }
-        self.part_now();
-        if handing_over {
-            self.leave_to_successor();
-        } else {
-            self.keeper.dissolve(&mut self.manager, self.now);
+        self.pool.reuse(closed);
+        self.acceptor.on_room();
+        self.agenda.callers = true;
+    }
+
+    /// Ends a round: does what it has made due, and works out when the next one has to come.
+    fn look_round(&mut self) -> io::Result<()> {
+        self.agenda.changed |= !self.pool.own.closed.is_empty();
+        // While stopping, the end of any connection or listener may be what the server waits for.
+        self.agenda.everything |= self.pool.own.crash_guard.is_some() || self.life != Life::Serving;
+        let sent = std::mem::take(&mut self.pool.own.sent);
+        if (sent || self.agenda.changed) && !self.agenda.status {
+            self.agenda.status = true;
+            self.agenda.wake_by(self.manager.next_status(self.now));
         }
-        self.flush_sums(true);
+        if self.agenda.changed && !self.agenda.everything {
+            self.collect_closed(false);
+            self.pool.trouble().map_or(Ok(()), Err)?;
+            self.agenda.everything = self.acceptor.listeners.is_empty();
+            self.record_totals();
+            let due = [self.preserver.next_due(), self.reporter.next_due()];
+            self.agenda.wake_by(earliest(due));
+            self.agenda.changed = false;
+        }
+        if self.agenda.everything {
+            return self.housekeep();
+        }
+        if self.agenda.callers {
+            self.agenda.callers = self.acceptor.is_any(State::Ready);
+        }
+        Ok(())
+    }
+
+    /// Does everything that is due by the clock and not by an event.
+    fn housekeep(&mut self) -> io::Result<()> {
+        self.collect_closed(false);
+        self.pool.trouble().map_or(Ok(()), Err)?;
+        self.reporter.flush(self.now, false);
+        self.forget_closed();
+        self.keep_preserving();
+        let idle = match self.life {
+            Life::HandingOver { .. } => self.is_all_preserved(),
+            _ => self.pool.open() == 0,
+        };
+        if idle && self.acceptor.listeners.is_empty() && self.life == Life::Serving {
+            // An instance for passed connections ends with the last of them.
+            self.life.finish();
+        }
+        let closed = self.acceptor.is_closed();
+        self.life.on_time(self.now, idle && closed);
+        self.send_status();
+        self.record_totals();
+        if self.manager.on_time(self.now, self.pool.is_alive()) {
+            self.pool.ask();
+        }
+        if let Some(error) = self.manager.trouble() {
+            self.reporter.emit(Event::Manager(error));
+        }
+        let preserve = (self.life == Life::Serving)
+            .then(|| self.preserver.next_due())
+            .flatten();
+        self.agenda.done(earliest([
+            self.life.next_due(),
+            self.manager.next_due(),
+            self.reporter.next_due(),
+            self.acceptor.next_due(),
+            preserve,
+        ]));
+        self.agenda.callers = self.acceptor.is_any(State::Ready);
+        Ok(())
+    }
+
+    /// Sends the status to the service manager, if it has changed and a second has passed.
+    fn send_status(&mut self) {
+        let counters = self.pool.reported();
+        let store_state = self.preserver.store_state();
+        let mark = [
+            self.acceptor.number,
+            counters.closed(),
+            counters.sent,
+            store_state.mark(self.preserver.preserved()),
+        ];
+        if self.manager.is_status_due(mark, self.now) {
+            self.pool.status_sent();
+            let status = self.status();
+            self.manager.status(mark, status, self.now);
+        }
+    }
+
+    /// The status in one line, with the totals of this moment.
+    fn status(&mut self) -> String {
+        let preserved = self.preserver.preserved();
+        Status {
+            life: self.life,
+            addresses: self.acceptor.addresses(),
+            counters: self.counters(),
+            stale: self.settings.stale,
+            full: self.acceptor.is_any(State::Full),
+            preservation: self.preserver.store_state().status(preserved),
+        }
+        .to_string()
+    }
+
+    /// The totals over all workers, at this moment.
+    fn counters(&mut self) -> Counters {
+        self.pool.counters()
+    }
+
+    /// Reports the counters to the log and to the service manager.
+    fn report(&mut self) {
+        let owed = self.pool.owed();
+        let counters = self.counters();
+        let refused = self.acceptor.refused;
+        let status = format!(
+            "{}; accepted {}, refused {refused}, received {}, sent {}, owed {}",
+            self.status(),
+            counters.accepted,
+            size(counters.received),
+            size(counters.sent),
+            size(owed)
+        );
+        self.reporter.emit(Event::Counters {
+            counters,
+            refused,
+            owed,
+            queues: self.acceptor.queues(),
+        });
+        self.manager.report(&status, self.now);
+    }
+
+    /// Ends the process: hands the preserved connections over, or closes them; the others are closed,
+    /// logged and counted.
+    fn end(mut self) -> io::Result<()> {
+        self.pool.join();
+        self.collect_closed(true);
+        let handed_over = self.life == Life::Over(How::HandedOver) && self.is_store_held();
+        let close = |stream: &Stream| !handed_over || stream.record_id.is_none();
+        for worker in self.pool.pause_all().iter_mut() {
+            for (key, outcome) in worker.connections.abandon(close, self.now) {
+                worker.settle(key, outcome);
+            }
+        }
+        self.collect_closed(true);
+        if handed_over {
+            self.record_for_successor();
+        } else {
+            self.preserve(crate::preserve::preserver::Input::Dissolve);
+        }
+        self.reporter.flush(self.now, true);
         self.manager.flush(self.now);
-        let (counters, refused) = (self.counters(), self.refused);
-        self.log.tell(Event::Stopped { counters, refused });
-        self.crew.trouble().map_or(Ok(()), Err)
+        let (counters, refused) = (self.counters(), self.acceptor.refused);
+        self.reporter.emit(Event::Stopped { counters, refused });
+        self.pool.trouble().map_or(Ok(()), Err)
+    }
+}
+
+impl Rounds for Server {
+    fn goes_on(&self) -> bool {
+        !matches!(self.life, Life::Over(_))
+    }
+
+    fn wait(&mut self) -> Option<Duration> {
+        match self.agenda.wait() {
+            Ok(at_once) => Some(at_once),
+            Err(wake) => self.pool.own.sleep(wake),
+        }
+    }
+
+    fn begin(&mut self, now: MonoTime, announced: bool) {
+        self.now = now;
+        self.pool.own.begin(now, announced);
+        self.agenda.begin(now);
+    }
+
+    fn take(&mut self, event: &Announced) {
+        match EventSource::from(event.token()) {
+            EventSource::Connection(key) => self.pool.own.announced(key, event),
+            EventSource::Listener(index) => {
+                self.agenda.callers = true;
+                self.acceptor.listeners[index].announce();
+            }
+            // The timer only has to wake the poll: what is due is worked out by the clock.
+            EventSource::Deadline => {}
+            // Housekeeping asks the store what has happened.
+            EventSource::Manager => {
+                self.agenda.answered = true;
+                self.agenda.everything = true;
+            }
+            EventSource::Worker => self.agenda.changed = true,
+            EventSource::Signals => {
+                self.agenda.everything = true;
+                self.handle_signals();
+            }
+        }
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        if self.agenda.everything || self.agenda.callers {
+            // First, as connections that are over make room for callers that wait.
+            self.collect_closed(false);
+            self.accept();
+        }
+        self.pool.own.serve();
+        self.look_round()
     }
 }

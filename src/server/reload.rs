@@ -1,121 +1,148 @@
-//! A new configuration for a server that goes on serving.
+//! A new configuration for a server that goes on serving (SIGHUP, `systemctl reload`).
+//!
+//! A configuration that cannot be read, or is not valid, changes nothing.  A valid one is applied as a
+//! whole, except for the keys that only a restart can change; these are logged by name.
+
+use std::fs::File;
 
 use super::Server;
-use super::listener::State;
-use crate::config::{Config, Options};
-use crate::survival::standing::{Standing, kept};
-use crate::system::events::Event;
-use crate::system::lock::lock;
-use crate::system::socket;
+use crate::config::keys::is_fixed;
+use crate::config::{Config, Origin};
+use crate::log::events::Event;
+use crate::preserve::store_state::{StoreState, max_preserved};
+use crate::sys::kernel::Kernel;
+use crate::sys::lock::lock;
+
+/// The configuration, and what it is read from.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// The configuration in effect.
+    pub config: Config,
+    /// The most connections for which RLIMIT_NOFILE leaves descriptors.
+    pub descriptors: usize,
+    /// The settings of the kernel, as they were at the start.
+    pub kernel: Kernel,
+    /// Whether the last reload failed.
+    pub stale: bool,
+    /// The configuration of the start, of which the keys that need a restart stay in effect.
+    started: Config,
+    /// The file and the arguments that a reload reads again.
+    origin: Origin,
+    /// A descriptor that a reload frees, so that it can read the file when all others are in use.
+    spare: Option<File>,
+}
+
+impl Settings {
+    /// The settings of the start.
+    #[must_use]
+    pub(crate) fn new(config: Config, origin: Origin, descriptors: usize, kernel: Kernel) -> Self {
+        Self {
+            started: config.clone(),
+            config,
+            descriptors,
+            kernel,
+            stale: false,
+            origin,
+            spare: spare(),
+        }
+    }
+}
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
 
 impl Server {
-    /// Reads the configuration again.  A wrong one changes nothing.
+    /// Reads the configuration again, and applies it if it is valid.
     pub(super) fn reload(&mut self) {
         self.manager.reloading(self.now);
-        self.spare = None;
-        let loaded = self.origin.load();
-        self.spare = super::spare();
+        self.settings.spare = None;
+        let loaded = self.settings.origin.load();
+        self.settings.spare = spare();
         match loaded {
             Ok(new) => {
-                // Against what is in effect, not against the last file.
-                let mut restart = self.started.needs_restart(&new);
-                restart.extend(self.config.cannot_undo(&new));
+                // Compared with the keys in effect, which the last file need not have had.
+                let mut restart = self.settings.started.needs_restart(&new);
+                restart.extend(self.settings.config.cannot_undo(&new));
                 restart.extend(self.left_as_set(&new));
                 restart.sort();
                 restart.dedup();
-                // Where more is logged from now on, that is confirmed, too.
-                self.log.set_level(self.log.level().max(new.log.level));
-                self.log.tell(Event::Reloaded {
+                // At the more verbose of the two levels, so that a change to `info` is confirmed.
+                let log = &mut self.reporter.log;
+                log.set_level(log.level().max(new.log.level));
+                log.emit(Event::Reloaded {
                     read: new.read.clone(),
                     restart,
                 });
-                self.adopt(new);
-                self.stale = false;
+                self.apply(new);
+                self.settings.stale = false;
             }
             Err(error) => {
-                self.log.tell(Event::ReloadFailed(error.to_string()));
-                self.stale = true;
+                self.reporter.emit(Event::ReloadFailed(error.to_string()));
+                self.settings.stale = true;
             }
         }
         let status = self.status();
         self.manager.reloaded(&status, self.now);
     }
 
-    /// Options of passed listeners that were set and are named no more: what the socket unit had
-    /// said is known only to it, and the socket keeps them as long as the unit holds it.
+    /// The options of passed listeners that were set and that the new configuration does not name.
+    /// They stay as they are: what the socket unit had set before is not known here, and the socket
+    /// lasts as long as the unit holds it.
     fn left_as_set(&self, new: &Config) -> Vec<String> {
         let mut keys = Vec::new();
-        for listener in self.listeners.iter().filter(|listener| listener.passed) {
+        let listeners = self.acceptor.listeners.iter();
+        for listener in listeners.filter(|listener| listener.passed) {
             let asked = new.options_of_passed(&listener.name);
-            let kept = asked.clone().over(listener.options.clone());
-            let left = asked.differ(&kept).into_iter();
+            let in_effect = asked.clone().over(listener.options.clone());
+            let stale = asked.differ(&in_effect).into_iter();
             keys.extend(
-                left.filter(|key| !Options::FIXED.contains(&key.as_str()))
+                stale
+                    .filter(|key| !is_fixed(key))
                     .map(|key| format!("{key} of the passed socket {}", listener.name)),
             );
         }
         keys
     }
 
-    fn adopt(&mut self, new: Config) {
-        self.log.set_level(new.log.level);
-        lock(&self.fold).set_rate(new.log.connection_rate);
-        for worker in self.crew.hold(&mut self.own).iter_mut() {
-            worker.configure(&new);
+    /// Puts a new configuration into effect.
+    fn apply(&mut self, new: Config) {
+        self.reporter.log.set_level(new.log.level);
+        lock(&self.reporter.close_summary).set_rate(new.log.connection_rate);
+        self.pool.reconfigure(&new);
+        self.preserver.set_after(new.preserve_after);
+        for (listener, refused) in self.acceptor.reconfigure(&new) {
+            self.reporter.emit(Event::Option { listener, refused });
         }
-        self.keeper.set_delay(new.survival_delay);
-        for index in 0..self.listeners.len() {
-            let listener = &mut self.listeners[index];
-            let options = if listener.passed {
-                new.options_of_passed(&listener.name)
-            } else {
-                let asked = new.options_for(&listener.name).clone();
-                asked.over(Options::built_in())
-            };
-            if options == listener.options {
-                continue;
-            }
-            listener.options = options;
-            // Handshakes that completed before have the old ones.
-            listener.fresh = true;
-            if listener.state == State::Armed {
-                listener.state = State::Ready;
-            }
-            if let Some(refused) = listener
-                .socket()
-                .map(|socket| socket::apply(&socket, &listener.options))
-            {
-                for refused in refused {
-                    let listener = self.listeners[index].name.clone();
-                    self.log.tell(Event::Option { listener, refused });
-                }
-            }
-        }
-        self.config = new;
-        // Whose time came later than that of those behind, and now does not.
-        let unkept = self.unkept_young();
-        self.keeper.unpacked.replace(unkept);
-        self.size_up();
-        for listener in &mut self.listeners {
-            listener.vacancy();
-        }
+        self.settings.config = new;
+        // A shorter `preserve-after` changes the order of the connections that wait for it.
+        self.list_waiting();
+        self.update_limits();
+        self.acceptor.on_room();
     }
 
-    /// Works out how many connections there may be.
-    pub(super) fn size_up(&mut self) {
-        let room = match self.keeper.standing() {
-            Standing::Kept => kept(self.descriptors),
-            _ => self.descriptors,
+    /// Works out the limits on connections, which depend on the configuration, on RLIMIT_NOFILE, and on
+    /// whether connections are preserved.
+    pub(super) fn update_limits(&mut self) {
+        let Settings {
+            config,
+            descriptors,
+            ..
+        } = &self.settings;
+        let room = match self.preserver.store_state() {
+            StoreState::Preserving => max_preserved(*descriptors),
+            _ => *descriptors,
         };
-        let room = room.min(self.keeper.seats());
-        let most = self.config.connections(room);
-        if most > self.descriptors {
-            self.log.tell(Event::Clamped {
+        let room = room.min(self.store.records());
+        let most = config.connections(room);
+        if most > *descriptors {
+            self.reporter.emit(Event::Clamped {
                 asked: most,
-                effective: self.descriptors,
+                effective: *descriptors,
             });
         }
-        self.max_connections = most.min(self.descriptors).min(self.keeper.seats());
-        self.per_source = self.config.per_source.most(self.max_connections);
+        let most = most.min(*descriptors).min(self.store.records());
+        self.acceptor.max_connections = most;
+        self.acceptor.per_source = config.per_source.most(most);
     }
 }

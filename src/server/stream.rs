@@ -1,5 +1,12 @@
-//! The stream of a connection as the server knows it: a socket, whose it is, and what has to be
-//! done for it per read.
+//! The stream of a connection: a connected socket, and what the server records about it.
+//!
+//! Reads and writes go straight to recv(2) and send(2) on the descriptor, beside mio, although its
+//! documentation asks that all I/O on a registered socket pass through mio.  The reason for that rule is
+//! the state that mio keeps on Windows, where it has to ask for the next event after a `WouldBlock`.
+//! On Linux it keeps none: epoll(7) itself announces a socket again once it becomes ready after a
+//! `WouldBlock`, whichever code made the call, and mio's own read only calls the C library.  That call
+//! is what is avoided: with a second thread in the process, calls of the C library are points where a
+//! thread may be cancelled (pthread_setcancelstate(3)), which costs more than the rest of a turn.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr};
@@ -12,68 +19,69 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::SockRef;
 
 use crate::config::address::unmapped;
-use crate::echo::duplex::Duplex;
-use crate::survival::lane::Seat;
-use crate::system::bind::is_local;
-use crate::system::events::Endpoint;
-use crate::system::rights::{self, Apart};
-use crate::system::socket::{Credentials, credentials, unacknowledged, unsent};
+use crate::echo::stream::Duplex;
+use crate::preserve::partition::RecordId;
+use crate::sys::bind::is_local;
+use crate::sys::endpoint::Endpoint;
+use crate::sys::rights::{self, Apart};
+use crate::sys::sockopt::{Credentials, credentials, unacknowledged, unsent};
 
-/// A connected socket and what the server remembers of it.
+/// A connected socket and what the server records about it.
 #[derive(Debug)]
-pub struct Stream {
+pub(crate) struct Stream {
     socket: Socket,
-    /// Its number, which no other connection of the service has.
+    /// The number of the connection, which no other one of this service has, in no process.
     pub number: u64,
-    /// The index of the listener that accepted it.
+    /// The index of the name of its listener in [`super::worker::Worker::names`].
     pub listener: u32,
-    /// Whether `TCP_QUICKACK` is set again after each read: the kernel forgets it (tcp(7)).
+    /// Whether `TCP_QUICKACK` is set again after each read: the kernel does not keep it (tcp(7)).
     pub quickack: bool,
-    /// Whether somebody else may hold the socket too: it was passed, or is kept for a successor.
+    /// Whether another descriptor may refer to the socket: it was passed, or is preserved.
     pub shared: bool,
-    /// Where it is noted in the arena, if it is kept for a successor.
-    pub seat: Option<Seat>,
+    /// Its record in the state file; `None`: it is not preserved.
+    pub record_id: Option<RecordId>,
 }
 
-/// A socket of either family, with the address of a peer of TCP.
+/// A connected socket of either kind.
 #[derive(Debug)]
-pub enum Socket {
-    /// TCP.
+pub(crate) enum Socket {
+    /// A TCP socket, and the address of its peer.
     Tcp(TcpStream, SocketAddr),
-    /// A Unix stream.
+    /// A Unix stream socket (unix(7)).
     Unix(Apart<UnixStream>),
 }
 
 impl Stream {
-    /// A stream that was accepted, or passed.
+    /// A stream of a socket that was accepted, passed or restored.
     #[must_use]
-    pub fn new(socket: Socket, number: u64, listener: u32, quickack: bool) -> Self {
+    pub(crate) fn new(socket: Socket, number: u64, listener: u32, quickack: bool) -> Self {
         Self {
             socket,
             number,
             listener,
             quickack,
             shared: false,
-            seat: None,
+            record_id: None,
         }
     }
 
-    /// Whether it can be kept for a successor.  What was passed to us as a conversation counts its bytes
-    /// from another beginning than the kernel.
-    pub(super) fn can_be_kept(&self) -> bool {
+    /// Whether it can be preserved, and is not yet.  A connection that was passed cannot: the process
+    /// that passed it may have moved bytes, so this process counts from another position than the
+    /// kernel.
+    pub(super) fn can_be_preserved(&self) -> bool {
         !self.shared && !self.is_doubtful()
     }
 
-    /// Whether descriptors may be in its queue: such a stream is never kept, or the service manager
-    /// would drop them, and wait.
+    /// Whether its queue may hold descriptors that the peer has sent ([`rights`]).  Such a stream is
+    /// never preserved: the service manager would have to close them, and may block in that.
     #[must_use]
-    pub fn is_doubtful(&self) -> bool {
+    pub(crate) fn is_doubtful(&self) -> bool {
         matches!(&self.socket, Socket::Unix(socket) if socket.doubtful)
     }
 
-    /// The other side.
+    /// The address of the peer.
     #[must_use]
-    pub fn peer(&self) -> Endpoint {
+    pub(crate) fn peer(&self) -> Endpoint {
         match &self.socket {
             Socket::Tcp(_, peer) => Endpoint::Ip(unmapped(*peer)),
             Socket::Unix(socket) => socket
@@ -82,29 +90,29 @@ impl Stream {
         }
     }
 
-    /// The process of the peer, where it can be told.
+    /// The process of the peer; `None` for TCP, and where the kernel does not know it.
     #[must_use]
-    pub fn credentials(&self) -> Option<Credentials> {
+    pub(crate) fn credentials(&self) -> Option<Credentials> {
         match &self.socket {
             Socket::Tcp(..) => None,
             Socket::Unix(_) => credentials(self),
         }
     }
 
-    /// The other side's address, if it has one.
+    /// The IP address and port of the peer; `None` for a Unix stream.
     #[must_use]
-    pub fn peer_address(&self) -> Option<SocketAddr> {
+    pub(crate) fn peer_address(&self) -> Option<SocketAddr> {
         match &self.socket {
             Socket::Tcp(_, peer) => Some(unmapped(*peer)),
             Socket::Unix(_) => None,
         }
     }
 
-    /// Our side, by getsockname(2).
+    /// The address of this end.
     ///
     /// # Errors
     /// Those of getsockname(2).
-    pub fn local(&self) -> io::Result<Endpoint> {
+    pub(crate) fn local(&self) -> io::Result<Endpoint> {
         match &self.socket {
             Socket::Tcp(socket, _) => socket
                 .local_addr()
@@ -114,10 +122,11 @@ impl Stream {
     }
 }
 
-/// Whom the cap on connections is for: not for this host, whose processes share one address.  An
-/// IPv6 host commands a whole network of 64 bits, so that is one source.
+/// The source for which a connection counts towards `max-connections-per-source`: the IPv4 address of
+/// its peer, or the /64 network of its IPv6 address, as a host usually has all addresses of one
+/// (RFC 4291, section 2.5.1).  `None` for this host, where all processes share one address.
 #[must_use]
-pub fn source_of(stream: &Stream) -> Option<IpAddr> {
+pub(crate) fn source_of(stream: &Stream) -> Option<IpAddr> {
     let address = stream.peer_address()?.ip();
     if is_local(address) {
         return None;
@@ -136,11 +145,9 @@ impl Read for Stream {
         if self.is_doubtful() {
             return rights::read(self, buffer);
         }
-        // Not through the C library: with a second thread in the process its calls are points where a
-        // thread may be cancelled, which costs more than the rest of the turn.
         let (count, _) = recv(&*self, buffer, RecvFlags::empty())?;
         if self.quickack {
-            // Refused by a peer that is gone: the next read says so.
+            // The kernel refuses it where the peer is gone, which the next read reports.
             let _ = SockRef::from(&*self).set_tcp_quickack(true);
         }
         Ok(count)
@@ -171,9 +178,9 @@ impl Duplex for Stream {
 
     fn unacknowledged(&self) -> u64 {
         match &self.socket {
-            // One byte may be the FIN.
+            // One of them may be the FIN, which the kernel counts as a byte.
             Socket::Tcp(socket, _) => unacknowledged(socket).saturating_sub(1),
-            // What was written is with the peer already.
+            // What was written is in the queue of the peer already.
             Socket::Unix(_) => 0,
         }
     }

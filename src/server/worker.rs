@@ -1,8 +1,8 @@
 //! The connections of one loop, and their turns.
 //!
-//! The main loop has a worker; with `workers` in the configuration there are others, each with a
-//! loop of its own ([`super::crew`]).  A worker knows no listener, no signal and no manager.  What
-//! the server has to know of the past round it finds in [`Worker::gone`] and [`Worker::sent`].
+//! The main loop has a worker; with `workers` in the configuration there are others, each with a loop
+//! of its own ([`super::worker_pool`]).  A worker knows no listener, no signal and no service manager.
+//! What the server needs to know of a round stands in [`Worker::closed`] and [`Worker::sent`].
 
 use std::io;
 use std::net::IpAddr;
@@ -12,79 +12,69 @@ use std::time::Duration;
 use mio::event::Event as Announced;
 use mio::{Interest, Registry, Token};
 
-use super::alarm::Alarm;
-use super::source::Source;
+use super::deadline_timer::DeadlineTimer;
 use super::stream::{Stream, source_of};
+use super::token::EventSource;
 use crate::cli::Level;
 use crate::config::Config;
 use crate::echo::connection::{Connection, Hint, Start, Want};
-use crate::echo::duplex::Duplex;
-use crate::echo::reason::{Reason, Summary};
-use crate::echo::shard::{Shard, Turn};
-use crate::echo::tick::{Tick, earliest};
-use crate::survival::caution::Caution;
-use crate::survival::lane::Lane;
-use crate::system::events::{Endpoint, Event, Who};
-use crate::system::lock::lock;
-use crate::system::logging::Log;
-use crate::system::rate::Fold;
-use crate::system::socket;
-
-/// Bytes that may move in one round, received and sent together, before the poll is asked again.
-const ROUND: u64 = 4 * 1024 * 1024;
-
-/// What the shortest turn costs of it, in bytes: turns that move nothing take their time too.
-const LEAST: u64 = 4096;
-
-/// Deadlines acted on in one round.
-const DEADLINES: usize = 256;
+use crate::echo::connections::{Allowance, Connections, EventLoop, Moved, Outcome, run_round};
+use crate::echo::end_reason::{EndReason, Summary};
+use crate::echo::stream::Duplex;
+use crate::echo::time::{MonoTime, earliest};
+use crate::log::events::{Event, Identity};
+use crate::log::rate_limit::CloseSummary;
+use crate::log::sink::Log;
+use crate::preserve::crash_guard::CrashGuard;
+use crate::preserve::partition::Partition;
+use crate::sys::endpoint::Endpoint;
+use crate::sys::lock::lock;
+use crate::sys::sockopt;
 
 /// For input: urgent data is input too, and its announcement a hint to read on.
 const INPUT: Interest = Interest::READABLE.add(Interest::PRIORITY);
 
-/// A connection that is over, as the server has to know of it.
+/// What the server needs to know of a connection that is over.
 #[derive(Debug)]
-pub struct Gone {
-    /// Its source, where that is counted.
+pub(crate) struct Closed {
+    /// Its source; `None`: it does not count for a limit.
     pub source: Option<IpAddr>,
-    /// Whether it was kept for a successor.
-    pub kept: bool,
+    /// Whether it was preserved.
+    pub preserved: bool,
 }
 
-/// The connections of one loop.
+/// The connections of one loop, and what their turns need.
 #[derive(Debug)]
-pub struct Worker {
-    /// What they are.
-    pub shard: Shard<Stream, Lane>,
-    /// The names of the listeners, and of passed connections behind them.
+pub(crate) struct Worker {
+    pub connections: Connections<Stream, Partition>,
+    /// The names of the listeners by their index, and behind them those that only passed or restored
+    /// connections have.
     pub names: Vec<String>,
-    /// Connections that are over, until the server has taken note.
-    pub gone: Vec<Gone>,
-    /// Something was sent, since the server looked.
+    /// Connections that are over and that the server has not counted as such yet.
+    pub closed: Vec<Closed>,
+    /// Whether bytes were sent since the server looked.
     pub sent: bool,
-    /// What every turn is taken under, in the first round after a start.
-    pub caution: Option<Arc<Caution>>,
-    registry: Registry,
-    alarm: Alarm,
+    /// In the first round after a start, records which connection has its turn.
+    pub crash_guard: Option<Arc<CrashGuard>>,
+    /// That of the poll of its loop.
+    pub registry: Registry,
+    deadline_timer: DeadlineTimer,
     log: Log,
-    /// Ended connections are told so many a second, whichever loop they were in.
-    fold: Arc<Mutex<Fold>>,
+    /// The limit on how many closed connections are logged, which all workers share.
+    close_summary: Arc<Mutex<CloseSummary>>,
+    /// The most bytes of what was read that are logged (`payload-preview`).
     preview: usize,
     busy_poll: Duration,
     poll_timeout: Option<Duration>,
-    /// This round's reading of the clock.
-    now: Tick,
-    /// Bytes that may still move in this round.
-    allowance: u64,
+    /// The clock as it was read at the beginning of this round.
+    now: MonoTime,
     /// Until then the poll does not wait (`busy-poll`).
-    awake_until: Tick,
-    /// Memory was taken or given back, or somebody is over: a round is due.
+    awake_until: MonoTime,
+    /// Whether a further round is due, as memory was used or freed, or a connection is over.
     touched: bool,
-    /// Those who were adopted and have had no turn.
-    untried: usize,
 }
 
-/// What the poll is asked for on behalf of a connection.
+/// The events that the poll has to report for a connection.
 fn interest(want: Want) -> Interest {
     match want {
         Want::Read => INPUT,
@@ -93,53 +83,51 @@ fn interest(want: Want) -> Interest {
 }
 
 impl Worker {
-    /// A worker without connections, in the loop that has this registry.
+    /// A worker without connections, for the loop that polls with this registry.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         registry: Registry,
-        lane: Lane,
+        partition: Partition,
         config: &Config,
         log: Log,
-        fold: Arc<Mutex<Fold>>,
-        now: Tick,
+        close_summary: Arc<Mutex<CloseSummary>>,
+        now: MonoTime,
     ) -> Self {
         Self {
-            shard: Shard::new(config.limits.clone(), lane),
+            connections: Connections::new(config.limits.clone(), partition),
             names: Vec::new(),
-            gone: Vec::new(),
+            closed: Vec::new(),
             sent: false,
-            caution: None,
-            alarm: Alarm::new(&registry, Source::Alarm.into()),
+            crash_guard: None,
+            deadline_timer: DeadlineTimer::new(&registry, EventSource::Deadline.into()),
             registry,
             log,
-            fold,
+            close_summary,
             preview: config.log.payload_preview,
             busy_poll: config.busy_poll,
             poll_timeout: config.poll_timeout,
             now,
-            allowance: 0,
             awake_until: now,
-            // What a predecessor has left may be given back.
+            // Memory that the previous process has used may be given back.
             touched: true,
-            untried: 0,
         }
     }
 
-    /// Goes on with other settings.
-    pub fn configure(&mut self, config: &Config) {
-        // How long the poll waits changes, too.
+    /// Applies the settings of a new configuration.
+    pub(crate) fn configure(&mut self, config: &Config) {
+        // For a round at once, as the time-out of the poll may have changed.
         self.touched = true;
-        self.shard.set_limits(config.limits.clone());
+        self.connections.set_limits(config.limits.clone());
         self.log.set_level(config.log.level);
         self.preview = config.log.payload_preview;
         self.busy_poll = config.busy_poll;
         self.poll_timeout = config.poll_timeout;
     }
 
-    /// How long the poll may wait: until the first thing that is due, or for ever.  `wake`: what else
-    /// is due in this loop.
-    pub fn sleep(&mut self, wake: Option<Tick>) -> Option<Duration> {
-        // Whoever has just spoken may have more to say soon, and waking up takes longer.
+    /// The time-out of the poll, with `busy-poll` and `poll-timeout`; `None`: without a limit.  `wake`:
+    /// when something else is due in this loop.
+    pub(crate) fn sleep(&mut self, wake: Option<MonoTime>) -> Option<Duration> {
+        // A peer that has just sent may send more soon, and to wake up takes longer than to poll on.
         if self.now < self.awake_until {
             return Some(Duration::ZERO);
         }
@@ -149,227 +137,158 @@ impl Worker {
         }
     }
 
-    /// How long there is nothing to do; `None`: until the poll has something.
-    pub fn rest(&mut self, wake: Option<Tick>) -> Option<Duration> {
-        if self.shard.ready() > 0 || self.touched {
+    /// How long there is nothing to do; `None`: until the next event, which may be that of the timer.
+    pub(crate) fn rest(&mut self, wake: Option<MonoTime>) -> Option<Duration> {
+        if self.connections.ready() > 0 || self.touched {
             return Some(Duration::ZERO);
         }
-        let due = earliest([wake, self.shard.next_due(), self.shard.store().next_due()]);
-        self.alarm.wait(due, self.now)
+        let due = earliest([
+            wake,
+            self.connections.next_due(),
+            self.connections.store().next_due(),
+        ]);
+        self.deadline_timer.wait(due, self.now)
     }
 
-    /// A round begins; `announced`: with events.
-    pub fn begin(&mut self, now: Tick, announced: bool) {
+    /// Begins a round; `announced`: there are events.
+    pub(crate) fn begin(&mut self, now: MonoTime, announced: bool) {
         self.now = now;
-        self.allowance = ROUND;
         if announced {
             self.awake_until = now + self.busy_poll;
         }
     }
 
-    /// An event is a hint; the turn comes from the list, in the order of arrival.  A turn at once
-    /// would let those who are announced again and again use up the round before the list.
-    pub fn announced(&mut self, key: usize, event: &Announced) {
-        // The peer's end and an urgent mark may stand behind what a short read returns.
+    /// Puts a connection into the ready list, as there is an event for it.  Its turn comes in the order
+    /// of that list: with turns at once, connections that have an event in every round would use up the
+    /// round before the list.
+    pub(crate) fn announced(&mut self, key: usize, event: &Announced) {
+        // The peer's end and an urgent mark may come behind what a short read returns.
         let hint = if event.is_read_closed() || event.is_priority() {
             Hint::ReadOn
         } else {
             Hint::Plain
         };
-        self.shard.queue(key, hint);
+        self.connections.queue(key, hint);
     }
 
-    /// Gives turns: to those whose deadline has passed, and to those that are ready.
-    pub fn serve(&mut self) {
-        // Before the list, which may use up the round for as long as there is a flood.
-        for _ in 0..DEADLINES {
-            if self.allowance == 0 {
-                break;
-            }
-            let Some(key) = self.shard.next_overdue(self.now) else {
-                break;
-            };
-            self.turn(key, Shard::expire);
-        }
-        // Each of them once: a lone flooder, too, lets the poll speak between its turns.
-        for _ in 0..self.shard.ready() {
-            if self.allowance == 0 {
-                break;
-            }
-            if let Some(key) = self.shard.next_ready() {
-                if self.untried > 0 && self.is_kept(key) {
-                    self.untried -= 1;
-                }
-                self.turn(key, |shard, now| {
-                    Some((key, shard.turn(key, Hint::Plain, now)))
-                });
-            }
-        }
-        let due = self.shard.store().next_due();
+    /// Gives turns: to the connections that are due, and to those that are ready.
+    pub(crate) fn serve(&mut self) {
+        run_round(self, Allowance::default(), self.now);
+        let due = self.connections.store().next_due();
         if std::mem::take(&mut self.touched) || due.is_some_and(|due| due <= self.now) {
-            self.shard.store_mut().trim(self.now);
+            self.connections.store_mut().trim(self.now);
         }
     }
 
-    /// Gives a connection a turn of some kind.
-    #[inline]
-    fn turn(
-        &mut self,
-        key: usize,
-        turn: impl FnOnce(&mut Shard<Stream, Lane>, Tick) -> Option<(usize, Turn)>,
-    ) {
-        if self.caution.is_some() {
-            return self.cautious_turn(key, turn);
-        }
-        if let Some((key, turn)) = turn(&mut self.shard, self.now) {
-            self.turned(key, turn);
-        }
-    }
-
-    /// A turn that may kill us: whose it is stands in the arena.
-    #[cold]
-    fn cautious_turn(
-        &mut self,
-        key: usize,
-        turn: impl FnOnce(&mut Shard<Stream, Lane>, Tick) -> Option<(usize, Turn)>,
-    ) {
-        let caution = self.caution.clone();
-        let owner = self.shard.connection(key).map_or(0, Connection::owner);
-        let _alone = caution.as_ref().map(|caution| caution.take(owner));
-        if let Some((key, turn)) = turn(&mut self.shard, self.now) {
-            self.turned(key, turn);
-        }
-    }
-
-    /// Whether everybody who was adopted has had a turn.
+    /// Whether every restored connection has had a turn.
     #[must_use]
-    pub fn has_tried_all(&self) -> bool {
-        self.untried == 0 || self.shard.ready() == 0
+    pub(crate) fn has_tried_all(&self) -> bool {
+        self.connections.untried() == 0
     }
 
-    #[cold]
-    fn is_kept(&self, key: usize) -> bool {
-        let stream = self.shard.stream(key);
-        stream.is_some_and(|stream| stream.seat.is_some())
+    /// The connections that are not preserved.
+    pub(crate) fn not_preserved(&self) -> impl Iterator<Item = &Stream> {
+        let streams = self.connections.iter().map(|(_, stream, _)| stream);
+        streams.filter(|stream| stream.record_id.is_none())
     }
 
-    /// Those that are not kept for a successor.
-    pub fn unkept(&self) -> impl Iterator<Item = &Stream> {
-        let streams = self.shard.connections().map(|(_, stream, _)| stream);
-        streams.filter(|stream| stream.seat.is_none())
-    }
-
-    /// Asks some to end in good order.
-    pub fn leave(&mut self, whom: impl Fn(&Stream) -> bool, now: Tick) {
-        let connections = self.shard.connections();
-        let leaving = connections.filter(|(_, stream, _)| whom(stream));
-        let leaving: Vec<usize> = leaving.map(|(key, _, _)| key).collect();
-        for key in leaving {
-            self.shard.leave(key, now);
-        }
-    }
-
-    /// Accounts for a turn, tells of it and acts on it.
-    #[inline]
-    fn turned(&mut self, key: usize, turn: Turn) {
-        let (received, sent) = self.shard.moved();
-        self.sent |= sent > 0;
-        self.allowance = self.allowance.saturating_sub((received + sent).max(LEAST));
-        if self.log.wants(Level::Trace) {
-            self.trace(key, received, sent);
-        }
-        if turn != Turn::Same {
-            self.settle(key, turn);
+    /// Drains the connections that `which` selects: each echoes what has arrived, sends a FIN and ends.
+    pub(crate) fn drain(&mut self, which: impl Fn(&Stream) -> bool, now: MonoTime) {
+        let connections = self.connections.iter();
+        let selected = connections.filter(|(_, stream, _)| which(stream));
+        let selected: Vec<usize> = selected.map(|(key, _, _)| key).collect();
+        for key in selected {
+            self.connections.drain(key, now);
         }
     }
 
     /// Acts on a turn.
     #[cold]
-    pub fn settle(&mut self, key: usize, turn: Turn) {
+    pub(crate) fn settle(&mut self, key: usize, turn: Outcome) {
         match turn {
-            Turn::Same => {}
-            Turn::Rearm(want) => {
+            Outcome::Same => {}
+            Outcome::Rearm(want) => {
                 self.touched = true;
-                let token = Token::from(Source::Connection(key));
-                let stream = self.shard.stream_mut(key);
+                let token = Token::from(EventSource::Connection(key));
+                let stream = self.connections.stream_mut(key);
                 let registered = self.registry.reregister(stream, token, interest(want));
                 if let Err(error) = registered {
-                    // It would never be announced again.
+                    // There would be no further event for it.
                     self.fail(key, &error);
                 }
             }
-            Turn::Over(summary) => self.close(key, &summary),
+            Outcome::Over(summary) => self.close(key, &summary),
         }
     }
 
     fn fail(&mut self, key: usize, error: &io::Error) {
-        let reason = Reason::Error(error.raw_os_error().unwrap_or(0));
-        let turn = self.shard.end(key, reason, self.now);
+        let reason = EndReason::Error(error.raw_os_error().unwrap_or(0));
+        let turn = self.connections.end(key, reason, self.now);
         self.settle(key, turn);
     }
 
     fn close(&mut self, key: usize, summary: &Summary) {
         self.touched = true;
-        let mut stream = self.shard.remove(key);
-        let admitted = lock(&self.fold).admit(summary, self.now);
+        let mut stream = self.connections.remove(key);
+        let admitted = lock(&self.close_summary).admit(summary, self.now);
         if admitted && self.log.wants(Level::Info) {
-            let who = self.who(&stream);
-            self.log.tell(Event::Closed(who, *summary));
+            let identity = self.identity(&stream);
+            self.log.emit(Event::Closed(identity, *summary));
         }
-        self.gone.push(Gone {
+        self.closed.push(Closed {
             source: source_of(&stream),
-            kept: stream.seat.is_some(),
+            preserved: stream.record_id.is_some(),
         });
-        if let Some(seat) = stream.seat {
-            // First the seat: whoever finds the socket in flight and no seat ends it.
-            self.shard.store_mut().stand(seat);
-            // What is still in the queues of such a socket arrives nowhere.
+        if let Some(record_id) = stream.record_id {
+            // The record goes first: a next process that finds the socket in the queue and no record
+            // closes it.
+            self.connections.store_mut().remove_record(record_id);
+            // What is still in the queues of a broken socket arrives nowhere.
             let broken = matches!(
                 summary.reason,
-                Reason::Reset | Reason::Vanished | Reason::Error(_)
+                EndReason::Reset | EndReason::TimedOut | EndReason::Error(_)
             );
-            socket::end(&stream, broken || summary.owed > 0);
+            sockopt::end(&stream, broken || summary.owed > 0);
             let _ = self.registry.deregister(&mut stream);
         } else if stream.shared {
-            // Whoever passed it may hold it still: the peer waits for our FIN, and the poll would
-            // go on announcing it.
+            // The process that passed the socket may hold it still.  Then a close sends no FIN, and the
+            // socket stays registered with the poll (epoll(7)).
             let _ = stream.finish_write();
             let _ = self.registry.deregister(&mut stream);
         } else if stream.is_doubtful() {
-            // It is open for a while yet.
+            // A thread of its own closes it, perhaps much later.
             let _ = self.registry.deregister(&mut stream);
         }
     }
 
-    /// Takes in a connection, and registers it; returns its key.
+    /// Adds a new connection and registers it with the poll; returns its key.
     ///
     /// # Errors
-    /// Those of epoll_ctl(2); it is over then.
-    pub fn admit(&mut self, stream: Stream, now: Tick) -> io::Result<usize> {
-        let key = self.shard.insert(stream, now);
+    /// Those of epoll_ctl(2); the connection was closed then, and that was logged.
+    pub(crate) fn admit(&mut self, stream: Stream, now: MonoTime) -> io::Result<usize> {
+        let key = self.connections.insert(stream, now);
         self.register(key, INPUT)?;
         Ok(key)
     }
 
-    /// Takes in a connection of a predecessor.
-    pub fn adopt(&mut self, stream: Stream, start: Start, now: Tick) {
-        self.untried += 1;
-        let (key, want) = self.shard.adopt(stream, start, now);
+    /// Adds a connection of the previous process, which goes on as `start` says.
+    pub(crate) fn restore(&mut self, stream: Stream, start: Start, now: MonoTime) {
+        let (key, want) = self.connections.restore(stream, start, now);
         // Failing, it is over, which is told.
         let _ = self.register(key, interest(want));
     }
 
     fn register(&mut self, key: usize, interest: Interest) -> io::Result<()> {
-        let token = Source::Connection(key).into();
-        let stream = self.shard.stream_mut(key);
+        let token = EventSource::Connection(key).into();
+        let stream = self.connections.stream_mut(key);
         let registered = self.registry.register(stream, token, interest);
         registered.inspect_err(|error| self.fail(key, error))
     }
 
-    /// Who has a connection, for an event.
+    /// What identifies a connection in an event of the log.
     #[must_use]
-    pub fn who(&self, stream: &Stream) -> Who {
-        Who {
+    pub(crate) fn identity(&self, stream: &Stream) -> Identity {
+        Identity {
             number: stream.number,
             peer: stream.peer(),
             credentials: stream.credentials(),
@@ -378,26 +297,60 @@ impl Worker {
         }
     }
 
-    /// Tells a turn.
+    /// Logs a turn.
     #[cold]
-    fn trace(&mut self, key: usize, received: u64, sent: u64) {
-        let Some(connection) = self.shard.connection(key) else {
+    fn trace(&mut self, key: usize, Moved { received, sent }: Moved) {
+        let Some(connection) = self.connections.connection(key) else {
             return;
         };
         let owed = connection.owed();
-        let number = self.shard.stream_mut(key).number;
+        let number = self.connections.stream_mut(key).number;
         let preview = (self.preview > 0 && received > 0).then(|| {
-            let read = self.shard.last_read();
+            let read = self.connections.last_read();
             read[..read.len().min(self.preview)]
                 .escape_ascii()
                 .to_string()
         });
-        self.log.tell(Event::Turned {
+        self.log.emit(Event::Moved {
             number,
             received,
             sent,
             owed,
             preview,
         });
+    }
+}
+
+impl EventLoop for Worker {
+    type Stream = Stream;
+    type Store = Partition;
+
+    #[inline]
+    fn connections(&mut self) -> &mut Connections<Stream, Partition> {
+        &mut self.connections
+    }
+
+    /// In the first round after a start a turn may crash the process: the state file names the
+    /// connection.
+    #[inline]
+    fn guard(&mut self, key: usize, turn: impl FnOnce(&mut Self)) {
+        let Some(crash_guard) = self.crash_guard.clone() else {
+            return turn(self);
+        };
+        let connection = self.connections.connection(key);
+        let _alone = crash_guard.take(connection.map_or(0, Connection::owner));
+        turn(self);
+    }
+
+    #[inline]
+    fn on_turn(&mut self, key: usize, outcome: Outcome) {
+        let moved = self.connections.moved();
+        self.sent |= moved.sent > 0;
+        if self.log.wants(Level::Trace) {
+            self.trace(key, moved);
+        }
+        if outcome != Outcome::Same {
+            self.settle(key, outcome);
+        }
     }
 }

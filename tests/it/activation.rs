@@ -322,9 +322,10 @@ fn a_conversation_between_listeners_keeps_the_names_apart() {
 
 #[test]
 fn a_passed_conversation_is_counted_and_needs_no_survival() {
-    for survival in [true, false] {
+    for preserve in [true, false] {
         let (ours, client) = conversation();
-        let config = format!("workers = 2\nsurvival = {survival}\n[log]\nformat = 'json'\n");
+        let config =
+            format!("workers = 2\npreserve-connections = {preserve}\n[log]\nformat = 'json'\n");
         let mut daemon = Plan::bare()
             .config(&config)
             .pass(vec![fd(ours)], "talk")
@@ -370,7 +371,7 @@ fn sockets_for_no_process_are_ignored_and_that_is_logged() {
             .start();
         assert_eq!(daemon.listen.len(), 1);
         assert_ne!(daemon.address(), kept.local_addr().unwrap());
-        let log = daemon.logged("the environment promises");
+        let log = daemon.logged("that LISTEN_FDS announces");
         assert!(log.contains(why), "{log}");
         ping(daemon.connect(), b"own");
         assert!(daemon.stop().success());
@@ -479,7 +480,7 @@ fn two_passed_conversations_are_both_awaited() {
     ping(&first, b"first");
     drop(first);
     ping(&second, b"second");
-    daemon.logged("ended (peer-done)");
+    daemon.logged("ended (peer-closed)");
     ping(&second, b"still here");
     drop(second);
     assert!(daemon.exited(SOON).success());
@@ -522,10 +523,7 @@ fn a_reserved_name_is_closed_with_a_warning_and_the_rest_is_served() {
     let (socket, _other) = UnixStream::pair().unwrap();
     let folder = Folder::new();
     let file = std::fs::File::open(folder.write("arena", "kept")).unwrap();
-    for (reserved, name) in [
-        (fd(socket), "survival-parcel"),
-        (fd(file), "survival-arena"),
-    ] {
+    for (reserved, name) in [(fd(socket), "preserve-queue"), (fd(file), "preserve-state")] {
         let web = listener();
         let mut daemon = Plan::bare()
             .pass(vec![reserved, fd(web)], &format!("{name}:web"))
@@ -620,7 +618,7 @@ fn callers_that_come_while_it_drains_wait_for_the_successor() {
     daemon.signal(rustix::process::Signal::TERM);
     daemon.notified("STOPPING=1");
     eventually(SOON, "the queue was not emptied", || {
-        daemon.log().contains("stopping:").then_some(())
+        daemon.log().contains("stopping;").then_some(())
     });
     let mut late = connect(address);
     late.write_all(b"late").unwrap();
@@ -713,7 +711,7 @@ fn a_table_of_another_instance_is_no_warning() {
             .start();
         assert!(daemon.stop().success());
         let log = daemon.log();
-        let line = log.lines().find(|line| line.contains("is not used"));
+        let line = log.lines().find(|line| line.contains("has no socket"));
         let line = line.unwrap_or_else(|| panic!("{log}"));
         assert!(
             line.starts_with(priority) && line.contains("listener other"),

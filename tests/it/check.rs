@@ -359,8 +359,8 @@ fn a_machine_reads_the_same_as_one_object() {
             .contains("cannot listen on unix:/nowhere/x")
     );
     assert_eq!(&found["wrong"][0], wrong);
-    assert_eq!(found["limits"]["max-connections"], "9");
-    assert_eq!(found["loops"]["poll-timeout"], "off");
+    assert_eq!(found["settings"]["limits.max-connections"]["value"], "9");
+    assert_eq!(found["settings"]["poll-timeout"]["value"], "off");
     assert!(found["kernel"]["net.core.somaxconn"].is_u64());
     let cases = found["cases"].as_array().unwrap();
     assert!(

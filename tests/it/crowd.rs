@@ -97,7 +97,7 @@ impl Crowd {
         for key in 0..self.kinds.len() {
             if self.has_shut(key) {
                 let sent = self.load.clients[key].sent;
-                self.load.tell_one(key, Talk::stall(sent));
+                self.load.log_one(key, Talk::stall(sent));
                 self.load.shut(key);
             }
         }
@@ -141,7 +141,7 @@ impl Crowd {
             .collect();
         for key in self.of(Kind::Idle).collect::<Vec<_>>() {
             let more = Talk::bytes(self.load.clients[key].sent + 1000);
-            self.load.tell_one(key, more);
+            self.load.log_one(key, more);
         }
         let in_time = self.load.run(SOON, |load| {
             talking.iter().zip(&goals).all(|(key, goal)| {
@@ -191,7 +191,7 @@ impl Crowd {
         for key in 0..self.kinds.len() {
             let more = if self.has_shut(key) { 0 } else { 1000 };
             let goal = self.load.clients[key].sent + more;
-            self.load.tell_one(key, Talk::bytes(goal));
+            self.load.log_one(key, Talk::bytes(goal));
         }
         let finished = self.load.run(SOON, Load::is_finished);
         self.load.honest().unwrap_or_else(|wrong| panic!("{wrong}"));

@@ -610,7 +610,7 @@ pub fn reset(stream: TcpStream) {
 
 /// Bytes that a client sent and the daemon's kernel has not acknowledged yet.
 pub fn unacknowledged(stream: &TcpStream) -> usize {
-    usize::try_from(tcp_echo::system::socket::unacknowledged(stream)).unwrap()
+    usize::try_from(tcp_echo::sys::sockopt::unacknowledged(stream)).unwrap()
 }
 
 /// Whole seconds that have passed: one event a second is at most one more than these.

@@ -12,12 +12,14 @@ use std::thread;
 
 use socket2::{Domain, Socket, Type};
 
+use tcp_echo::log::events::id;
+
 use crate::crowd::{Crowd, Kind, Kind::*};
 use crate::daemon::{Dice, ping};
 use crate::manager::{Manager, memory_file};
 
 /// A message id that the tests look for; what it stands for is the catalog's business.
-const CLOSED_ALL: &str = "b68dfb7b65ab42b69b2248362535a20b";
+const PREDECESSOR_DROPPED: &str = id("PREDECESSOR_DROPPED");
 
 /// Where the version of the layout stands in the arena.
 const VERSION: u64 = 8;
@@ -244,7 +246,7 @@ fn orphans(planned: bool) -> (Manager, Crowd) {
 #[track_caller]
 fn begins_again(manager: &mut Manager, mut crowd: Crowd) -> String {
     manager.start();
-    let told = manager.event(CLOSED_ALL);
+    let told = manager.event(PREDECESSOR_DROPPED);
     assert_eq!(told["level"], "WARN", "{told}");
     assert_eq!(crowd.is_dealt_honestly(), count(&WAITING));
     survives(manager);
@@ -295,7 +297,7 @@ fn an_arena_that_is_shorter_or_longer_than_it_says_is_told_and_everybody_let_go(
                 other.write_all_at(&bytes, page).unwrap();
             }
         }
-        let name = manager.drop_all("survival-arena-").unwrap();
+        let name = manager.drop_all("preserve-state-").unwrap();
         manager.put(&name, other);
         begins_again(&mut manager, crowd);
     }
@@ -305,7 +307,7 @@ fn an_arena_that_is_shorter_or_longer_than_it_says_is_told_and_everybody_let_go(
 fn without_an_arena_everybody_is_let_go() {
     for planned in [true, false] {
         let (mut manager, crowd) = orphans(planned);
-        manager.drop_all("survival-arena-");
+        manager.drop_all("preserve-state-");
         begins_again(&mut manager, crowd);
     }
 }
@@ -314,7 +316,7 @@ fn without_an_arena_everybody_is_let_go() {
 fn without_a_parcel_there_is_nobody_and_the_service_goes_on() {
     for planned in [true, false] {
         let (mut manager, mut crowd) = orphans(planned);
-        manager.drop_all("survival-parcel-");
+        manager.drop_all("preserve-queue-");
         manager.start();
         // The manager had the last copies.
         assert_eq!(crowd.is_dealt_honestly(), count(&WAITING));
@@ -326,7 +328,7 @@ fn without_a_parcel_there_is_nobody_and_the_service_goes_on() {
 fn an_arena_of_zeros_is_refused() {
     let (mut manager, crowd) = orphans(false);
     let other = memory_file(manager.arena().metadata().unwrap().len());
-    let name = manager.drop_all("survival-arena-").unwrap();
+    let name = manager.drop_all("preserve-state-").unwrap();
     manager.put(&name, other);
     begins_again(&mut manager, crowd);
 }
@@ -335,7 +337,7 @@ fn an_arena_of_zeros_is_refused() {
 fn the_arena_of_another_service_is_not_taken_for_ones_own() {
     let (mut manager, mut crowd) = orphans(false);
     let (other, mut stranger) = orphans(false);
-    let name = manager.drop_all("survival-arena-").unwrap();
+    let name = manager.drop_all("preserve-state-").unwrap();
     manager.put(&name, other.arena());
     // It is a good one, only of other connections: who is owed something cannot be kept.
     manager.start();
@@ -354,8 +356,8 @@ fn a_parcel_whose_queue_holds_something_else_harms_nobody() {
     far.send(b"what is this?").unwrap();
     far.send(&[0; 64]).unwrap();
     far.shutdown(Shutdown::Read).unwrap();
-    manager.put("survival-parcel-9", near);
-    manager.put("survival-parcel-9", far);
+    manager.put("preserve-queue-9", near);
+    manager.put("preserve-queue-9", far);
     manager.start();
     crowd.goes_on();
     manager.one_of_each();

@@ -13,16 +13,18 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use tcp_echo::log::events::id;
+
 use crate::crowd::{Crowd, Kind, Kind::*};
 use crate::daemon::{PROGRAM, SOON, connect, eventually, finish, has, ping};
 use crate::manager::{Manager, Way, memory_file};
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
-const KEEPING: &str = "a31e4c1d81744f6c880d7c15144baeb9";
-const KEEPING_NOTHING: &str = "8c59b44899504210948a1bc498609de0";
-const ADOPTED: &str = "b7a544a1d4944ad69841e636ced82de4";
-const NOT_PACKED: &str = "c84db1bd54944134846d22a958183113";
-const CLOSED_ALL: &str = "b68dfb7b65ab42b69b2248362535a20b";
+const PRESERVING: &str = id("PRESERVING");
+const NOT_PRESERVING: &str = id("NOT_PRESERVING");
+const RESTORED: &str = id("RESTORED");
+const PRESERVE_FAILED: &str = id("PRESERVE_FAILED");
+const PREDECESSOR_DROPPED: &str = id("PREDECESSOR_DROPPED");
 
 /// Some of each kind.
 const ALL: [(Kind, usize); 5] = [
@@ -84,9 +86,9 @@ fn without_a_store_everybody_is_served_and_let_go() {
         let mut crowd = Crowd::new(manager.address(), &ALL);
         let status = manager.keeps_nothing();
         assert!(status.contains("no descriptor store"), "{status}");
-        let told = manager.event(KEEPING_NOTHING);
+        let told = manager.event(NOT_PRESERVING);
         assert!(told["echo.reason"].is_string(), "{told}");
-        assert!(!manager.daemon().log().contains(KEEPING));
+        assert!(!manager.daemon().log().contains(PRESERVING));
         crowd.goes_on();
         leaves_as_without_survival(&mut manager, &mut crowd);
         // What little was kept must not be in the way of the next.
@@ -152,7 +154,7 @@ fn a_manager_that_never_answers_makes_nobody_wait() {
     crowd.goes_on();
     let status = manager.keeps_nothing();
     assert!(status.contains("does not answer"), "{status}");
-    manager.event(KEEPING_NOTHING);
+    manager.event(NOT_PRESERVING);
     assert_eq!(manager.barriers(), 1);
     crowd.goes_on();
     leaves_as_without_survival(&mut manager, &mut crowd);
@@ -222,7 +224,7 @@ fn a_store_that_is_full_at_a_renewal_makes_nobody_wait() {
         });
         eventually(SOON, "neither told nor renewed", || {
             let log = manager.daemon().log();
-            let told = log.contains(KEEPING_NOTHING) || log.contains(NOT_PACKED);
+            let told = log.contains(NOT_PRESERVING) || log.contains(PRESERVE_FAILED);
             let renewed = room > 0 && !manager.names().contains(&before);
             (told || renewed).then_some(())
         });
@@ -246,7 +248,7 @@ fn in_a_renewal() -> (Manager, Crowd) {
     manager.answers(false);
     let_die(&manager, 8);
     eventually(SOON, "nothing was renewed", || {
-        (manager.stored("survival-parcel-") == 4).then_some(())
+        (manager.stored("preserve-queue-") == 4).then_some(())
     });
     (manager, crowd)
 }
@@ -262,8 +264,8 @@ fn a_manager_that_does_not_answer_at_a_renewal_makes_nobody_wait() {
     let barriers = manager.barriers();
     manager.start();
     crowd.goes_on();
-    let adopted = manager.event(ADOPTED);
-    assert_eq!(adopted["echo.adopted"], 8, "{adopted}");
+    let adopted = manager.event(RESTORED);
+    assert_eq!(adopted["echo.restored"], 8, "{adopted}");
     manager.one_of_each();
     // There may be no room in flight for a third.
     assert_eq!(manager.barriers(), barriers, "another parcel was made");
@@ -325,7 +327,7 @@ fn limit(manager: &mut Manager, descriptors: usize, wrapper: &[String]) {
 fn nearly_full(wrapper: &[String]) -> (Manager, Vec<TcpStream>) {
     let mut manager = Manager::new();
     // Another worker would take some of the descriptors.
-    manager.config("workers = 1\nsurvival-delay = '0s'\n[limits]\nmax-connections = 96\n");
+    manager.config("workers = 1\npreserve-after = '0s'\n[limits]\nmax-connections = 96\n");
     limit(&mut manager, 128, wrapper);
     manager.start();
     let living: Vec<TcpStream> = (0..70).map(|_| manager.connect()).collect();
@@ -346,8 +348,8 @@ fn who_cannot_be_packed_is_told_and_served() {
         batch.iter().for_each(|client| ping(client, b"hello"));
         // Either they are packed, or it is told that they are not.
         eventually(SOON, "neither packed nor told", || {
-            told = manager.daemon().log().contains(NOT_PACKED);
-            let kept = "; 90 connections kept for the successor";
+            told = manager.daemon().log().contains(PRESERVE_FAILED);
+            let kept = "; 90 connections preserved";
             manager.daemon().signal(Signal::USR1);
             let status = manager.notified_within("STATUS=", Duration::from_millis(50));
             let kept = status.is_some_and(|status| status.contains(kept));
@@ -359,7 +361,7 @@ fn who_cannot_be_packed_is_told_and_served() {
         }
     }
     assert!(told, "everything could be packed");
-    let event = manager.event(NOT_PACKED);
+    let event = manager.event(PRESERVE_FAILED);
     assert_eq!(event["level"], "WARN", "{event}");
     assert!(event["errno"].is_number(), "{event}");
     assert!(event["echo.count"].as_u64().unwrap() > 0, "{event}");
@@ -414,14 +416,14 @@ fn what_another_instance_has_in_flight_is_in_the_way_only_as_long_as_it_is_there
         return;
     };
     let mut other = Manager::new();
-    other.config("workers = 1\nsurvival-delay = '0s'\n");
+    other.config("workers = 1\npreserve-after = '0s'\n");
     limit(&mut other, 1024, &wrapper);
     other.start();
     let crowd: Vec<TcpStream> = (0..200).map(|_| other.connect()).collect();
     crowd.iter().for_each(|client| ping(client, b"hello"));
     other.keeps(200);
     let mut manager = Manager::new();
-    manager.config("workers = 1\nsurvival-delay = '0s'\n");
+    manager.config("workers = 1\npreserve-after = '0s'\n");
     limit(&mut manager, 128, &wrapper);
     manager.start();
     let client = manager.connect();
@@ -451,11 +453,11 @@ fn a_successor_without_survival_pays_and_lets_go() {
         } else {
             manager.kill();
         }
-        manager.config("survival = false\n");
+        manager.config("preserve-connections = false\n");
         manager.start();
         ping(manager.connect(), b"a new one");
         crowd.is_let_go();
-        let told = manager.event(CLOSED_ALL);
+        let told = manager.event(PREDECESSOR_DROPPED);
         assert_eq!(told["level"], "WARN", "{told}");
         assert!(told["echo.reason"].is_string(), "{told}");
         eventually(SOON, "something is still in the store", || {
@@ -481,9 +483,9 @@ fn shrinks(planned: bool, wrapper: &[String]) {
     manager.start();
     let dropped = crowd.is_dealt_honestly();
     assert!((30..93).contains(&dropped), "{dropped} of 93 were dropped");
-    let told = manager.event(ADOPTED);
+    let told = manager.event(RESTORED);
     assert_eq!(told["echo.of"], 93, "{told}");
-    assert_eq!(told["echo.adopted"], 93 - dropped, "{told}");
+    assert_eq!(told["echo.restored"], 93 - dropped, "{told}");
     assert_eq!(told["level"], "WARN", "{told}");
     drop(crowd);
     ping(manager.connect(), b"a new one");
@@ -510,7 +512,7 @@ fn a_successor_that_may_have_fewer_descriptors_in_flight_is_ready_and_keeps_whom
 #[test]
 fn a_successor_whose_configuration_lacks_the_old_listener_keeps_its_connections() {
     let configured = |name: &str| {
-        format!("survival-delay = '0s'\n[listener.{name}]\nnodelay = false\nkeepalive = true\n")
+        format!("preserve-after = '0s'\n[listener.{name}]\nnodelay = false\nkeepalive = true\n")
     };
     let mut manager = Manager::new();
     manager.config(&configured("echo"));
@@ -539,7 +541,7 @@ fn a_successor_that_is_not_allowed_so_many_connections_keeps_those_that_are_ther
     let mut crowd = Crowd::new(manager.address(), &ALL);
     manager.keeps(16);
     manager.hand_over();
-    manager.config("survival-delay = '0s'\n[limits]\nmax-connections = 4\n");
+    manager.config("preserve-after = '0s'\n[limits]\nmax-connections = 4\n");
     manager.start();
     let dropped = crowd.is_dealt_honestly();
     eprintln!("{dropped} of 16 were dropped");
@@ -556,13 +558,13 @@ fn strangers_in_the_store_are_closed_and_the_service_starts() {
     let datagram = || std::os::unix::net::UnixDatagram::unbound().unwrap();
     let null = || std::fs::File::open("/dev/null").unwrap();
     for name in [
-        "survival-arena-1",
-        "survival-parcel-1",
-        "survival-",
-        "survival-parcel",
-        "survival-arena-99999999999999999999999",
-        "survival-parcel-x",
-        "survival-other-1",
+        "preserve-state-1",
+        "preserve-queue-1",
+        "preserve-",
+        "preserve-queue",
+        "preserve-state-99999999999999999999999",
+        "preserve-queue-x",
+        "preserve-other-1",
     ] {
         for kind in 0..5 {
             let mut manager = Manager::new();
@@ -590,14 +592,14 @@ fn strangers_in_the_store_are_closed_and_the_service_starts() {
 #[test]
 fn survival_that_is_switched_off_asks_the_manager_for_nothing() {
     let mut manager = Manager::new();
-    manager.config("survival = false\n");
+    manager.config("preserve-connections = false\n");
     manager.start();
     ping(manager.connect(), b"hello");
     manager.says("0 connections, 5 B echoed");
     manager.stop();
     assert_eq!(manager.barriers(), 0);
     for message in manager.messages() {
-        for word in ["FDSTORE=", "kept for the successor"] {
+        for word in ["FDSTORE=", "preserved"] {
             assert!(!message.contains(word), "{message}");
         }
     }

@@ -42,7 +42,7 @@ fn converse(stream: &TcpStream, seed: u64, length: usize) {
 
 /// A daemon without the descriptors that asking the manager takes, as these tests count them.
 fn alone() -> Daemon {
-    Plan::new().config("survival = false").start()
+    Plan::new().config("preserve-connections = false").start()
 }
 
 #[test]

@@ -16,12 +16,14 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use tcp_echo::log::events::id;
+
 use crate::daemon::{SOON, Tape, connect_with_buffers, has, ping};
 use crate::load::{Load, Talk};
 use crate::manager::Manager;
 
 /// A message id; what it stands for is the catalog's business.
-const CLOSED_ALL: &str = "b68dfb7b65ab42b69b2248362535a20b";
+const PREDECESSOR_DROPPED: &str = id("PREDECESSOR_DROPPED");
 
 /// What the victims do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,7 +187,7 @@ impl Clients {
                 window: [700, 5000, u64::MAX, u64::MAX][key],
                 reads: true,
             };
-            self.load.tell_one(key, talk);
+            self.load.log_one(key, talk);
         }
         for slow in &mut self.slow {
             slow.goal = slow.heard.position() + SLOW_ROUND;
@@ -322,7 +324,7 @@ impl Stage {
             // Nobody is there, nothing is kept.
             clients = None;
             manager.kill();
-            manager.drop_all("survival-");
+            manager.drop_all("preserve-");
             return clients;
         }
         let mut mayflies = Vec::new();
@@ -360,7 +362,7 @@ impl Stage {
             }
         }
         let kept = clients.as_ref().map_or(0, Clients::count) + YOUNG;
-        let kept = format!("; {kept} connections kept for the successor");
+        let kept = format!("; {kept} connections preserved");
         let (mut ready, mut asked, mut over) = (false, Instant::now(), false);
         let mut step = |served: bool| {
             if !manager.is_running() {
@@ -483,9 +485,9 @@ fn after_a_hundred_crashes_in_a_row_everybody_is_let_go() {
     }
     stage.manager.under(&[]);
     stage.manager.start();
-    let told = stage.manager.event(CLOSED_ALL);
+    let told = stage.manager.event(PREDECESSOR_DROPPED);
     assert!(told["echo.reason"].is_string(), "{told}");
-    idle.tell(Talk::bytes(1000));
+    idle.emit(Talk::bytes(1000));
     assert!(idle.run(SOON, Load::is_finished), "they wait in vain");
     idle.honest().unwrap();
     assert_eq!(idle.count(|client| client.end.is_some()), 4);

@@ -20,7 +20,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use socket2::{SockRef, TcpKeepalive};
-use tcp_echo::system::socket::accept_queue;
+use tcp_echo::sys::sockopt::accept_queue;
 
 use crate::daemon::{Folder, SOON, connect, eventually, listener};
 
@@ -189,7 +189,7 @@ fn send_with(socket: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) 
 
 // What is announced.
 
-/// The rule: `Turn::Rearm`.  A connection that changes its want need not try first.
+/// The rule: `Outcome::Rearm`.  A connection that changes its want need not try first.
 #[test]
 fn registration_anew_announces_again_what_is_there() {
     let (mut client, mut server) = pair();

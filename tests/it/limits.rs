@@ -19,7 +19,7 @@ use crate::load::{Load, Talk};
 
 fn limited(limits: &str) -> Daemon {
     // Without the descriptors that asking the manager takes.
-    let config = format!("survival = false\n[limits]\n{limits}\n");
+    let config = format!("preserve-connections = false\n[limits]\n{limits}\n");
     Plan::new().config(&config).start()
 }
 
@@ -149,7 +149,7 @@ fn one_source_beyond_its_cap_is_closed_at_once_and_counted() {
 
 fn the_cap_of_a_source() {
     let daemon = Plan::bare()
-        .config("open = true\n[limits]\nmax-connections-per-source = 3\n")
+        .config("allow-remote = true\n[limits]\nmax-connections-per-source = 3\n")
         .argument("--listen")
         .argument("192.0.2.1:0")
         .argument("--listen")
@@ -244,7 +244,11 @@ fn who_says_nothing_for_the_idle_timeout_is_told_the_end() {
     assert!(took >= Duration::from_millis(450), "{took:?}");
     assert!(took < Duration::from_secs(4), "{took:?}");
     talking.join().unwrap();
-    assert!(daemon.logged("ended (idle)").contains("received 5, sent 5"));
+    assert!(
+        daemon
+            .logged("ended (idle-timeout)")
+            .contains("received 5, sent 5")
+    );
     // One that never said anything at all.
     assert_eq!(end_of(&daemon.connect()).unwrap(), b"");
 }
@@ -268,7 +272,7 @@ fn a_flood_does_not_put_off_the_deadlines_of_others() {
     assert!((1.0..3.0).contains(&watcher.as_secs_f64()), "{watcher:?}");
     assert!(
         daemon
-            .logged("ended (idle)")
+            .logged("ended (idle-timeout)")
             .contains("received 12, sent 12")
     );
     flood.honest().unwrap();
@@ -290,7 +294,7 @@ fn who_takes_nothing_for_the_stall_timeout_is_closed_and_who_trickles_is_not() {
         heard.expect(&trickling, 40_000);
         thread::sleep(Duration::from_millis(100));
     }
-    daemon.logged("ended (stalled)");
+    daemon.logged("ended (stall-timeout)");
     daemon.has_released(base + 1);
     trickling.shutdown(Shutdown::Write).unwrap();
     heard.expect_to_the_end(&trickling);
@@ -334,7 +338,7 @@ fn who_spoke_while_the_daemon_was_held_up_is_not_idle() {
     }
     assert_eq!(end_of(&silent).unwrap(), b"");
     assert_eq!(end_of(&ended).unwrap(), b"");
-    daemon.logged("ended (idle)");
+    daemon.logged("ended (idle-timeout)");
 }
 
 #[test]
@@ -381,10 +385,10 @@ fn who_took_something_while_the_daemon_was_held_up_has_not_stalled() {
         ping(&*client, b"and on");
     }
     // Who has taken nothing at all is closed as before.
-    daemon.logged_times("ended (stalled)", 1);
+    daemon.logged_times("ended (stall-timeout)", 1);
     assert!(daemon.stop().success());
     let log = daemon.log();
-    assert_eq!(log.matches("ended (stalled)").count(), 1, "{log}");
+    assert_eq!(log.matches("ended (stall-timeout)").count(), 1, "{log}");
 }
 
 #[test]
@@ -415,7 +419,7 @@ fn at_its_greatest_age_a_conversation_ends_with_everything_paid() {
     // Whether they close their side or not.
     drop(talker);
     daemon.has_released(base);
-    daemon.logged_times("ended (lifetime)", 2);
+    daemon.logged_times("ended (max-lifetime)", 2);
     ping(daemon.connect(), b"the next one");
     drop(idle);
 }
@@ -449,7 +453,7 @@ fn at_its_most_bytes_a_conversation_ends_with_everything_paid() {
     waits(&less);
     assert_eq!(end_after_fin(&less).unwrap(), b"");
     daemon.has_released(base);
-    daemon.logged_times("ended (spent)", 3);
+    daemon.logged_times("ended (max-bytes)", 3);
 }
 
 #[test]
@@ -476,8 +480,11 @@ fn who_goes_on_sending_beyond_its_most_bytes_gets_a_prefix_and_a_fin() {
         }
     });
     daemon.has_released(base);
-    daemon.logged("ended (spent)");
-    assert!(!daemon.log().contains("abandoned"), "a flood was cut off");
+    daemon.logged("ended (max-bytes)");
+    assert!(
+        !daemon.log().contains("stop-timeout)"),
+        "a flood was cut off"
+    );
 }
 
 #[test]
@@ -497,27 +504,27 @@ fn a_reload_changes_limits_for_conversations_that_exist() {
     daemon.reload("[limits]\nmax-bytes = 5005\n");
     ping(&two, b"12345");
     assert_eq!(end_of(&two).unwrap(), b"");
-    daemon.logged("ended (spent)");
+    daemon.logged("ended (max-bytes)");
     // So does the time that has passed; and a time-out may come and go.
     daemon.reload("[limits]\nidle-timeout = '1h'\n");
     daemon.reload("");
     ping(&one, b"hello");
     daemon.reload("[limits]\nmax-lifetime = '10ms'\n");
     assert_eq!(end_of(&one).unwrap(), b"");
-    daemon.logged("ended (lifetime)");
+    daemon.logged("ended (max-lifetime)");
     daemon.reload("");
     let three = daemon.connect();
     ping(&three, b"hello");
     daemon.reload("[limits]\nidle-timeout = '300ms'\n");
     assert_eq!(end_of(&three).unwrap(), b"");
-    daemon.logged("ended (idle)");
+    daemon.logged("ended (idle-timeout)");
     daemon.reload("");
     let stalled = daemon.connect();
     Tape::new(1).fill(&stalled);
     let open = daemon.descriptors();
     daemon.reload("[limits]\nstall-timeout = '300ms'\n");
     daemon.has_released(open - 1);
-    daemon.logged("ended (stalled)");
+    daemon.logged("ended (stall-timeout)");
     // Those who are in when the limit sinks stay in.
     let client = daemon.connect();
     let other = daemon.connect();

@@ -20,18 +20,20 @@ use rustix::process::Signal;
 use serde_json::Value;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
+use tcp_echo::log::events::id;
+
 use crate::daemon::{
     Daemon, Folder, PROGRAM, Plan, SOON, end_of, eventually, finish, has, has_terminals, pattern,
     ping,
 };
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
-const CLOSED: &str = "4e825188735243ffa04e59da89f838a7";
-const OPENED: &str = "f6c24715b886444f891659a28a47d8fb";
-const FOLDED: &str = "2fa50739ecdd4fc98b8fd9d8c9df4fa2";
-const TURNED: &str = "b3930fa0301e4c589e4d63185b5b3a78";
-const COUNTERS: &str = "7cc00e0f218a49398192dbfc1f40e617";
-const LOST: &str = "2651cf1d49be4b07abf3c1e4c1548b0b";
+const CLOSED: &str = id("CLOSED");
+const OPENED: &str = id("OPENED");
+const CLOSED_MANY: &str = id("CLOSED_MANY");
+const MOVED: &str = id("MOVED");
+const COUNTERS: &str = id("COUNTERS");
+const LOST: &str = id("LOST");
 
 /// Everything in a log of JSON lines.
 fn events(log: &str) -> Vec<Value> {
@@ -226,7 +228,7 @@ fn the_end_of_a_connection_is_one_event_with_all_that_matters() {
     assert_eq!(end["echo.received"], 12_345);
     assert_eq!(end["echo.sent"], 12_345);
     assert_eq!(end["echo.owed"], 0);
-    assert_eq!(end["echo.reason"], "peer-done");
+    assert_eq!(end["echo.reason"], "peer-closed");
     let duration = Duration::from_micros(end["echo.duration_usec"].as_u64().unwrap());
     assert!(
         duration >= Duration::from_millis(30) && duration < SOON,
@@ -313,7 +315,7 @@ fn stall(client: &mut std::net::TcpStream) {
 
 #[test]
 fn the_reason_is_the_right_one() {
-    ends_with("peer-done", "", |daemon| {
+    ends_with("peer-closed", "", |daemon| {
         assert!(finish(&daemon.connect()).is_empty());
     });
     ends_with("reset", "", |daemon| {
@@ -323,34 +325,46 @@ fn the_reason_is_the_right_one() {
             .set_linger(Some(Duration::ZERO))
             .unwrap();
     });
-    ends_with("idle", "[limits]\nidle-timeout = '100ms'\n", |daemon| {
+    ends_with(
+        "idle-timeout",
+        "[limits]\nidle-timeout = '100ms'\n",
+        |daemon| {
+            let client = daemon.connect();
+            ping(&client, b"hello");
+            end_of(&client).unwrap();
+        },
+    );
+    ends_with(
+        "stall-timeout",
+        "[limits]\nstall-timeout = '300ms'\n",
+        |daemon| {
+            let mut client = daemon.connect();
+            stall(&mut client);
+            daemon.logged("stall-timeout");
+        },
+    );
+    ends_with(
+        "max-lifetime",
+        "[limits]\nmax-lifetime = '100ms'\n",
+        |daemon| {
+            let client = daemon.connect();
+            ping(&client, b"hello");
+            end_of(&client).unwrap();
+        },
+    );
+    ends_with("max-bytes", "[limits]\nmax-bytes = '5B'\n", |daemon| {
         let client = daemon.connect();
         ping(&client, b"hello");
         end_of(&client).unwrap();
     });
-    ends_with("stalled", "[limits]\nstall-timeout = '300ms'\n", |daemon| {
-        let mut client = daemon.connect();
-        stall(&mut client);
-        daemon.logged("stalled");
-    });
-    ends_with("lifetime", "[limits]\nmax-lifetime = '100ms'\n", |daemon| {
-        let client = daemon.connect();
-        ping(&client, b"hello");
-        end_of(&client).unwrap();
-    });
-    ends_with("spent", "[limits]\nmax-bytes = '5B'\n", |daemon| {
-        let client = daemon.connect();
-        ping(&client, b"hello");
-        end_of(&client).unwrap();
-    });
-    ends_with("left", "", |daemon| {
+    ends_with("shutdown", "", |daemon| {
         let client = daemon.connect();
         ping(&client, b"hello");
         assert!(daemon.stop().success());
         end_of(&client).unwrap();
     });
     ends_with(
-        "abandoned",
+        "stop-timeout",
         "[limits]\nstop-timeout = '200ms'\n",
         |daemon| {
             let mut client = daemon.connect();
@@ -393,7 +407,7 @@ fn above_a_rate_ends_are_summed_and_the_sums_are_exact() {
         }
     }
     // The first summary comes by the clock, without another end.
-    daemon.logged(FOLDED);
+    daemon.logged(CLOSED_MANY);
     let seconds = start.elapsed().as_secs() + 1;
     for seed in 0..5 {
         ping(daemon.connect(), &pattern(seed, bytes));
@@ -401,7 +415,7 @@ fn above_a_rate_ends_are_summed_and_the_sums_are_exact() {
     // What was not summed yet is summed at the end.
     assert!(daemon.stop().success());
     let events = events(&daemon.log());
-    let (told, folded) = (of(&events, CLOSED), of(&events, FOLDED));
+    let (told, folded) = (of(&events, CLOSED), of(&events, CLOSED_MANY));
     assert!(
         told.len() as u64 <= 3 * (seconds + 2),
         "{} told",
@@ -429,8 +443,8 @@ fn above_a_rate_ends_are_summed_and_the_sums_are_exact() {
     }
     assert_eq!(reasons["reset"], clients / 3);
     assert_eq!(
-        reasons["peer-done"],
-        clients - clients / 3 + 5 - reasons.get("left").unwrap_or(&0)
+        reasons["peer-closed"],
+        clients - clients / 3 + 5 - reasons.get("shutdown").unwrap_or(&0)
     );
 }
 
@@ -447,7 +461,7 @@ fn beginnings_are_told_at_debug_and_turns_at_trace() {
         assert!(!log.contains("secret"), "{log}");
         let events = events(&log);
         assert_eq!(of(&events, OPENED).len(), opened, "{level}");
-        let turns = of(&events, TURNED);
+        let turns = of(&events, MOVED);
         assert_eq!(!turns.is_empty(), turned, "{level}");
         if turned {
             assert_eq!(sum(&turns, "echo.received"), 14);
@@ -464,7 +478,10 @@ fn levels_below_are_not_told_and_off_tells_nothing() {
     for (level, lines) in [
         ("off", &[][..]),
         ("error", &["reload failed"]),
-        ("warn", &["is open to others", "reload failed"]),
+        (
+            "warn",
+            &["accepts connections of other hosts", "reload failed"],
+        ),
     ] {
         let mut daemon = Plan::new()
             .argument("--listen=*:0")
@@ -634,7 +651,7 @@ fn in_the_journal_events_have_fields_and_nothing_goes_to_standard_error() {
         ("ECHO_PEER", peer.as_str()),
         ("ECHO_RECEIVED", "5"),
         ("ECHO_SENT", "5"),
-        ("ECHO_REASON", "peer-done"),
+        ("ECHO_REASON", "peer-closed"),
         ("ECHO_LISTENER", "127.0.0.1:0"),
         ("PRIORITY", "6"),
         ("SYSLOG_IDENTIFIER", "tcp-echo"),
@@ -824,7 +841,7 @@ fn reader(source: impl Read + Send + 'static) -> Arc<Mutex<String>> {
 fn nothing_is_missing(mut daemon: Daemon, lines: &Arc<Mutex<String>>, connections: u64) {
     let log = || lines.lock().unwrap().clone();
     eventually(SOON, "the loss was not told", || {
-        log().contains("events were lost").then_some(())
+        log().contains(LOST).then_some(())
     });
     assert!(daemon.stop().success());
     let log = eventually(SOON, "the log has no end", || {

@@ -46,8 +46,6 @@ mod manager;
 mod activation;
 mod catalog;
 mod check;
-#[cfg(feature = "controls")]
-mod controls;
 mod damage;
 mod degrade;
 mod echo;
@@ -70,4 +68,6 @@ mod simulation;
 mod stop;
 mod store;
 mod survival;
+#[cfg(feature = "test-faults")]
+mod test_faults;
 mod workers;

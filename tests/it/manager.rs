@@ -75,6 +75,11 @@ struct State {
     dice: Option<Dice>,
 }
 
+fn identity(descriptor: &OwnedFd) -> (u64, u64) {
+    let stat = rustix::fs::fstat(descriptor).unwrap();
+    (stat.st_dev, stat.st_ino)
+}
+
 impl State {
     fn take(&mut self, message: String, mut descriptors: Vec<OwnedFd>) {
         if value(&message, "BARRIER") == Some("1") {
@@ -90,7 +95,9 @@ impl State {
         } else if value(&message, "FDSTORE") == Some("1") {
             self.shuffle(&mut descriptors);
             for descriptor in descriptors {
-                if self.kept.len() < self.capacity {
+                // Nor does systemd store the same file twice.
+                let same = |kept: &Kept| identity(&kept.descriptor) == identity(&descriptor);
+                if self.kept.len() < self.capacity && !self.kept.iter().any(same) {
                     self.kept.push(Kept {
                         name: name.into(),
                         descriptor,
@@ -276,7 +283,7 @@ impl Manager {
             pump: Some(std::thread::spawn(move || pump(&socket, &shared))),
             listeners: Vec::new(),
             own: None,
-            config: "survival-delay = '0s'\n".into(),
+            config: "preserve-after = '0s'\n".into(),
             wrapper: Vec::new(),
             environment: Vec::new(),
             daemon: None,
@@ -592,22 +599,21 @@ impl Manager {
     #[track_caller]
     pub fn keeps(&self, count: usize) {
         let plural = if count == 1 { "" } else { "s" };
-        self.says(&format!(
-            "; {count} connection{plural} kept for the successor"
-        ));
+        self.says(&format!("; {count} connection{plural} preserved"));
     }
 
     /// Waits until the daemon has told that it keeps nothing, and why.
     #[track_caller]
     pub fn keeps_nothing(&self) -> String {
-        self.says("; survival off: ")
+        self.says("; preservation off: ")
     }
 
     /// Waits until the daemon has told whether it keeps anything; says whether it does.
     #[track_caller]
     pub fn decides(&self) -> bool {
-        let kept = " kept for the successor";
-        self.says_one_of(&[kept, "; survival off: "]).contains(kept)
+        let kept = " preserved";
+        self.says_one_of(&[kept, "; preservation off: "])
+            .contains(kept)
     }
 
     /// Waits for an event of the daemon's.
@@ -671,9 +677,9 @@ impl Manager {
         let deadline = Instant::now() + SOON;
         loop {
             let names = self.names();
-            if let [arena, one, other] = &names[..] {
-                if arena.starts_with("survival-arena-")
-                    && one.starts_with("survival-parcel-")
+            if let [one, other, state_file] = &names[..] {
+                if state_file.starts_with("preserve-state-")
+                    && one.starts_with("preserve-queue-")
                     && one == other
                 {
                     return one.clone();
@@ -701,7 +707,7 @@ impl Manager {
         let arena = state
             .kept
             .iter()
-            .find(|kept| kept.name.starts_with("survival-arena-"));
+            .find(|kept| kept.name.starts_with("preserve-state-"));
         let arena = arena.expect("no arena is kept");
         arena.descriptor.try_clone().unwrap().into()
     }

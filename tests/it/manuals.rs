@@ -1,7 +1,7 @@
-//! The manuals explain all that there is.
+//! The manual pages explain everything that the program has.
 //!
-//! What there is comes from the program: from its types where they can be asked, else from its
-//! source.  That the text is right is a matter for readers.
+//! Keys, signals, exit statuses, the environment, reasons and messages are generated (xtask); these
+//! tests are about what is written by hand.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,11 +9,7 @@ use std::process::Command;
 
 use clap::CommandFactory;
 use tcp_echo::cli::Cli;
-use tcp_echo::config::Origin;
-use tcp_echo::echo::reason::Reason;
-
-use crate::catalog;
-use crate::daemon::Folder;
+use tcp_echo::log::events::EVENTS;
 
 const PAGES: [&str; 2] = ["packaging/man/tcp-echo.8", "packaging/man/tcp-echo.toml.5"];
 
@@ -30,7 +26,7 @@ fn page(name: &str) -> String {
     page
 }
 
-/// What stands under a heading (`.SH` or `.SS`), to the next one of its kind or above.
+/// The text under a heading (`.SH` or `.SS`), to the next one of its kind or above.
 #[track_caller]
 fn under<'a>(page: &'a str, heading: &str) -> &'a str {
     let start = format!("\n{heading}\n");
@@ -82,41 +78,6 @@ fn same(explained: &BTreeSet<String>, known: &BTreeSet<String>) {
 }
 
 #[test]
-fn every_key_is_explained_in_its_table() {
-    let page = page(PAGES[1]);
-    let folder = Folder::new();
-    for (table, heading) in [
-        ("", ".SS Before the first table"),
-        ("[limits]", ".SS [limits]"),
-        ("[log]", ".SS [log]"),
-        ("[socket]", ".SS [socket]"),
-        ("[listener.x]", ".SS [listener.NAME]"),
-    ] {
-        let file = folder.write("config.toml", &format!("{table}\nno-such-key = 1"));
-        let origin = Origin {
-            file: Some(file),
-            ..Origin::default()
-        };
-        let error = origin.load().unwrap_err().to_string();
-        let (_, known) = error.split_once("expected one of ").unwrap();
-        let mut explained = tags(under(&page, heading));
-        if table == "[listener.x]" {
-            // Every option of a socket may stand there too.
-            explained.extend(tags(under(&page, ".SS [socket]")));
-        }
-        for key in known.split('`').skip(1).step_by(2) {
-            let elsewhere = match table {
-                // Tables have headings.
-                "" => ["limits", "log", "socket", "listener"].contains(&key),
-                "[socket]" => key == "address",
-                _ => false,
-            };
-            assert!(elsewhere || explained.contains(key), "{table} lacks {key}");
-        }
-    }
-}
-
-#[test]
 fn every_command_and_option_is_explained() {
     let page = page(PAGES[0]);
     let synopsis = words(under(&page, ".SH SYNOPSIS"));
@@ -153,105 +114,13 @@ fn every_command_and_option_is_explained() {
 }
 
 #[test]
-fn every_signal_is_explained() {
-    let source = text("src/system/signals.rs");
-    let page = page(PAGES[0]);
-    let signals = under(&page, ".SH SIGNALS");
-    let known: BTreeSet<&str> = words(&source)
-        .into_iter()
-        .filter(|word| is_signal(word))
-        .collect();
-    assert!(known.len() > 4, "{known:?}");
-    for signal in known {
-        assert!(words(signals).contains(signal), "SIGNALS lacks {signal}");
-    }
-}
-
-fn is_signal(word: &str) -> bool {
-    word.len() > 5
-        && word.starts_with("SIG")
-        && word
-            .bytes()
-            .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
-}
-
-#[test]
-fn every_exit_status_is_explained_and_no_other() {
-    let source = text("src/commands/mod.rs");
-    let (_, statuses) = source.split_once("pub enum Exit {").unwrap();
-    let known: BTreeSet<String> = statuses
-        .lines()
-        .take_while(|line| *line != "}")
-        .filter_map(|line| line.split_once(" = ")?.1.strip_suffix(','))
-        .map(str::to_owned)
-        .collect();
-    let page = page(PAGES[0]);
-    let mut explained = tags(under(&page, ".SH EXIT STATUS"));
-    explained.remove(".B");
-    same(&explained, &known);
-}
-
-#[test]
-fn every_reason_is_explained_and_no_other() {
-    let page = page(PAGES[0]);
-    let mut explained = tags(under(&page, ".SS Reasons"));
-    explained.remove(".B");
-    same(&explained, &Reason::KINDS.map(str::to_owned).into());
-}
-
-#[test]
-fn every_variable_of_the_environment_is_explained() {
-    let mut known: BTreeSet<String> = BTreeSet::new();
-    // These are read by crates.
-    for name in [
-        "LISTEN_FDS",
-        "LISTEN_PID",
-        "LISTEN_FDNAMES",
-        "WATCHDOG_USEC",
-        "WATCHDOG_PID",
-    ] {
-        known.insert(name.into());
-    }
-    for file in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
-        // Not in a build that anybody uses.
-        if file.ends_with("survival/controls.rs") {
-            continue;
-        }
-        let source = std::fs::read_to_string(file).unwrap();
-        let source = source.split("#[cfg(test)]").next().unwrap();
-        for call in ["env::var(\"", "env::var_os(\"", " env = \""] {
-            for rest in source.split(call).skip(1) {
-                known.insert(rest.split('"').next().unwrap().to_owned());
-            }
-        }
-    }
-    assert!(known.len() > 8, "{known:?}");
-    let page = page(PAGES[0]);
-    let explained = tags(under(&page, ".SH ENVIRONMENT"));
-    for name in known {
-        assert!(explained.contains(&name), "ENVIRONMENT lacks {name}");
-    }
-}
-
-fn sources(folder: &Path) -> Vec<std::path::PathBuf> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => files.extend(sources(&path)),
-            false => files.push(path),
-        }
-    }
-    files
-}
-
-#[test]
 fn every_field_is_explained_and_no_other() {
     let page = page(PAGES[0]);
     let mut explained = tags(under(&page, ".SS Fields"));
     explained.remove(".BR");
-    let told: BTreeSet<String> = catalog::messages().into_values().flatten().collect();
-    same(&explained, &told);
+    let fields = EVENTS.into_iter().flat_map(|kind| kind.fields);
+    let fields = fields.map(|field| field.replace('.', "_").to_uppercase());
+    same(&explained, &fields.collect());
 }
 
 #[test]

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use tcp_echo::log::events::id;
+
 use crate::crowd::{Crowd, Kind, Kind::*};
 use crate::daemon::{
     SOON, Tape, connect_with_buffers, end_of, eventually, has, ping, unacknowledged,
@@ -19,17 +21,17 @@ use crate::daemon::{
 use crate::manager::Manager;
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
-const KEEPING_NOTHING: &str = "8c59b44899504210948a1bc498609de0";
-const ADOPTED: &str = "b7a544a1d4944ad69841e636ced82de4";
-const NOT_PACKED: &str = "c84db1bd54944134846d22a958183113";
-const CLOSED_ALL: &str = "b68dfb7b65ab42b69b2248362535a20b";
-const START_FAILED: &str = "5d7e87ea61024e1cb87e5535c77e00be";
+const NOT_PRESERVING: &str = id("NOT_PRESERVING");
+const RESTORED: &str = id("RESTORED");
+const PRESERVE_FAILED: &str = id("PRESERVE_FAILED");
+const PREDECESSOR_DROPPED: &str = id("PREDECESSOR_DROPPED");
+const START_FAILED: &str = id("START_FAILED");
 
 /// Runs a daemon with other limits than its predecessor, so that its arena has another size.
 const FEWER: [&str; 2] = ["prlimit", "--nofile=4000:4000"];
 
 /// Nothing is packed before its time, which is never.
-const NEVER: &str = "survival-delay = '1h'\n";
+const NEVER: &str = "preserve-after = '1h'\n";
 
 /// Those who wait for an answer before they go on, and those who do not talk.
 const CALM: [(Kind, usize); 4] = [(Idle, 4), (HalfClosed, 1), (Finished, 1), (Stalled, 2)];
@@ -238,7 +240,7 @@ fn an_arena_that_never_reached_the_manager_makes_no_wrong_byte() {
         eprintln!("who was owed something goes on: {on:?}");
         live(&idle);
         manager.one_of_each();
-        manager.says(" kept for the successor");
+        manager.says(" preserved");
         manager.kill();
         manager.start();
         live(&idle);
@@ -268,11 +270,11 @@ fn a_full_store_and_other_limits_are_told_before_anybody_relies_on_it() {
         if kept {
             manager.hand_over();
             manager.start();
-            assert!(!manager.daemon().log().contains(CLOSED_ALL));
+            assert!(!manager.daemon().log().contains(PREDECESSOR_DROPPED));
             crowd.goes_on();
             crowd.comes_back_exact();
         } else {
-            manager.event(KEEPING_NOTHING);
+            manager.event(NOT_PRESERVING);
             crowd.load.wind_up();
             crowd.meanwhile(|_| manager.hand_over());
             manager.start();
@@ -307,7 +309,7 @@ fn the_young_survive_a_restart_in_the_middle_of_a_renewal() {
         manager.answers(false);
         drop(flies);
         eventually(SOON, "nothing was renewed", || {
-            (manager.stored("survival-parcel-") == 4).then_some(())
+            (manager.stored("preserve-queue-") == 4).then_some(())
         });
         // Nobody is packed as long as it waits.
         let young = clients(&manager, 5);
@@ -335,8 +337,8 @@ fn the_young_survive_a_restart_in_the_middle_of_a_renewal() {
         manager.start();
         live(&young);
         crowd.goes_on();
-        let adopted = manager.event(ADOPTED);
-        assert_eq!(adopted["echo.adopted"], CALM_ONES + 5, "{adopted}");
+        let adopted = manager.event(RESTORED);
+        assert_eq!(adopted["echo.restored"], CALM_ONES + 5, "{adopted}");
         assert_eq!(adopted["echo.of"], CALM_ONES + 5, "{adopted}");
         manager.one_of_each();
         crowd.comes_back_exact();
@@ -382,7 +384,7 @@ fn a_shorter_delay_is_for_those_who_are_there_and_for_those_who_come() {
         if certain {
             manager.keeps(0);
         }
-        manager.reload("survival-delay = '0s'\n");
+        manager.reload("preserve-after = '0s'\n");
         manager.keeps(3);
         let new = clients(&manager, 2);
         manager.keeps(5);
@@ -399,7 +401,7 @@ fn a_shorter_delay_lets_newcomers_overtake_nobody() {
     manager.config(NEVER);
     manager.start();
     let there = clients(&manager, 1);
-    manager.reload("survival-delay = '500ms'\n");
+    manager.reload("preserve-after = '500ms'\n");
     let new = clients(&manager, 1);
     manager.keeps(2);
     manager.kill();
@@ -411,7 +413,7 @@ fn a_shorter_delay_lets_newcomers_overtake_nobody() {
 #[test]
 fn a_stop_rests_while_one_is_slow_and_many_are_dead() {
     let mut manager = Manager::new();
-    manager.config("survival-delay = '0s'\n[limits]\nstop-timeout = '1m'\n");
+    manager.config("preserve-after = '0s'\n[limits]\nstop-timeout = '1m'\n");
     manager.start();
     let flies = mayflies(&manager, 0);
     let more = clients(&manager, 10);
@@ -433,7 +435,7 @@ fn a_stop_rests_while_one_is_slow_and_many_are_dead() {
 #[test]
 fn a_stop_rests_while_one_is_slow_that_would_have_been_kept() {
     let mut manager = Manager::new();
-    manager.config("survival-delay = '500ms'\n[limits]\nstop-timeout = '1m'\n");
+    manager.config("preserve-after = '500ms'\n[limits]\nstop-timeout = '1m'\n");
     manager.start();
     let mut slow = Slow::new(&manager, 1);
     slow.says(60_000);
@@ -450,7 +452,7 @@ fn a_stop_rests_while_one_is_slow_that_would_have_been_kept() {
 #[test]
 fn a_hand_over_rests_while_one_is_slow_that_cannot_be_packed() {
     let mut manager = Manager::new();
-    manager.config("survival-delay = '0s'\n[limits]\nstop-timeout = '1m'\n");
+    manager.config("preserve-after = '0s'\n[limits]\nstop-timeout = '1m'\n");
     manager.start();
     let kept = clients(&manager, 1);
     manager.keeps(1);
@@ -459,7 +461,7 @@ fn a_hand_over_rests_while_one_is_slow_that_cannot_be_packed() {
     };
     let mut slow = Slow::new(&manager, 1);
     slow.says(60_000);
-    manager.event(NOT_PACKED);
+    manager.event(PRESERVE_FAILED);
     live(&kept);
     manager.daemon().signal(Signal::USR2);
     // Whoever is packed is served on; and when it is, the signal has been heard.
@@ -486,7 +488,7 @@ fn the_status_follows_when_somebody_who_is_kept_goes() {
     kept.truncate(2);
     told(
         &manager,
-        "; 2 connections kept for the successor",
+        "; 2 connections preserved",
         Duration::from_secs(5),
     );
 }
@@ -515,7 +517,7 @@ fn a_manager_that_does_not_answer_is_told_at_the_next_occasion() {
     }
     for (manager, _) in &managers {
         told(manager, "does not answer", Duration::from_secs(3));
-        manager.event(KEEPING_NOTHING);
+        manager.event(NOT_PRESERVING);
     }
 }
 
@@ -526,7 +528,7 @@ fn a_manager_that_does_not_answer_is_told_at_the_next_occasion() {
 fn fails_and_succeeds(planned: bool, limits: bool) {
     eprintln!("planned: {planned}, other limits: {limits}");
     let mut manager = Manager::new().unix_listener("local");
-    let usual = "survival-delay = '0s'\n";
+    let usual = "preserve-after = '0s'\n";
     manager.start();
     let local = UnixStream::connect(manager.path("local")).unwrap();
     local.set_read_timeout(Some(SOON)).unwrap();
@@ -556,8 +558,8 @@ fn fails_and_succeeds(planned: bool, limits: bool) {
     manager.config(usual);
     manager.under(&[]);
     manager.start();
-    let adopted = manager.event(ADOPTED);
-    assert_eq!(adopted["echo.adopted"], survivors, "{adopted}");
+    let adopted = manager.event(RESTORED);
+    assert_eq!(adopted["echo.restored"], survivors, "{adopted}");
     assert_eq!(adopted["echo.planned"], planned, "{adopted}");
     // They did not crash, but end.
     assert_eq!(adopted["echo.crashes"], 0, "{adopted}");
@@ -595,10 +597,10 @@ fn a_store_that_is_dropped_is_told_in_the_status_though_nobody_talks() {
     let client = manager.connect();
     ping(&client, b"hello");
     manager.keeps(1);
-    manager.drop_all("survival-");
+    manager.drop_all("preserve-");
     eventually(SOON, "the status does not follow", || {
         let told = manager.notified_within("STATUS=", Duration::from_millis(50));
-        told.filter(|status| status.contains("survival off"))
+        told.filter(|status| status.contains("preservation off"))
     });
     ping(&client, b"still here");
 }
@@ -613,7 +615,7 @@ fn who_waits_when_the_store_drops_the_old_parcel_is_packed_into_the_new_one() {
     flies.iter().for_each(|fly| ping(fly, b"hello"));
     manager.keeps(71);
     let old = manager.names();
-    let parcel = old.iter().find(|name| name.contains("parcel")).unwrap();
+    let parcel = old.iter().find(|name| name.contains("queue")).unwrap();
     manager.answers(false);
     let before = manager.barriers();
     drop(flies);
@@ -641,7 +643,7 @@ fn the_highest_number_in_a_name_is_no_number() {
         None,
     )
     .unwrap();
-    manager.put("survival-parcel-18446744073709551615", end);
+    manager.put("preserve-queue-18446744073709551615", end);
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");

@@ -34,7 +34,7 @@ fn a_time_out_holds_for_connections_that_are_there_already() {
     ping(&client, b"idle without a limit");
     daemon.reload("[limits]\nidle-timeout = '100ms'\n");
     assert_eq!(end_of(&client).unwrap(), b"");
-    daemon.logged("ended (idle)");
+    daemon.logged("ended (idle-timeout)");
     // And the other way round.
     daemon.reload("[limits]\nidle-timeout = '300ms'\n");
     let client = daemon.connect();
@@ -81,7 +81,7 @@ fn the_stop_timeout_is_that_of_the_last_reload() {
     let start = Instant::now();
     assert!(daemon.stop().success());
     assert!(start.elapsed() < Duration::from_secs(5));
-    daemon.logged("ended (abandoned)");
+    daemon.logged("ended (stop-timeout)");
 }
 
 #[test]
@@ -301,7 +301,7 @@ fn what_needs_a_restart_is_named_and_stays_as_it_was() {
         "[listener.a]\naddress = '127.0.0.2:0'\nbacklog = 17\n[listener.b]\naddress = '127.0.0.1:0'\n\
          [log]\nformat = 'json'\n",
     );
-    let line = daemon.logged("these need a restart to take effect: ");
+    let line = daemon.logged("these keys need a restart to take effect: ");
     assert!(line.contains("<4>"), "{line}");
     for key in [
         "listener.a.address",

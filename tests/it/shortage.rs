@@ -12,21 +12,23 @@ use rustix::net::{SendFlags, sendto};
 use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 
+use tcp_echo::log::events::id;
+
 use crate::daemon::{SOON, connect_with_buffers, eventually, finish, has, ping};
 use crate::manager::Manager;
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
-const ADOPTED: &str = "b7a544a1d4944ad69841e636ced82de4";
-const CLOSED: &str = "4e825188735243ffa04e59da89f838a7";
-const LISTENING: &str = "66da9798332243448a6c1590529d5d3d";
-const NOT_PRESERVED: &str = "c84db1bd54944134846d22a958183113";
-const CLOSED_ALL: &str = "b68dfb7b65ab42b69b2248362535a20b";
-const START_FAILED: &str = "5d7e87ea61024e1cb87e5535c77e00be";
+const RESTORED: &str = id("RESTORED");
+const CLOSED: &str = id("CLOSED");
+const LISTENING: &str = id("LISTENING");
+const PRESERVE_FAILED: &str = id("PRESERVE_FAILED");
+const PREDECESSOR_DROPPED: &str = id("PREDECESSOR_DROPPED");
+const START_FAILED: &str = id("START_FAILED");
 
 #[test]
 fn an_address_that_is_not_to_be_shared_is_no_obstacle_for_a_successor() {
     let mut manager = Manager::without_listeners(91);
-    manager.config("survival-delay = '0s'\n[socket]\nreuse-address = false\n");
+    manager.config("preserve-after = '0s'\n[socket]\nreuse-address = false\n");
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");
@@ -56,7 +58,7 @@ fn connections_do_not_wait_for_ever_while_no_start_succeeds() {
         eprintln!("skipped: no time namespace");
         return;
     }
-    let usual = "survival-delay = '0s'\n";
+    let usual = "preserve-after = '0s'\n";
     let mut manager = Manager::new();
     manager.start();
     let client = manager.connect();
@@ -78,7 +80,7 @@ fn connections_do_not_wait_for_ever_while_no_start_succeeds() {
     manager.launch();
     assert!(!manager.ended().success(), "it started");
     manager.past_event(START_FAILED);
-    let dropped = manager.past_event(CLOSED_ALL);
+    let dropped = manager.past_event(PREDECESSOR_DROPPED);
     assert_eq!(dropped["echo.count"], 1, "{dropped}");
     assert_eq!(finish(&client), b"");
     eventually(SOON, "something stays in the store", || {
@@ -98,7 +100,7 @@ fn without_memory_for_what_one_does_not_read_that_one_ends() {
         return;
     }
     let mut manager = Manager::new();
-    manager.config("workers = 1\nsurvival-delay = '0s'\n");
+    manager.config("workers = 1\npreserve-after = '0s'\n");
     // The first two are the head of the memory file and the scratch of the one worker; the next ones
     // are for the first record and for what is owed.
     manager.inject("fallocate", "error=ENOSPC:when=5+");
@@ -128,14 +130,14 @@ fn without_memory_for_a_record_a_connection_is_not_preserved_and_served() {
         return;
     }
     let mut manager = Manager::new();
-    manager.config("workers = 1\nsurvival-delay = '0s'\n");
+    manager.config("workers = 1\npreserve-after = '0s'\n");
     manager.inject("fallocate", "error=ENOSPC:when=3+");
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");
     eventually(SOON, "it is not logged", || {
         let log = manager.daemon().log();
-        log.contains(NOT_PRESERVED).then_some(())
+        log.contains(PRESERVE_FAILED).then_some(())
     });
     ping(&client, b"still here");
 }
@@ -222,7 +224,7 @@ fn what_a_process_was_killed_for_does_not_kill_its_successor() {
         }
         manager.died();
     }
-    let adopted = manager.event(ADOPTED);
+    let adopted = manager.event(RESTORED);
     assert!(
         adopted.to_string().contains("killed for want of memory"),
         "{adopted}"
@@ -307,8 +309,8 @@ fn hands_a_fast_open_over() {
     manager.daemon().signal(Signal::USR2);
     assert!(manager.ended().success());
     manager.start();
-    let adopted = manager.event(ADOPTED);
-    assert_eq!(adopted["echo.adopted"], 1, "{adopted}");
+    let adopted = manager.event(RESTORED);
+    assert_eq!(adopted["echo.restored"], 1, "{adopted}");
     nft(&["flush", "chain", "ip", "t", "out"]);
     ping(&client, b"still here");
 }

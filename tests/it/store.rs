@@ -15,12 +15,14 @@ use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr,
 };
 
+use tcp_echo::log::events::id;
+
 use crate::daemon::{SOON, ping};
 use crate::manager::{Manager, memory_file};
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
-const CLOSED: &str = "4e825188735243ffa04e59da89f838a7";
-const STOPPED: &str = "b546b27959714ab0a1bc5dd82d5806ce";
+const CLOSED: &str = id("CLOSED");
+const STOPPED: &str = id("STOPPED");
 
 /// A message of a client that is no daemon.
 fn notify(manager: &Manager, message: &str, descriptors: &[BorrowedFd<'_>]) {
@@ -61,30 +63,30 @@ fn the_manager_keeps_by_name_while_there_is_room_and_removes_by_name() {
     };
     notify(
         &manager,
-        "FDSTORE=1\nFDNAME=survival-arena-1\nFDPOLL=0",
+        "FDSTORE=1\nFDNAME=preserve-state-1\nFDPOLL=0",
         &[a.as_fd()],
     );
     let two = [b.as_fd(), c.as_fd()];
     notify(
         &manager,
-        "FDSTORE=1\nFDNAME=survival-parcel-1\nFDPOLL=0",
+        "FDSTORE=1\nFDNAME=preserve-queue-1\nFDPOLL=0",
         &two,
     );
     notify(
         &manager,
-        "FDSTORE=1\nFDNAME=survival-parcel-2\nFDPOLL=0",
+        "FDSTORE=1\nFDNAME=preserve-queue-2\nFDPOLL=0",
         &[d.as_fd()],
     );
     assert!(barrier(&manager, SOON));
-    assert_eq!(manager.one_of_each(), "survival-parcel-1");
-    assert_eq!((manager.stored("survival-"), manager.peak()), (3, 3));
+    assert_eq!(manager.one_of_each(), "preserve-queue-1");
+    assert_eq!((manager.stored("preserve-"), manager.peak()), (3, 3));
     assert_eq!(manager.arena().metadata().unwrap().len(), 1);
-    notify(&manager, "FDSTOREREMOVE=1\nFDNAME=survival-parcel-1", &[]);
+    notify(&manager, "FDSTOREREMOVE=1\nFDNAME=preserve-queue-1", &[]);
     notify(&manager, "STATUS=still here", &[]);
     assert_eq!(manager.notified("STATUS="), "STATUS=still here");
-    assert_eq!(manager.names(), ["survival-arena-1"]);
+    assert_eq!(manager.names(), ["preserve-state-1"]);
     assert_eq!(manager.messages().len(), 5);
-    assert_eq!(manager.drop_all("survival-").unwrap(), "survival-arena-1");
+    assert_eq!(manager.drop_all("preserve-").unwrap(), "preserve-state-1");
     assert!(manager.names().is_empty());
 }
 

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use rustix::net::{SendFlags, send};
 use rustix::process::Signal;
 
+use tcp_echo::log::events::id;
+
 use crate::crowd::{Crowd, Kind, Kind::*};
 use crate::daemon::{
     Dice, SOON, Tape, connect, end_of, eventually, finish, ping, reset, unacknowledged,
@@ -22,14 +24,14 @@ use crate::daemon::{
 use crate::manager::{Manager, Way, value};
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
-const KEEPING: &str = "a31e4c1d81744f6c880d7c15144baeb9";
-const ADOPTED: &str = "b7a544a1d4944ad69841e636ced82de4";
-const HANDED: &str = "7421e840185647579c4b157481855911";
-const CLOSED: &str = "4e825188735243ffa04e59da89f838a7";
-const COUNTERS: &str = "7cc00e0f218a49398192dbfc1f40e617";
+const PRESERVING: &str = id("PRESERVING");
+const RESTORED: &str = id("RESTORED");
+const HANDED_OVER: &str = id("HANDED_OVER");
+const CLOSED: &str = id("CLOSED");
+const COUNTERS: &str = id("COUNTERS");
 
 /// Nothing is packed before its time, which is never.
-const NEVER: &str = "survival-delay = '1h'\n";
+const NEVER: &str = "preserve-after = '1h'\n";
 
 /// Some of each kind.
 const ALL: [(Kind, usize); 5] = [
@@ -389,7 +391,7 @@ fn numbers_durations_bytes_and_totals_go_on() {
     assert_eq!(told["echo.received"], 5000, "{told}");
     assert_eq!(told["echo.sent"], 5000, "{told}");
     assert_eq!(told["echo.listener"], "echo", "{told}");
-    assert_eq!(told["echo.reason"], "peer-done", "{told}");
+    assert_eq!(told["echo.reason"], "peer-closed", "{told}");
     let duration = Duration::from_micros(told["echo.duration_usec"].as_u64().unwrap());
     let began_late = Duration::from_millis(50);
     assert!(duration + began_late >= lived, "{duration:?} of {lived:?}");
@@ -398,7 +400,7 @@ fn numbers_durations_bytes_and_totals_go_on() {
 #[test]
 fn the_greatest_age_counts_from_the_opening() {
     let mut manager = Manager::new();
-    manager.config("survival-delay = '0s'\n[limits]\nmax-lifetime = '3s'\n");
+    manager.config("preserve-after = '0s'\n[limits]\nmax-lifetime = '3s'\n");
     manager.start();
     let client = manager.connect();
     let began = Instant::now();
@@ -449,23 +451,20 @@ fn status_and_events_tell_what_is_kept_handed_over_and_adopted() {
     manager.start();
     let mut crowd = Crowd::new(manager.address(), &[(Idle, 3), (Stalled, 2)]);
     manager.keeps(5);
-    let keeping = manager.event(KEEPING);
+    let keeping = manager.event(PRESERVING);
     assert!(keeping["echo.max_connections"].as_u64().unwrap() > 0);
     assert_eq!(keeping["level"], "INFO");
     manager.hand_over();
     let stopping = manager.messages().pop().unwrap();
     assert!(stopping.contains("STOPPING=1"), "{stopping}");
     let status = value(&stopping, "STATUS").unwrap();
-    assert!(
-        status.ends_with("; 5 connections kept for the successor"),
-        "{status}"
-    );
-    let handed = manager.past_event(HANDED);
-    assert_eq!(handed["echo.kept"], 5, "{handed}");
+    assert!(status.ends_with("; 5 connections preserved"), "{status}");
+    let handed = manager.past_event(HANDED_OVER);
+    assert_eq!(handed["echo.preserved"], 5, "{handed}");
     assert_eq!(handed["echo.open"], 5, "{handed}");
     manager.start();
-    let adopted = manager.event(ADOPTED);
-    assert_eq!(adopted["echo.adopted"], 5, "{adopted}");
+    let adopted = manager.event(RESTORED);
+    assert_eq!(adopted["echo.restored"], 5, "{adopted}");
     assert_eq!(adopted["echo.of"], 5, "{adopted}");
     assert_eq!(adopted["echo.owing"], 2, "{adopted}");
     assert!(adopted["echo.owed"].as_u64().unwrap() > 0, "{adopted}");
@@ -476,8 +475,8 @@ fn status_and_events_tell_what_is_kept_handed_over_and_adopted() {
     crowd.goes_on();
     manager.kill();
     manager.start();
-    let adopted = manager.event(ADOPTED);
-    assert_eq!(adopted["echo.adopted"], 5, "{adopted}");
+    let adopted = manager.event(RESTORED);
+    assert_eq!(adopted["echo.restored"], 5, "{adopted}");
     assert_eq!(adopted["echo.planned"], false, "{adopted}");
     crowd.goes_on();
     crowd.comes_back_exact();
@@ -534,11 +533,11 @@ fn a_configuration_that_changes_meanwhile_is_the_one_in_effect() {
     let client = manager.connect();
     ping(&client, b"hello");
     manager.keeps(1);
-    manager.config("survival-delay = '0s'\n[limits]\nidle-timeout = '1s'\n");
+    manager.config("preserve-after = '0s'\n[limits]\nidle-timeout = '1s'\n");
     manager.restart();
     ping(&client, b"still here");
     assert_eq!(end_of(&client).unwrap(), b"");
-    assert_eq!(manager.event(CLOSED)["echo.reason"], "idle");
+    assert_eq!(manager.event(CLOSED)["echo.reason"], "idle-timeout");
 }
 
 #[test]
@@ -564,7 +563,7 @@ fn connections_outlive_the_listener_that_accepted_them() {
 #[test]
 fn what_is_over_keeps_nothing_in_its_queues_and_a_stalled_peer_hears_of_it() {
     let mut manager = Manager::new();
-    manager.config("survival-delay = '100ms'\n[limits]\nstall-timeout = '2s'\n");
+    manager.config("preserve-after = '100ms'\n[limits]\nstall-timeout = '2s'\n");
     manager.start();
     let clients: Vec<TcpStream> = (0..20).map(|_| manager.connect()).collect();
     for client in &clients {

@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use tcp_echo::log::events::id;
+
 use crate::crowd::{Crowd, Kind, Kind::*};
 use crate::daemon::{Daemon, Plan, SOON, Tape, eventually, finish, has, pattern, ping};
 use crate::manager::{Manager, Way};
 
-const COUNTERS: &str = "7cc00e0f218a49398192dbfc1f40e617";
+const COUNTERS: &str = id("COUNTERS");
 
 /// Some of each kind.
 const ALL: [(Kind, usize); 5] = [
@@ -203,10 +205,10 @@ fn counters_limits_and_level_are_those_of_all() {
         eventually(SOON, "the idle were not closed", || {
             (shares(&daemon).iter().sum::<usize>() == 0).then_some(())
         });
-        daemon.logged_times("ended (idle)", 16);
+        daemon.logged_times("ended (idle-timeout)", 16);
         // Their number does not.
         daemon.reload(&config(workers + 1));
-        let told = daemon.logged("these need a restart to take effect");
+        let told = daemon.logged("these keys need a restart to take effect");
         assert!(told.contains("take effect: workers"), "{told}");
         assert_eq!(threads(&daemon).len(), workers + 1);
         assert!(daemon.stop().success());
@@ -447,7 +449,7 @@ fn a_place_is_free_again_when_a_registration_fails() {
 fn the_totals_are_exact_after_a_crash_and_a_restart_however_many_there_are() {
     for workers in [1, 2, 8] {
         let mut manager = Manager::new();
-        manager.config(&format!("survival-delay = '1s'\n{}", config(workers)));
+        manager.config(&format!("preserve-after = '1s'\n{}", config(workers)));
         manager.start();
         let mut old: Vec<TcpStream> = (0..10).map(|_| manager.connect()).collect();
         for client in &old {
@@ -469,7 +471,7 @@ fn the_totals_are_exact_after_a_crash_and_a_restart_however_many_there_are() {
             let found = (number("echo.accepted"), number("echo.open"));
             assert_eq!(found, (16, 9), "{workers} workers: {totals}");
             assert_eq!(
-                totals["echo.reasons"], "peer-done 1, lost 6",
+                totals["echo.reasons"], "peer-closed 1, not-restored 6",
                 "{workers} workers"
             );
             // What the six had received was known only to the process that was killed.

@@ -18,6 +18,9 @@ import socket
 import time
 
 from box import Box
+# The promises import these from here.
+from event_ids import (CLOSED, COUNTERS, HANDED_OVER, KERNEL, LISTENING, LOST, MOVED, NOT_PRESERVING,  # noqa: F401
+                       PREDECESSOR_DROPPED, PRESERVE_FAILED, PRESERVING, RELOADED, RESTORED, START_FAILED)
 
 UNITS = "/usr/lib/systemd/system"
 SOCKET = "tcp-echo.socket"
@@ -29,22 +32,6 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 # Seconds within which something that is about to happen has happened.
 SOON = 20
-
-# How the events that promises ask for are found (src/system/events.rs).
-ADOPTED = "b7a544a1d4944ad69841e636ced82de4"
-CLOSED = "4e825188735243ffa04e59da89f838a7"
-COUNTERS = "7cc00e0f218a49398192dbfc1f40e617"
-HANDED_OVER = "7421e840185647579c4b157481855911"
-KEEPS = "a31e4c1d81744f6c880d7c15144baeb9"
-KERNEL = "238a737fc79f4b0185228c0b8d8ebe5f"
-LISTENING = "66da9798332243448a6c1590529d5d3d"
-LOST = "2651cf1d49be4b07abf3c1e4c1548b0b"
-NOT_ADOPTED = "b68dfb7b65ab42b69b2248362535a20b"
-NOT_KEPT = "c84db1bd54944134846d22a958183113"
-NOT_KEEPING = "8c59b44899504210948a1bc498609de0"
-RELOADED = "62ac936182ba4e0ca4887977cb2d0437"
-START_FAILED = "5d7e87ea61024e1cb87e5535c77e00be"
-TURNED = "b3930fa0301e4c589e4d63185b5b3a78"
 
 PROMISES = []
 

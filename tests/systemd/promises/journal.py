@@ -3,7 +3,7 @@
 import re
 import time
 
-from bench import (CLOSED, CONFIG, COUNTERS, KERNEL, LISTENING, LOST, SERVICE, TURNED, equal, has,
+from bench import (CLOSED, CONFIG, COUNTERS, KERNEL, LISTENING, LOST, SERVICE, MOVED, equal, has,
                    line, promise, shell, until)
 
 EXEC = "ExecStart=/usr/bin/tcp-echo"
@@ -17,14 +17,14 @@ def the_end_of_a_connection_is_told_with_fields_that_can_be_searched(box):
         port = client.getsockname()[1]
     box.serves(host="::1")
     until(lambda: len(box.journal(f"MESSAGE_ID={CLOSED}")) == 2, "both ends are told")
-    for match in (f"ECHO_PEER=127.0.0.1:{port}", "ECHO_REASON=peer-done ECHO_LOCAL=127.0.0.1:7", "ECHO_SENT=0"):
+    for match in (f"ECHO_PEER=127.0.0.1:{port}", "ECHO_REASON=peer-closed ECHO_LOCAL=127.0.0.1:7", "ECHO_SENT=0"):
         equal(len(box.journal(match)), 1, match)
     entry = box.journal("'ECHO_LOCAL=[::1]:7'", f"MESSAGE_ID={CLOSED}")[0]
     found = {name: entry.get(name) for name in (
         "ECHO_LISTENER", "ECHO_RECEIVED", "ECHO_SENT", "ECHO_OWED", "ECHO_REASON", "PRIORITY",
         "SYSLOG_IDENTIFIER")}
     equal(found, {"ECHO_LISTENER": "tcp-echo", "ECHO_RECEIVED": "5", "ECHO_SENT": "5", "ECHO_OWED": "0",
-                  "ECHO_REASON": "peer-done", "PRIORITY": "6", "SYSLOG_IDENTIFIER": "tcp-echo"}, "fields")
+                  "ECHO_REASON": "peer-closed", "PRIORITY": "6", "SYSLOG_IDENTIFIER": "tcp-echo"}, "fields")
     assert int(entry["ECHO_DURATION_USEC"]) > 0 and int(entry["ECHO_CONNECTION"]) > 0, "no duration or number"
 
 
@@ -115,4 +115,4 @@ def at_level_trace_the_journal_takes_every_entry(box):
             equal(client.recv(1), b"x", "the echo")
             # Not faster than the daemon's own queue for the log is emptied.
             time.sleep(0.001)
-    until(lambda: len(box.journal(f"MESSAGE_ID={TURNED}")) >= 2000, "two thousand turns are told", 5)
+    until(lambda: len(box.journal(f"MESSAGE_ID={MOVED}")) >= 2000, "two thousand turns are told", 5)

@@ -7,7 +7,7 @@ every byte right.  Where that cannot be, it is said, and the service goes on."""
 import re
 import time
 
-from bench import (ADOPTED, HANDED_OVER, KEEPS, NOT_ADOPTED, NOT_KEEPING, NOT_KEPT, SERVICE,
+from bench import (RESTORED, HANDED_OVER, PRESERVING, PREDECESSOR_DROPPED, NOT_PRESERVING, PRESERVE_FAILED, SERVICE,
                    SOCKET, STANDALONE, UPGRADE, Change, equal, has, later, line, package, promise, until)
 from crowd import Caller, Crowd
 
@@ -37,11 +37,11 @@ STORM = f"""
 
 
 def kept(box):
-    """How many connections are kept for the successor, as the daemon tells; None: it keeps none."""
+    """How many connections are preserved, as the daemon tells; None: it keeps none."""
     status = box.status()
-    if found := re.search(r"; (\d+) connections? kept for the successor", status):
+    if found := re.search(r"; (\d+) connections? preserved", status):
         return int(found[1])
-    return None if "survival off" in status else 0
+    return None if "preservation off" in status else 0
 
 
 def keeps(box, count):
@@ -159,10 +159,10 @@ def nobody_is_refused_while_the_service_restarts(box):
 @promise([NO_STORE, NO_SIGNAL])
 def over_a_restart_no_connection_and_no_byte_is_lost(box):
     survives(box, lambda pid: box.run(f"systemctl restart {SERVICE}"))
-    over, adopted = box.told(HANDED_OVER)[0], box.told(ADOPTED)[0]
-    assert int(over["ECHO_KEPT"]) >= box.crowd, f"kept {over['ECHO_KEPT']}"
-    equal(over["ECHO_KEPT"], over["ECHO_OPEN"], "connections that were handed over")
-    equal((adopted["ECHO_ADOPTED"], adopted["ECHO_OF"]), (over["ECHO_KEPT"],) * 2, "connections that were adopted")
+    over, adopted = box.told(HANDED_OVER)[0], box.told(RESTORED)[0]
+    assert int(over["ECHO_PRESERVED"]) >= box.crowd, f"kept {over['ECHO_PRESERVED']}"
+    equal(over["ECHO_PRESERVED"], over["ECHO_OPEN"], "connections that were handed over")
+    equal((adopted["ECHO_RESTORED"], adopted["ECHO_OF"]), (over["ECHO_PRESERVED"],) * 2, "connections that were adopted")
 
 
 # An upgrade brings its own unit.
@@ -270,7 +270,7 @@ def what_a_restart_costs_a_hundred_clients_and_a_crowd(box):
                    f"{milliseconds(report)}, without {milliseconds(usual)}")
         box.figure(f"processor time of the manager for a restart, {count} connections", f"{spent:.0f} ms")
         assert report.longest < 5, f"a client waited {report.longest:.1f} s"
-    until(lambda: box.journal(f"MESSAGE_ID={KEEPS}"), "it is told that connections survive")
+    until(lambda: box.journal(f"MESSAGE_ID={PRESERVING}"), "it is told that connections survive")
 
 
 def holdings(box):
@@ -341,15 +341,15 @@ def pays(box, reason=None, size=100):
 
 def says_that_it_keeps_nothing(box, reason):
     """Fails unless journal and status tell why connections do not survive."""
-    until(lambda: re.search(f"; survival off: .*{reason}", box.status()),
-          lambda: f"survival off: ... {reason}, in {box.status()!r}", 5)
-    has(box.told(NOT_KEEPING)[-1]["MESSAGE"], reason, "the journal")
+    until(lambda: re.search(f"; preservation off: .*{reason}", box.status()),
+          lambda: f"preservation off: ... {reason}, in {box.status()!r}", 5)
+    has(box.told(NOT_PRESERVING)[-1]["MESSAGE"], reason, "the journal")
     # systemd 252 does not say how much room there is, and closes what has none after it has answered:
     # what was told then has to be taken back.
-    last = box.journal(f"MESSAGE_ID={KEEPS}", f"MESSAGE_ID={NOT_KEEPING}")[-1]
-    equal(last["MESSAGE_ID"], NOT_KEEPING, "the last that is told of it")
+    last = box.journal(f"MESSAGE_ID={PRESERVING}", f"MESSAGE_ID={NOT_PRESERVING}")[-1]
+    equal(last["MESSAGE_ID"], NOT_PRESERVING, "the last that is told of it")
     if box.suite != "bookworm":
-        equal(box.journal(f"MESSAGE_ID={KEEPS}"), [], "that connections survive is told")
+        equal(box.journal(f"MESSAGE_ID={PRESERVING}"), [], "that connections survive is told")
 
 
 @promise(later(SERVICE, f"[Service]\n{SIGNAL}\n"))
@@ -381,7 +381,7 @@ def with_a_store_that_is_too_small_it_says_so_and_a_restart_pays(box):
 
 @promise(Change("the configuration is forgotten", lambda box: setattr(box, "configure", lambda text: None)))
 def survival_that_is_switched_off_is_off_and_a_restart_pays(box):
-    box.configure("survival = false\n")
+    box.configure("preserve-connections = false\n")
     box.start()
     box.serves()
     pays(box, "configuration")
@@ -394,11 +394,11 @@ def a_successor_without_survival_ends_the_connections_that_were_left_and_says_so
     box.serves()
     with Crowd(box, 100, only="speakers") as crowd:
         crowd.settle("before")
-        box.configure("survival = false\n")
+        box.configure("preserve-connections = false\n")
         box.run(f"systemctl restart {SERVICE}")
         report = until(lambda: (found := crowd.look()).open == 0 and found, "all connections have ended")
         equal((report.ended, report.cut, report.reset, report.mismatches), (100, 0, 0, 0), "ended, cut, reset, wrong")
-    has(box.told(NOT_ADOPTED)[0]["MESSAGE"], "survival", "the journal")
+    has(box.told(PREDECESSOR_DROPPED)[0]["MESSAGE"], "survival", "the journal")
     equal(stored(box), 0, "descriptors in the store")
     box.serves()
 
@@ -414,11 +414,11 @@ def connections_that_do_not_fit_in_flight_are_told_and_the_service_goes_on(box):
         # Those enter the parcel and end; their descriptors stay in it.
         for _ in range(2):
             passing = [box.connect() for _ in range(400)]
-            until(lambda: (kept(box) or 0) >= 1900 or box.journal(f"MESSAGE_ID={NOT_KEPT}"), "a parcel with all in it")
+            until(lambda: (kept(box) or 0) >= 1900 or box.journal(f"MESSAGE_ID={PRESERVE_FAILED}"), "a parcel with all in it")
             for client in passing:
                 client.close()
             until(lambda: (kept(box) or 0) < 1900, "those that ended are no longer kept")
-        entry = box.told(NOT_KEPT)[0]
+        entry = box.told(PRESERVE_FAILED)[0]
         assert int(entry["ECHO_COUNT"]) > 0 and entry["ERRNO"], f"count and errno in {entry['MESSAGE']}"
         equal(box.state(SERVICE), "active", "the service")
         crowd.settle("without room in flight")
@@ -428,4 +428,4 @@ def connections_that_do_not_fit_in_flight_are_told_and_the_service_goes_on(box):
         equal(report.mismatches, 0, "connections with wrong bytes")
         box.figure("of 1500 connections that did not fit in flight survived a restart", report.open)
     box.serves()
-    until(lambda: "kept for the successor" in box.status() or "survival off" in box.status(), "the status says how it is")
+    until(lambda: "preserved" in box.status() or "preservation off" in box.status(), "the status says how it is")

@@ -1,0 +1,249 @@
+//! The descriptor queue: a socket in whose receive queue the descriptors of connections are in flight.
+//!
+//! A connection lives as long as a descriptor of its socket is open in some process, or in flight.  The
+//! service manager can store descriptors, but it compares each new one with every one that it has, so
+//! thousands of them would keep it busy for seconds.  It stores a Unix socket like any other
+//! descriptor, though, and does not look into it.  Whatever was sent into that socket (`SCM_RIGHTS` of
+//! unix(7)) lives as long as the socket does.
+//!
+//! A queue is a pair of sockets.  The manager stores both ends, and this process keeps the sending end.
+//! The next process gets both ends, reads the queue without emptying it (`MSG_PEEK` of recv(2)), and
+//! goes on sending into it.  So nothing has to be stored again, and a crash at any moment loses
+//! nothing.  The reading direction of the sending end is shut down, which tells the two ends apart.
+//! When the manager has dropped its copies, the sending end hangs up.  There is no other way to learn
+//! that the store is full, or that there is none.
+//!
+//! Nothing can be taken out of the queue.  The descriptors of connections that are over stay in it, and
+//! it takes some 278 messages only.  So from time to time a new queue replaces it
+//! ([`super::preserver`]).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
+    recvmsg, sendmsg, shutdown, socketpair,
+};
+
+use super::test_faults;
+use crate::sys::sockopt::set_peek_offset;
+
+/// The most descriptors in a message (`SCM_MAX_FD` in the kernel).
+pub(crate) const BATCH: usize = 253;
+
+/// The sending end of a queue.
+#[derive(Debug)]
+pub(crate) struct FdQueue {
+    /// The number in its name in the store.
+    pub generation: u64,
+    sender: OwnedFd,
+    /// How many descriptors are in the queue.
+    pub entries: usize,
+}
+
+/// The receiving end of a queue.
+#[derive(Debug)]
+pub(crate) struct Queue(OwnedFd);
+
+/// One end of a queue.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The sending end.
+    Sender(OwnedFd),
+    /// The receiving end.
+    Queue(Queue),
+}
+
+impl FdQueue {
+    /// Makes an empty queue.
+    ///
+    /// # Errors
+    /// Those of socketpair(2).
+    pub(crate) fn new(generation: u64) -> io::Result<(Self, Queue)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (sender, queue) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        shutdown(&sender, Shutdown::Read)?;
+        Ok((Self::resumed(generation, sender, 0), Queue(queue)))
+    }
+
+    /// The sending end of a queue that a previous process has made, with so many `entries`.
+    #[must_use]
+    pub(crate) fn resumed(generation: u64, sender: OwnedFd, entries: usize) -> Self {
+        Self {
+            generation,
+            sender,
+            entries,
+        }
+    }
+
+    /// Puts descriptors into the queue, at most [`BATCH`]: all of them or none.
+    ///
+    /// # Errors
+    /// `EAGAIN`: the queue is full.  `ETOOMANYREFS`: as many descriptors are in flight as an
+    /// unprivileged user may have open (unix(7)).  Others of sendmsg(2): the receiving end is closed.
+    pub(crate) fn append(&mut self, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let payload = [IoSlice::new(&[0])];
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        loop {
+            match sendmsg(&self.sender, &payload, &mut ancillary, flags) {
+                Err(rustix::io::Errno::INTR) => {}
+                result => break result.map(drop)?,
+            }
+        }
+        self.entries += descriptors.len();
+        Ok(())
+    }
+
+    /// Whether the receiving end still exists, in a process or in flight.
+    #[must_use]
+    pub(crate) fn is_held(&self) -> bool {
+        let mut polled = [PollFd::new(&self.sender, PollFlags::empty())];
+        let _ = poll(&mut polled, Some(&Timespec::default()));
+        !polled[0]
+            .revents()
+            .intersects(PollFlags::HUP | PollFlags::NVAL)
+    }
+}
+
+impl AsFd for FdQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.sender.as_fd()
+    }
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl End {
+    /// Finds out which end a socket is.
+    ///
+    /// # Errors
+    /// It is neither, or not a socket.
+    pub(crate) fn of(socket: OwnedFd) -> io::Result<Self> {
+        let kind = rustix::net::sockopt::socket_type(&socket)?;
+        let domain = rustix::net::sockopt::socket_domain(&socket)?;
+        if kind != SocketType::SEQPACKET || domain != AddressFamily::UNIX {
+            return Err(io::Error::other("not a sequential-packet socket"));
+        }
+        let mut byte = [0];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match rustix::net::recv(&socket, &mut byte, flags) {
+            Ok((_, 0)) => Ok(Self::Sender(socket)),
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(Self::Queue(Queue(socket))),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Queue {
+    /// Reads all messages in the queue and leaves them there.  `see` gets the descriptors of each
+    /// message, which are new ones of this process, and whether some could not be opened because this
+    /// process has as many as it may (`RLIMIT_NOFILE` of getrlimit(2)).
+    ///
+    /// # Errors
+    /// Those of recvmsg(2).
+    pub(crate) fn peek(&self, mut see: impl FnMut(Vec<OwnedFd>, bool)) -> io::Result<()> {
+        // Each peek moves the offset on.  It belongs to the socket, not to this process, so a previous
+        // process may have moved it.
+        set_peek_offset(&self.0, 0)?;
+        loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let mut byte = [0];
+            let mut payload = [IoSliceMut::new(&mut byte)];
+            let mut flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            flags.set(RecvFlags::PEEK, !test_faults::is_on(test_faults::NO_PEEK));
+            let message = match recvmsg(&self.0, &mut payload, &mut ancillary, flags) {
+                Ok(message) => message,
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            if message.bytes == 0 {
+                return Ok(());
+            }
+            let cut = message.flags.contains(ReturnFlags::CTRUNC);
+            let mut found = Vec::new();
+            for part in ancillary.drain() {
+                if let RecvAncillaryMessage::ScmRights(descriptors) = part {
+                    found.extend(descriptors);
+                }
+            }
+            see(found, cut);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    fn count(queue: &Queue) -> usize {
+        let mut count = 0;
+        queue.peek(|found, _| count += found.len()).unwrap();
+        count
+    }
+
+    #[test]
+    fn a_queue_can_be_read_repeatedly_and_added_to() {
+        let (mut fd_queue, queue) = FdQueue::new(1).unwrap();
+        let file = File::open("/dev/null").unwrap();
+        assert_eq!(count(&queue), 0);
+        fd_queue.append(&[file.as_fd(); BATCH]).unwrap();
+        fd_queue.append(&[file.as_fd()]).unwrap();
+        assert_eq!((count(&queue), count(&queue)), (BATCH + 1, BATCH + 1));
+        fd_queue.append(&[file.as_fd(); 2]).unwrap();
+        assert_eq!(count(&queue), BATCH + 3);
+        assert_eq!(fd_queue.entries, BATCH + 3);
+    }
+
+    #[test]
+    fn a_full_queue_is_an_error_and_takes_no_part_of_a_message() {
+        let (mut fd_queue, queue) = FdQueue::new(1).unwrap();
+        let file = File::open("/dev/null").unwrap();
+        let error = loop {
+            if let Err(error) = fd_queue.append(&[file.as_fd()]) {
+                break error;
+            }
+            assert!(fd_queue.entries < 100_000);
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(count(&queue), fd_queue.entries);
+    }
+
+    #[test]
+    fn the_ends_differ_and_a_dropped_receiving_end_shows() {
+        for filled in [false, true] {
+            let (mut fd_queue, queue) = FdQueue::new(1).unwrap();
+            if filled {
+                fd_queue.append(&[io::stdin().as_fd()]).unwrap();
+            }
+            assert!(fd_queue.is_held());
+            let sender = fd_queue.sender.try_clone().unwrap();
+            assert!(matches!(End::of(sender), Ok(End::Sender(_))));
+            let Ok(End::Queue(queue)) = End::of(queue.0) else {
+                panic!("not the queue");
+            };
+            drop(queue);
+            assert!(!fd_queue.is_held());
+            assert!(fd_queue.append(&[io::stdin().as_fd()]).is_err());
+        }
+        let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(End::of(stream.into()).is_err());
+        assert!(End::of(File::open("/dev/null").unwrap().into()).is_err());
+    }
+}

@@ -1,0 +1,869 @@
+//! What the previous process has left: which of its connections go on, and from which byte.
+//!
+//! The service manager passes the state file and the descriptor queues.  Every descriptor in a queue is
+//! looked at, without taking it out, so that nothing is lost if this process crashes meanwhile.  The
+//! socket behind it is one of a connection that was open, or of one that was already over, and for each
+//! one that was open three things are decided:
+//!
+//! - *Was it still open?*  The state file has a record with the cookie of the socket.  Without a record
+//!   the connection was over, and its socket is closed; nothing is logged.
+//! - *How many bytes were read from it and written to it?*  The kernel has counted them
+//!   ([`crate::sys::positions`]).  It does not count the bytes of a Unix stream: after a hand-over its
+//!   record has the positions, after a crash the connection is lost.
+//! - *Which bytes are owed to the peer?*  Those that were read and not written.  They are in a slot with
+//!   the connection's mark, or else in the scratch, if that has the connection's mark.  If they are in
+//!   neither, the connection is closed.  Bytes are never guessed.
+//!
+//! If the state file cannot be used, all connections are closed.  So they are after many crashes at the
+//! start, and so is a connection that was being served at each of the last crashes
+//! ([`super::crash_guard`]): no connection can keep the service from starting for ever.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Protocol, SockRef};
+
+use super::crash_guard::{CrashHistory, MAX_CRASHES};
+use super::fd_queue::{End, FdQueue, Queue};
+use super::state_file::{Damage, Record, StateFile};
+use super::test_faults;
+use crate::echo::SCRATCH;
+use crate::sys::cgroup::memory_kills;
+use crate::sys::memory::Region;
+use crate::sys::positions::{Positions, positions};
+use crate::sys::sockopt::end;
+
+/// Why a connection is closed that would be one too many.
+const TOO_FEW_DESCRIPTORS: &str = "there are not enough descriptors (LimitNOFILE=)";
+
+/// Why a connection is closed whose owed bytes took memory when that was short.
+const SHORT_OF_MEMORY: &str = "the previous process was killed for want of memory";
+
+/// Why a connection is closed if all are.
+const ALL_CLOSED: &str = "all connections are closed";
+
+/// What the names begin with under which the manager stores our descriptors; the generation follows.
+const STATE_FILE: &str = "preserve-state-";
+const FD_QUEUE: &str = "preserve-queue-";
+
+/// What the names began with before the first release.
+const FORMER_STATE_FILE: &str = "survival-arena-";
+const FORMER_FD_QUEUE: &str = "survival-parcel-";
+
+/// The name of a state file in the store.
+#[must_use]
+pub(crate) fn state_file_name(generation: u64) -> String {
+    format!("{STATE_FILE}{generation}")
+}
+
+/// The name of both ends of a descriptor queue in the store.
+#[must_use]
+pub(crate) fn fd_queue_name(generation: u64) -> String {
+    format!("{FD_QUEUE}{generation}")
+}
+
+/// The descriptors from the store, each with its generation.
+#[derive(Debug, Default)]
+pub(crate) struct StoredFds {
+    state_files: Vec<(u64, OwnedFd)>,
+    senders: Vec<(u64, OwnedFd)>,
+    queues: Vec<(u64, Queue)>,
+    /// The names of all these in the store.
+    names: BTreeSet<String>,
+    /// Reserved names that are not of this form, or whose descriptor is of another kind.
+    pub unexpected: Vec<String>,
+}
+
+/// Why all connections of the previous process are closed.
+#[derive(Debug)]
+pub(crate) enum Unusable {
+    /// There is no state file.
+    Missing,
+    /// The state file cannot be used.
+    Damaged(Damage),
+    /// So many processes in a row crashed before their first full round.
+    Crashes(u64),
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("there is no state file"),
+            Self::Damaged(damage) => damage.fmt(f),
+            Self::Crashes(count) => write!(f, "{count} processes in a row crashed at their start"),
+        }
+    }
+}
+
+/// Where the owed bytes of a connection stand in the payload of its partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the slot with this index, this far behind its beginning.
+    Slot(usize, usize),
+    /// In the scratch, this far behind its beginning.
+    Scratch(usize),
+}
+
+/// How many bytes are owed, and where they stand.
+pub(crate) type Owed = (usize, Place);
+
+/// A connection that goes on.
+#[derive(Debug)]
+pub(crate) struct RecoveredConnection {
+    /// Its socket.
+    pub socket: OwnedFd,
+    /// What the state file has of it.
+    pub record: Record,
+    /// The partition that its record is in.
+    pub partition: usize,
+    /// The index of its record there.
+    pub record_id: u32,
+    /// How many bytes were read from it and written to it.
+    pub positions: Positions,
+    /// What is owed to the peer.
+    pub owed: Option<Owed>,
+}
+
+/// What the previous process has left.
+#[derive(Debug, Default)]
+pub(crate) struct Recovered {
+    /// The state file, if it can be read, and the payload of each partition.
+    pub state_file: Option<(Arc<StateFile>, Vec<Region>)>,
+    /// The sending end of the latest descriptor queue that has every connection that goes on.
+    pub fd_queue: Option<FdQueue>,
+    /// The highest generation in a name.
+    pub generation: u64,
+    /// All names in the store, those of `state_file` and `fd_queue` included.
+    pub names: BTreeSet<String>,
+    /// The connections that go on.
+    pub connections: Vec<RecoveredConnection>,
+    /// How many connections the previous process had preserved; 0 if all are closed.
+    pub before: usize,
+    /// Whether a queue has descriptors that could not be opened.
+    pub unseen: bool,
+    /// Whether the previous process has handed its connections over.
+    pub planned: bool,
+    /// Whether the previous process was killed for want of memory.
+    pub short: bool,
+    /// Crashes in a row before this start.
+    pub crashes: u64,
+    /// The history of crashes as it was found.
+    crash_history: CrashHistory,
+    /// Why all connections are closed, if they are.
+    pub unusable: Option<Unusable>,
+    /// Why connections were closed, and how many for each reason.
+    pub lost: HashMap<&'static str, usize>,
+}
+
+/// What a descriptor queue was found to hold.
+struct QueueContent {
+    generation: u64,
+    /// How many descriptors are in it.
+    entries: usize,
+    /// The cookies of the sockets among these.
+    cookies: HashSet<u64>,
+}
+
+/// The generation in a name that begins with one of `starts`.  A later one must always be possible.
+fn generation(name: &str, starts: [&str; 2]) -> Option<u64> {
+    let number = starts.iter().find_map(|start| name.strip_prefix(start))?;
+    let generation = number.parse().ok()?;
+    (generation < u64::MAX / 2).then_some(generation)
+}
+
+impl StoredFds {
+    /// Sorts descriptors that were passed under reserved names.
+    #[must_use]
+    pub(crate) fn sort(passed: Vec<(String, OwnedFd)>) -> Self {
+        let mut stored = Self::default();
+        for (name, descriptor) in passed {
+            if let Some(generation) = generation(&name, [STATE_FILE, FORMER_STATE_FILE]) {
+                stored.state_files.push((generation, descriptor));
+                stored.names.insert(name);
+                continue;
+            }
+            let generation = generation(&name, [FD_QUEUE, FORMER_FD_QUEUE]);
+            match generation.map(|generation| (generation, End::of(descriptor))) {
+                Some((generation, Ok(End::Sender(end)))) => stored.senders.push((generation, end)),
+                Some((generation, Ok(End::Queue(end)))) => stored.queues.push((generation, end)),
+                Some((_, Err(_))) | None => {
+                    stored.unexpected.push(name);
+                    continue;
+                }
+            }
+            stored.names.insert(name);
+        }
+        stored
+    }
+
+    /// Finds out which connections go on, at most `max_connections`; the others are closed.
+    #[must_use]
+    pub(crate) fn recover(mut self, max_connections: usize) -> Recovered {
+        let mut recovered = Recovered {
+            names: std::mem::take(&mut self.names),
+            generation: self.latest_generation(),
+            ..Recovered::default()
+        };
+        if recovered.names.is_empty() {
+            return recovered;
+        }
+        // The last process has used the latest file; an older one is of no use.
+        self.state_files.sort_by_key(|(generation, _)| *generation);
+        let latest = self.state_files.pop();
+        match latest.map(|(_, file)| StateFile::open(file)) {
+            None => recovered.unusable = Some(Unusable::Missing),
+            Some(Err(damage)) => recovered.unusable = Some(Unusable::Damaged(damage)),
+            Some(Ok((state_file, payloads))) => recovered.begin(Arc::new(state_file), payloads),
+        }
+        let contents = self.examine_sockets(&mut recovered, max_connections);
+        if let Some((state_file, _)) = &recovered.state_file {
+            state_file.header().crashes.current.set(0);
+        }
+        if !recovered.unseen {
+            recovered.fd_queue = self.take_complete_queue(&contents, &recovered);
+        }
+        recovered
+    }
+
+    /// Looks at every descriptor in the queues; returns what each queue holds.
+    fn examine_sockets(
+        &self,
+        recovered: &mut Recovered,
+        max_connections: usize,
+    ) -> Vec<QueueContent> {
+        let mut examiner = Examiner::new(recovered, max_connections);
+        let mut unseen = false;
+        let mut contents = Vec::with_capacity(self.queues.len());
+        for (generation, queue) in &self.queues {
+            let mut content = QueueContent {
+                generation: *generation,
+                entries: 0,
+                cookies: HashSet::new(),
+            };
+            // What a queue holds that cannot be read counts as missing.
+            let _ = queue.peek(|found, cut| {
+                unseen |= cut;
+                content.entries += found.len();
+                let cookies = found
+                    .into_iter()
+                    .filter_map(|socket| examiner.examine(socket));
+                content.cookies.extend(cookies);
+            });
+            contents.push(content);
+        }
+        let Examiner {
+            records,
+            seen,
+            connections,
+            mut lost,
+            ..
+        } = examiner;
+        recovered.unseen = unseen;
+        if recovered.unusable.is_none() {
+            recovered.before = records.len();
+            let is_missing = |cookie: &&u64| !seen.contains(*cookie);
+            let missing = records.keys().filter(is_missing).count();
+            if missing > 0 {
+                let why = if unseen {
+                    TOO_FEW_DESCRIPTORS
+                } else {
+                    "its descriptor was not found"
+                };
+                *lost.entry(why).or_default() += missing;
+            }
+        }
+        recovered.connections = connections;
+        recovered.lost = lost;
+        contents
+    }
+
+    /// Takes the sending end of the latest queue that can go on being used: it has every connection
+    /// that goes on, and each of its ends is there once, under its present name.  After a crash during a
+    /// rotation there are two queues, and there may be no room in flight for a third.  `None`: a new
+    /// queue has to be made.
+    fn take_complete_queue(
+        &mut self,
+        contents: &[QueueContent],
+        recovered: &Recovered,
+    ) -> Option<FdQueue> {
+        let is_complete = |content: &&QueueContent| {
+            let generation = content.generation;
+            let senders = self.senders.iter().filter(|(of, _)| *of == generation);
+            let queues = self.queues.iter().filter(|(of, _)| *of == generation);
+            let mut connections = recovered.connections.iter();
+            senders.count() == 1
+                && queues.count() == 1
+                && recovered.names.contains(&fd_queue_name(generation))
+                && connections.all(|connection| content.cookies.contains(&connection.record.cookie))
+        };
+        let content = contents
+            .iter()
+            .filter(is_complete)
+            .max_by_key(|content| content.generation)?;
+        let mut senders = self.senders.iter();
+        let index = senders.position(|(generation, _)| *generation == content.generation)?;
+        let (generation, sender) = self.senders.swap_remove(index);
+        Some(FdQueue::resumed(generation, sender, content.entries))
+    }
+
+    fn latest_generation(&self) -> u64 {
+        let state_files = self.state_files.iter().map(|(generation, _)| *generation);
+        let senders = self.senders.iter().map(|(generation, _)| *generation);
+        let queues = self.queues.iter().map(|(generation, _)| *generation);
+        state_files.chain(senders).chain(queues).max().unwrap_or(0)
+    }
+}
+
+impl Recovered {
+    /// Begins the use of a state file by this process: reads how the previous one has ended, and counts
+    /// this start.
+    fn begin(&mut self, state_file: Arc<StateFile>, payloads: Vec<Region>) {
+        self.planned = state_file.take_over();
+        self.crash_history = CrashHistory::read(&state_file);
+        self.crash_history
+            .after_start(self.planned)
+            .write(&state_file);
+        if !self.planned {
+            self.crashes = self.crash_history.starts;
+        }
+        let kills = memory_kills().map_or(0, |kills| kills.saturating_add(1));
+        let kills_before = state_file.header().memory_kills.swap(kills);
+        self.short = !self.planned && kills_before != 0 && kills > kills_before;
+        if self.crashes >= MAX_CRASHES {
+            self.unusable = Some(Unusable::Crashes(self.crashes));
+        }
+        self.state_file = Some((state_file, payloads));
+    }
+
+    /// Leaves a state file as it was found.  The next process then does not take this start for a
+    /// crash.
+    pub(super) fn undo(&self, state_file: &StateFile) {
+        self.crash_history.write(state_file);
+        if self.planned {
+            state_file.hand_over();
+        }
+    }
+}
+
+/// Examines one socket after the other.
+struct Examiner<'a> {
+    state_file: Option<&'a StateFile>,
+    planned: bool,
+    short: bool,
+    /// Whether all connections are closed.
+    is_unusable: bool,
+    /// The records by cookie, each with its partition and its index there.
+    records: HashMap<u64, (usize, usize, Record)>,
+    /// The slots by the cookie of their owner, each as its partition and its index there.
+    slots: HashMap<u64, (usize, usize)>,
+    /// The cookie of the connection that was being served at each of the last crashes.
+    culprit: Option<u64>,
+    max_connections: usize,
+    /// The cookies of all sockets so far.
+    seen: HashSet<u64>,
+    connections: Vec<RecoveredConnection>,
+    lost: HashMap<&'static str, usize>,
+}
+
+impl<'a> Examiner<'a> {
+    fn new(recovered: &'a Recovered, max_connections: usize) -> Self {
+        let state_file = recovered.state_file.as_ref();
+        let state_file = state_file.map(|(state_file, _)| &**state_file);
+        let mut examiner = Self {
+            state_file,
+            planned: recovered.planned,
+            short: recovered.short,
+            is_unusable: recovered.unusable.is_some(),
+            records: HashMap::new(),
+            slots: HashMap::new(),
+            culprit: state_file.and_then(|state_file| CrashHistory::read(state_file).culprit()),
+            max_connections,
+            seen: HashSet::new(),
+            connections: Vec::new(),
+            lost: HashMap::new(),
+        };
+        if let Some(state_file) = state_file {
+            examiner.index(state_file);
+        }
+        examiner
+    }
+
+    /// Reads all records and all marks of slots.
+    fn index(&mut self, state_file: &StateFile) {
+        for partition in 0..state_file.geometry().partitions {
+            let (records, slots) = state_file.used(partition);
+            for index in 0..records {
+                if let Some(record) = state_file.read_record(partition, index) {
+                    let place = (partition, index, record);
+                    self.records.insert(record.cookie, place);
+                }
+            }
+            for slot in 0..slots {
+                let owner = state_file.mark(partition, slot).owner.get();
+                if owner != 0 {
+                    self.slots.insert(owner, (partition, slot));
+                }
+            }
+        }
+    }
+
+    /// Examines a socket; returns its cookie, if it has one.
+    fn examine(&mut self, socket: OwnedFd) -> Option<u64> {
+        let cookie = SockRef::from(&socket).cookie().ok()?;
+        // A socket may be in two queues.
+        if self.seen.insert(cookie) {
+            self.examine_new(socket, cookie);
+        }
+        Some(cookie)
+    }
+
+    fn examine_new(&mut self, socket: OwnedFd, cookie: u64) {
+        let known = self.records.get(&cookie).copied();
+        let (Some(state_file), Some((partition, index, record)), false) =
+            (self.state_file, known, self.is_unusable)
+        else {
+            // Without a state file it is not known which connections were over.
+            if self.is_unusable && (self.state_file.is_none() || known.is_some()) {
+                *self.lost.entry(ALL_CLOSED).or_default() += 1;
+            }
+            return end(&socket, false);
+        };
+        state_file.header().crashes.current.set(cookie);
+        let verdict = if self.culprit == Some(cookie) {
+            Err("the process crashed again and again while it served the connection")
+        } else if self.connections.len() >= self.max_connections {
+            Err(TOO_FEW_DESCRIPTORS)
+        } else {
+            self.positions_and_owed(state_file, partition, &socket, &record)
+        };
+        match verdict {
+            Ok((positions, owed)) => self.connections.push(RecoveredConnection {
+                socket,
+                record,
+                partition,
+                record_id: u32::try_from(index).unwrap_or(u32::MAX),
+                positions,
+                owed,
+            }),
+            Err(why) => {
+                // Bytes that were written to a connection of Multipath TCP would wait for a peer that
+                // does not read, for as long as a descriptor queue holds the socket.
+                let reset = why == SHORT_OF_MEMORY || !is_counted(&socket);
+                end(&socket, reset);
+                *self.lost.entry(why).or_default() += 1;
+            }
+        }
+    }
+
+    /// How many bytes were read and written, and what is owed; an error says why the connection cannot
+    /// go on.
+    fn positions_and_owed(
+        &self,
+        state_file: &StateFile,
+        partition: usize,
+        socket: &OwnedFd,
+        record: &Record,
+    ) -> Result<(Positions, Option<Owed>), &'static str> {
+        let found = self.find_positions(socket, record)?;
+        if found.over {
+            return Err("it was over already");
+        }
+        let is_consistent = if self.planned {
+            (found.received, found.sent) == (record.received, record.sent)
+        } else {
+            found.received >= record.received && found.sent >= record.sent
+        };
+        if !is_consistent {
+            return Err("its record contradicts the kernel");
+        }
+        if found.finished || found.received == found.sent {
+            return Ok((found, None));
+        }
+        let count = found
+            .received
+            .checked_sub(found.sent)
+            .and_then(|count| usize::try_from(count).ok())
+            .filter(|count| *count <= SCRATCH)
+            .ok_or("more bytes were written than read, or too few")?;
+        let owed = self.find_owed(state_file, partition, record.cookie, found.sent, count)?;
+        Ok((found, Some(owed)))
+    }
+
+    fn find_positions(&self, socket: &OwnedFd, record: &Record) -> Result<Positions, &'static str> {
+        if !is_counted(socket) {
+            return if self.planned {
+                Ok(recorded_positions(record))
+            } else {
+                Err("a stream other than TCP does not survive a crash")
+            };
+        }
+        if test_faults::is_on(test_faults::NO_COUNTERS) {
+            return Ok(recorded_positions(record));
+        }
+        match positions(socket) {
+            Ok(found) => Ok(found),
+            // After a hand-over the record is exact.
+            Err(_) if self.planned => Ok(recorded_positions(record)),
+            Err(_) => Err("the kernel does not say how many bytes were read and written"),
+        }
+    }
+
+    /// Where the `count` owed bytes stand that begin at the position `sent`.
+    fn find_owed(
+        &self,
+        state_file: &StateFile,
+        partition: usize,
+        cookie: u64,
+        sent: u64,
+        count: usize,
+    ) -> Result<Owed, &'static str> {
+        // A connection stays with one worker, so its bytes are in the partition of its record.
+        let slot = self.slots.get(&cookie).filter(|(of, _)| *of == partition);
+        let in_slot = slot.and_then(|(_, slot)| {
+            let ahead = state_file
+                .mark(partition, *slot)
+                .find(cookie, sent, count)?;
+            Some(Place::Slot(*slot, ahead))
+        });
+        // The memory for which the previous process was killed would still be in use, and this process
+        // would be killed as well.
+        if self.short && in_slot.is_some() {
+            return Err(SHORT_OF_MEMORY);
+        }
+        let in_scratch = || {
+            let scratch = &state_file.partition_head(partition).scratch;
+            scratch.find(cookie, sent, count).map(Place::Scratch)
+        };
+        in_slot
+            .or_else(in_scratch)
+            .map(|place| (count, place))
+            .ok_or("the bytes that are owed were not found")
+    }
+}
+
+/// The positions that a record has.
+fn recorded_positions(record: &Record) -> Positions {
+    Positions {
+        received: record.received,
+        sent: record.sent,
+        finished: false,
+        over: false,
+        quiet: Duration::ZERO,
+    }
+}
+
+/// Whether the kernel counts the bytes of a stream.  It does not count those of a Unix stream, and not
+/// all of those of Multipath TCP.
+fn is_counted(socket: &OwnedFd) -> bool {
+    SockRef::from(socket).protocol().ok().flatten() == Some(Protocol::TCP)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::{AsFd, BorrowedFd};
+
+    use super::super::crash_guard::CrashGuard;
+    use super::super::layout::{ConnectionRecord, Geometry};
+    use super::super::partition::{Partition, RecordId};
+    use super::*;
+    use crate::echo::buffers::BufferStore;
+    use crate::sys::memory::Word;
+
+    const SMALL: Geometry = Geometry {
+        partitions: 1,
+        records: 8,
+    };
+
+    /// A process with two connections, and what the manager stores of it.
+    struct Process {
+        state_file: Arc<StateFile>,
+        partition: Partition,
+        queue: Queue,
+        fd_queue: FdQueue,
+        /// Each with its client.
+        sockets: Vec<(TcpStream, TcpStream)>,
+        cookies: Vec<u64>,
+    }
+
+    impl Process {
+        fn new() -> Self {
+            let (state_file, mut payloads) = StateFile::create(SMALL, 1).unwrap();
+            let state_file = Arc::new(state_file);
+            let mut partition = Partition::new(state_file.clone(), 0, payloads.remove(0));
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let sockets: Vec<_> = (0..2)
+                .map(|_| {
+                    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                    (listener.accept().unwrap().0, client)
+                })
+                .collect();
+            let (mut fd_queue, queue) = FdQueue::new(2).unwrap();
+            let mut cookies = Vec::new();
+            for (number, (socket, _)) in sockets.iter().enumerate() {
+                let cookie = SockRef::from(socket).cookie().unwrap();
+                cookies.push(cookie);
+                partition.add_record(&Record {
+                    cookie,
+                    began: 1,
+                    number: number as u64,
+                    listener: 0,
+                    received: 0,
+                    sent: 0,
+                });
+                fd_queue.append(&[socket.as_fd()]).unwrap();
+            }
+            Self {
+                state_file,
+                partition,
+                queue,
+                fd_queue,
+                sockets,
+                cookies,
+            }
+        }
+
+        /// A client sends bytes, which are read and not written; `kept`: they are copied into a slot.
+        fn read(&mut self, number: usize, bytes: &[u8], kept: bool) {
+            let (socket, client) = &mut self.sockets[number];
+            client.write_all(bytes).unwrap();
+            let owner = self.cookies[number];
+            self.partition.begin_read(owner, 0);
+            let scratch = self.partition.scratch();
+            socket.read_exact(&mut scratch[..bytes.len()]).unwrap();
+            if kept {
+                let _ = self.partition.keep(owner, 0..bytes.len(), 0).unwrap();
+            }
+        }
+
+        /// What the next process recovers.
+        fn recover(&self, max_connections: usize) -> Recovered {
+            let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+            StoredFds::sort(vec![
+                (fd_queue_name(2), duplicate(self.queue.as_fd())),
+                (
+                    state_file_name(1),
+                    duplicate(self.state_file.file().unwrap()),
+                ),
+                (fd_queue_name(2), duplicate(self.fd_queue.as_fd())),
+            ])
+            .recover(max_connections)
+        }
+    }
+
+    fn owed(recovered: &Recovered, cookie: u64) -> Option<(usize, Place)> {
+        let connection = |connection: &&RecoveredConnection| connection.record.cookie == cookie;
+        recovered.connections.iter().find(connection).unwrap().owed
+    }
+
+    #[test]
+    fn owed_bytes_are_found_in_a_slot_and_in_the_scratch() {
+        let mut process = Process::new();
+        process.read(0, b"in a slot", true);
+        process.read(1, b"in the scratch", false);
+        // Each process that crashes before it serves leaves everything as it was.
+        for crashes in 0..3 {
+            let recovered = process.recover(9);
+            assert_eq!((recovered.before, recovered.connections.len()), (2, 2));
+            assert_eq!((recovered.planned, recovered.crashes), (false, crashes));
+            assert!(recovered.fd_queue.is_some() && recovered.unusable.is_none());
+            let slot = owed(&recovered, process.cookies[0]);
+            assert_eq!(slot, Some((9, Place::Slot(0, 0))));
+            let scratch = owed(&recovered, process.cookies[1]);
+            assert_eq!(scratch, Some((14, Place::Scratch(0))));
+        }
+    }
+
+    #[test]
+    fn a_crash_while_positions_are_recorded_loses_no_connection() {
+        // The process is killed after each of the stores, and before the first.
+        for stores in 0..=3 {
+            let mut process = Process::new();
+            process.read(0, b"in a slot", true);
+            let words = |process: &Process| {
+                let words: &ConnectionRecord = process.state_file.record_words(0, 0);
+                [&words.received, &words.sent, &words.positions_check].map(Word::get)
+            };
+            let before = words(&process);
+            let mut record = process.state_file.read_record(0, 0).unwrap();
+            record.received = 9;
+            process.partition.record(RecordId::new(0).unwrap(), &record);
+            let record = process.state_file.record_words(0, 0);
+            let places = [&record.received, &record.sent, &record.positions_check];
+            for (word, value) in places.into_iter().zip(before).skip(stores) {
+                word.set(value);
+            }
+            let recovered = process.recover(9);
+            assert_eq!(
+                (recovered.before, recovered.connections.len()),
+                (2, 2),
+                "after {stores}"
+            );
+            assert!(recovered.lost.is_empty(), "after {stores}");
+            let slot = owed(&recovered, process.cookies[0]);
+            assert_eq!(slot, Some((9, Place::Slot(0, 0))), "after {stores}");
+        }
+    }
+
+    #[test]
+    fn a_connection_whose_owed_bytes_are_nowhere_is_closed() {
+        let mut process = Process::new();
+        process.read(0, b"overwritten by the next", false);
+        process.read(1, b"next", false);
+        let recovered = process.recover(9);
+        assert_eq!(recovered.connections.len(), 1);
+        assert_eq!(recovered.lost["the bytes that are owed were not found"], 1);
+        // Its client reads the end of the stream.
+        assert_eq!(process.sockets[0].1.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_connection_without_a_record_or_beyond_the_maximum_is_closed() {
+        let mut process = Process::new();
+        process.partition.remove_record(RecordId::new(0).unwrap());
+        let recovered = process.recover(9);
+        assert_eq!((recovered.before, recovered.connections.len()), (1, 1));
+        assert!(recovered.lost.is_empty());
+        assert_eq!(process.sockets[0].1.read(&mut [0]).unwrap(), 0);
+        let recovered = process.recover(0);
+        assert_eq!((recovered.before, recovered.connections.len()), (1, 0));
+        assert_eq!(recovered.lost[TOO_FEW_DESCRIPTORS], 1);
+        assert_eq!(process.sockets[1].1.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_connection_that_was_being_served_at_three_crashes_in_a_row_is_closed() {
+        for spread in [false, true] {
+            let process = Process::new();
+            for crash in 0..4 {
+                let recovered = process.recover(9);
+                let is_culprit = !spread && crash == 3;
+                assert_eq!(
+                    recovered.connections.len(),
+                    if is_culprit { 1 } else { 2 },
+                    "{crash}"
+                );
+                assert_eq!(recovered.lost.len(), usize::from(is_culprit));
+                // The process crashes before its first full round, while it serves one of them.
+                let victim = if spread { crash % 2 } else { 0 };
+                let crash_guard = CrashGuard::new(process.state_file.clone());
+                drop(crash_guard.take(process.cookies[victim]));
+            }
+        }
+    }
+
+    #[test]
+    fn after_a_full_round_or_a_hand_over_no_crash_counts() {
+        let process = Process::new();
+        for planned in [false, true] {
+            for _ in 0..5 {
+                let recovered = process.recover(9);
+                assert_eq!((recovered.connections.len(), recovered.crashes), (2, 0));
+                let crash_guard = CrashGuard::new(process.state_file.clone());
+                drop(crash_guard.take(process.cookies[0]));
+                if planned {
+                    process.state_file.hand_over();
+                } else {
+                    crash_guard.forget();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn after_a_hundred_crashes_in_a_row_all_connections_are_closed() {
+        let mut process = Process::new();
+        for crashes in 0..MAX_CRASHES {
+            let recovered = process.recover(9);
+            assert_eq!(
+                (recovered.connections.len(), recovered.crashes),
+                (2, crashes)
+            );
+        }
+        let recovered = process.recover(9);
+        assert!(matches!(
+            recovered.unusable,
+            Some(Unusable::Crashes(MAX_CRASHES))
+        ));
+        assert!(recovered.connections.is_empty());
+        assert_eq!(process.sockets[0].1.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn of_several_queues_the_latest_that_is_complete_goes_on() {
+        let process = Process::new();
+        let all = |fd_queue: &mut FdQueue| {
+            for (socket, _) in &process.sockets {
+                fd_queue.append(&[socket.as_fd()]).unwrap();
+            }
+        };
+        let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+        // How many of the connections the new queue has; whether both of its ends are there.
+        for (count, both_ends, expected) in
+            [(2, true, 3), (2, false, 2), (1, true, 2), (0, true, 2)]
+        {
+            let (mut fd_queue, queue) = FdQueue::new(3).unwrap();
+            match count {
+                2 => all(&mut fd_queue),
+                1 => fd_queue.append(&[process.sockets[1].0.as_fd()]).unwrap(),
+                _ => {}
+            }
+            let mut passed = vec![
+                (fd_queue_name(3), duplicate(queue.as_fd())),
+                (fd_queue_name(2), duplicate(process.queue.as_fd())),
+                (
+                    state_file_name(1),
+                    duplicate(process.state_file.file().unwrap()),
+                ),
+                (fd_queue_name(2), duplicate(process.fd_queue.as_fd())),
+            ];
+            if both_ends {
+                passed.push((fd_queue_name(3), duplicate(fd_queue.as_fd())));
+            }
+            let recovered = StoredFds::sort(passed).recover(9);
+            assert_eq!(recovered.connections.len(), 2);
+            let fd_queue = recovered.fd_queue.unwrap();
+            assert_eq!(
+                (fd_queue.generation, fd_queue.entries),
+                (expected, 2),
+                "{count}"
+            );
+        }
+    }
+
+    #[test]
+    fn connections_are_recovered_under_former_names_and_need_a_new_queue() {
+        let process = Process::new();
+        let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+        let file = duplicate(process.state_file.file().unwrap());
+        let recovered = StoredFds::sort(vec![
+            ("survival-parcel-2".into(), duplicate(process.queue.as_fd())),
+            ("survival-arena-1".into(), file),
+            (
+                "survival-parcel-2".into(),
+                duplicate(process.fd_queue.as_fd()),
+            ),
+        ])
+        .recover(9);
+        assert_eq!((recovered.before, recovered.connections.len()), (2, 2));
+        assert!(recovered.fd_queue.is_none());
+        assert_eq!((recovered.generation, recovered.names.len()), (2, 2));
+    }
+
+    #[test]
+    fn unexpected_names_are_returned() {
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let stored = StoredFds::sort(vec![
+            ("preserve-state-x".into(), one.into()),
+            (fd_queue_name(1), other.into()),
+        ]);
+        assert_eq!(stored.unexpected, ["preserve-state-x", "preserve-queue-1"]);
+        let recovered = stored.recover(9);
+        assert!(recovered.unusable.is_none() && recovered.names.is_empty());
+    }
+}

@@ -1,0 +1,499 @@
+//! The connections that go on get their places in the state file of this process.
+//!
+//! As a rule this process goes on with the state file of the previous one, and every record and slot
+//! stays where it is; pending output is written from the slot that the previous process has filled.
+//! Only owed bytes that stand in a scratch are moved: they are copied into a slot before the next read
+//! overwrites them.  If the file has another size than the configuration asks for, or cannot be used,
+//! or has a name of a version before the first release, a new file takes its place and the connections
+//! are moved into it.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::crash_guard::CrashHistory;
+use super::fd_queue::FdQueue;
+use super::layout::{Geometry, slot_at};
+use super::partition::{Partition, RecordId};
+use super::recover::{Place, Recovered, RecoveredConnection, fd_queue_name, state_file_name};
+use super::state_file::StateFile;
+use crate::echo::buffers::{BufferStore, PendingOutput, Slot, length};
+use crate::echo::time::MonoTime;
+use crate::sys::cgroup::memory_kills;
+use crate::sys::memory::Region;
+use crate::sys::sockopt::end;
+
+/// How long connections stay in the store while no start succeeds.  Meanwhile their peers get no
+/// answer.
+pub(crate) const UNSERVED: Duration = Duration::from_secs(60);
+
+/// Why a connection is closed that has no record or slot.
+const NO_MEMORY: &str = "there is no memory for it";
+
+/// A connection of the previous process that goes on in this one.
+#[derive(Debug)]
+pub(crate) struct RestoredConnection {
+    /// The socket, and what is known of it.
+    pub connection: RecoveredConnection,
+    /// What is owed to the peer.
+    pub pending: Option<PendingOutput>,
+    /// The partition of the worker that serves it.
+    pub partition: usize,
+    /// Its record there.
+    pub record_id: RecordId,
+}
+
+/// What this process begins with.
+#[derive(Debug)]
+pub(crate) struct Restored {
+    /// The state file.
+    pub(super) state_file: Arc<StateFile>,
+    /// Whether the manager does not have the state file yet.
+    pub(super) unstored: bool,
+    /// The state file that the manager has in that case.
+    old: Option<Arc<StateFile>>,
+    /// The descriptor queue, if the one that was found can be used.
+    pub(super) queue: Option<FdQueue>,
+    /// Names in the store that are of no more use.
+    pub(super) obsolete: BTreeSet<String>,
+    /// Whether the queues under these names have connections that could not be opened.
+    pub(super) unseen: bool,
+    /// The highest generation in a name.
+    pub(super) latest: u64,
+    /// The connections that go on.
+    pub connections: Vec<RestoredConnection>,
+}
+
+/// The partitions of a state file, and the connections that have a place in them.
+type Placed = (Vec<Partition>, Vec<RestoredConnection>);
+
+impl Restored {
+    /// Gives the recovered connections their places; returns them with the partition of each worker.
+    /// A connection for which there is no memory is closed, and counted in [`Recovered::lost`].
+    ///
+    /// # Errors
+    /// Those of mmap(2): no state file can be made.
+    pub(crate) fn new(
+        recovered: &mut Recovered,
+        geometry: Geometry,
+    ) -> io::Result<(Self, Vec<Partition>)> {
+        let connections = std::mem::take(&mut recovered.connections);
+        let count = connections.len();
+        let mut latest = recovered.generation;
+        let mut unstored = false;
+        let mut old = None;
+        let (state_file, (partitions, restored)) = match recovered.state_file.take() {
+            Some((state_file, payloads))
+                if recovered.unusable.is_none()
+                    && state_file.geometry() == geometry
+                    && recovered
+                        .names
+                        .contains(&state_file_name(state_file.generation())) =>
+            {
+                let placed = stay(&state_file, payloads, connections, recovered.short);
+                (state_file, placed)
+            }
+            found => {
+                unstored = true;
+                latest += 1;
+                let (state_file, partitions) = create(geometry, latest).inspect_err(|_| {
+                    if let Some((found, _)) = &found {
+                        recovered.undo(found);
+                    }
+                })?;
+                let placed = match found {
+                    None => (partitions, Vec::new()),
+                    Some((found, payloads)) => {
+                        let placed = move_all(&found, &payloads, partitions, connections);
+                        state_file.record(&found.totals());
+                        if recovered.unusable.is_none() {
+                            CrashHistory::read(&found).write(&state_file);
+                        }
+                        old = Some(found);
+                        placed
+                    }
+                };
+                (state_file, placed)
+            }
+        };
+        let without_place = count - restored.len();
+        if without_place > 0 {
+            *recovered.lost.entry(NO_MEMORY).or_default() += without_place;
+        }
+        // A new state file needs a new queue: that the manager holds the queue shows that it holds the
+        // file as well, which was sent before it.
+        let queue = recovered.fd_queue.take();
+        let queue = queue.filter(|queue| !unstored && queue.is_held());
+        let mut obsolete = std::mem::take(&mut recovered.names);
+        obsolete.remove(&state_file_name(state_file.generation()));
+        if let Some(queue) = &queue {
+            obsolete.remove(&fd_queue_name(queue.generation));
+        }
+        let restored = Self {
+            state_file,
+            unstored,
+            old,
+            queue,
+            obsolete,
+            unseen: recovered.unseen,
+            latest,
+            connections: restored,
+        };
+        Ok((restored, partitions))
+    }
+
+    /// The start has succeeded: from now on this process changes what the previous one has left.
+    pub(crate) fn take_over(&mut self) {
+        self.state_file.header().failing_since.set(0);
+        if let Some(old) = self.old.take() {
+            // A later process that finds the old file must not send stale bytes from it.
+            old.clear_owners();
+        }
+    }
+
+    /// The start has failed before any connection was served, which is not a crash.  The next process
+    /// finds everything as this one did, but for the connections that had no place.  If no start has
+    /// succeeded for [`UNSERVED`], all connections are closed; their number is returned, and the caller
+    /// has to empty the store.
+    pub(crate) fn start_failed(&mut self, recovered: &Recovered, now: MonoTime) -> Option<usize> {
+        let state_file = self.old.as_ref().unwrap_or(&self.state_file);
+        recovered.undo(state_file);
+        let failing_since = &state_file.header().failing_since;
+        let since = match failing_since.get() {
+            0 => now,
+            since => MonoTime::from_micros(since),
+        };
+        failing_since.set(since.as_micros());
+        if now < since + UNSERVED {
+            return None;
+        }
+        for restored in &self.connections {
+            end(&restored.connection.socket, restored.pending.is_some());
+        }
+        Some(self.connections.len())
+    }
+}
+
+/// Makes a new state file; returns it with its partitions.
+fn create(geometry: Geometry, generation: u64) -> io::Result<(Arc<StateFile>, Vec<Partition>)> {
+    let (state_file, payloads) = StateFile::create(geometry, generation)?;
+    let state_file = Arc::new(state_file);
+    if let Some(kills) = memory_kills() {
+        let memory_kills = &state_file.header().memory_kills;
+        memory_kills.set(kills.saturating_add(1));
+    }
+    let partitions = (0..).zip(payloads);
+    let partitions =
+        partitions.map(|(index, payload)| Partition::new(state_file.clone(), index, payload));
+    let partitions = partitions.collect();
+    Ok((state_file, partitions))
+}
+
+/// Leaves every record and slot where it is; owed bytes in a scratch are copied into a slot.
+fn stay(
+    state_file: &Arc<StateFile>,
+    payloads: Vec<Region>,
+    connections: Vec<RecoveredConnection>,
+    short: bool,
+) -> Placed {
+    let records: BTreeSet<(usize, u32)> = connections
+        .iter()
+        .map(|connection| (connection.partition, connection.record_id))
+        .collect();
+    let slots: BTreeSet<(usize, u32)> = connections
+        .iter()
+        .filter_map(|connection| match connection.owed {
+            Some((_, Place::Slot(slot, _))) => {
+                Some((connection.partition, u32::try_from(slot).ok()?))
+            }
+            _ => None,
+        })
+        .collect();
+    let mut partitions: Vec<Partition> = (0..)
+        .zip(payloads)
+        .map(|(index, payload)| {
+            Partition::resumed(
+                state_file.clone(),
+                index,
+                payload,
+                short,
+                |record| records.contains(&(index, record)),
+                |slot| slots.contains(&(index, slot)),
+            )
+        })
+        .collect();
+    let mut restored = Vec::with_capacity(connections.len());
+    for connection in connections {
+        let index = connection.partition;
+        let partition = &mut partitions[index];
+        let record_id = RecordId::new(connection.record_id);
+        let pending = match connection.owed {
+            Some((count, Place::Slot(slot, ahead))) => pending_in_slot(slot, ahead, count),
+            _ => copy_to_slot(&connection, None, partition),
+        };
+        restored.extend(place(connection, pending, index, partition, record_id));
+    }
+    (partitions, restored)
+}
+
+/// Moves the connections into a new state file, in which every partition gets as many.
+fn move_all(
+    old: &StateFile,
+    payloads: &[Region],
+    mut partitions: Vec<Partition>,
+    connections: Vec<RecoveredConnection>,
+) -> Placed {
+    let new = partitions[0].state_file().clone();
+    let count = partitions.len();
+    let mut names = BTreeSet::new();
+    let mut restored = Vec::with_capacity(connections.len());
+    for (number, mut connection) in connections.into_iter().enumerate() {
+        let name = old.name(connection.record.listener);
+        let listener = name.and_then(|name| new.put_name(&name, &names));
+        names.extend(listener);
+        connection.record.listener = listener.unwrap_or(u32::MAX);
+        let index = number % count;
+        let partition = &mut partitions[index];
+        let record_id = partition.add_record(&connection.record);
+        let pending = copy_to_slot(&connection, Some(payloads), partition);
+        restored.extend(place(connection, pending, index, partition, record_id));
+    }
+    (partitions, restored)
+}
+
+/// A connection in its place.  If it has no record, or no slot for what is owed, it is closed.
+fn place(
+    connection: RecoveredConnection,
+    pending: Option<PendingOutput>,
+    index: usize,
+    partition: &mut Partition,
+    record_id: Option<RecordId>,
+) -> Option<RestoredConnection> {
+    match record_id {
+        Some(record_id) if pending.is_some() == connection.owed.is_some() => {
+            Some(RestoredConnection {
+                connection,
+                pending,
+                partition: index,
+                record_id,
+            })
+        }
+        _ => {
+            if let Some(record_id) = record_id {
+                partition.remove_record(record_id);
+            }
+            if let Some(pending) = pending {
+                partition.free(pending.into_slot());
+            }
+            end(&connection.socket, connection.owed.is_some());
+            None
+        }
+    }
+}
+
+/// The `count` owed bytes that a slot has behind its first `ahead` bytes.
+fn pending_in_slot(slot: usize, ahead: usize, count: usize) -> Option<PendingOutput> {
+    let slot = Slot {
+        index: u32::try_from(slot).ok()?,
+        length: length(&(0..ahead + count))?,
+    };
+    Some(PendingOutput::new(slot, u32::try_from(ahead).ok()?))
+}
+
+/// Copies the bytes that are owed to a connection into a slot of `partition`: from the payload of that
+/// partition itself, or from the `payloads` of another state file.  `None`: there are none, or there is
+/// no slot.
+fn copy_to_slot(
+    connection: &RecoveredConnection,
+    payloads: Option<&[Region]>,
+    partition: &mut Partition,
+) -> Option<PendingOutput> {
+    let (count, place) = connection.owed?;
+    let at = match place {
+        Place::Slot(slot, ahead) => slot_at(slot) + ahead,
+        Place::Scratch(ahead) => ahead,
+    };
+    let payload = match payloads {
+        Some(payloads) => Some(payloads.get(connection.partition)?),
+        None => None,
+    };
+    let slot = partition.put(
+        connection.record.cookie,
+        at..at + count,
+        payload,
+        connection.positions.sent,
+    )?;
+    Some(PendingOutput::new(slot, 0))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::super::state_file::Record;
+    use super::*;
+    use crate::sys::positions::Positions;
+
+    const SMALL: Geometry = Geometry {
+        partitions: 1,
+        records: 4,
+    };
+
+    /// What is owed to each connection: the bytes of its stream from position 3 on.
+    const OWED: &[u8] = b"34567";
+
+    /// Two connections as recovery finds them, with the state file stored under `name`, and their
+    /// peers.  Bytes are owed to both, to the first from a slot and to the second from the scratch.
+    fn recovered(name: &str) -> (Recovered, Vec<UnixStream>) {
+        let (state_file, mut payloads) = StateFile::create(SMALL, 1).unwrap();
+        let state_file = Arc::new(state_file);
+        let listener = state_file.put_name("one", &BTreeSet::new()).unwrap();
+        let mut partition = Partition::new(state_file, 0, payloads.remove(0));
+        let mut recovered = Recovered::default();
+        recovered.generation = 1;
+        let mut peers = Vec::new();
+        for (cookie, place) in [(70, Place::Slot(0, 3)), (71, Place::Scratch(3))] {
+            let (socket, peer) = UnixStream::pair().unwrap();
+            peers.push(peer);
+            let record = Record {
+                cookie,
+                began: 1,
+                number: 2,
+                listener,
+                received: 8,
+                sent: 3,
+            };
+            let record_id = partition.add_record(&record).unwrap().index();
+            partition.begin_read(cookie, 0);
+            partition.scratch()[..8].copy_from_slice(b"01234567");
+            if let Place::Slot(..) = place {
+                let _ = partition.keep(cookie, 0..8, 0).unwrap();
+            }
+            recovered.connections.push(RecoveredConnection {
+                socket: socket.into(),
+                record,
+                partition: 0,
+                record_id,
+                positions: Positions {
+                    received: 8,
+                    sent: 3,
+                    finished: false,
+                    over: false,
+                    quiet: Duration::ZERO,
+                },
+                owed: Some((OWED.len(), place)),
+            });
+        }
+        let file = partition.state_file().file().unwrap();
+        let (state_file, payloads) = StateFile::open(file.try_clone_to_owned().unwrap()).unwrap();
+        recovered.state_file = Some((Arc::new(state_file), payloads));
+        recovered.names.insert(name.into());
+        (recovered, peers)
+    }
+
+    /// What is owed to each connection, as bytes.
+    fn owed(restored: &Restored, partitions: &[Partition]) -> Vec<Vec<u8>> {
+        let connections = restored.connections.iter();
+        connections
+            .map(|restored| {
+                let pending = restored.pending.as_ref().unwrap();
+                pending.bytes(&partitions[restored.partition]).to_vec()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_state_file_of_the_right_size_goes_on() {
+        let (mut recovered, _peers) = recovered(&state_file_name(1));
+        let (restored, mut partitions) = Restored::new(&mut recovered, SMALL).unwrap();
+        assert_eq!(restored.state_file.generation(), 1);
+        assert!(!restored.unstored && restored.obsolete.is_empty());
+        // The next read overwrites the scratch.
+        partitions[0].scratch().fill(0);
+        assert_eq!(owed(&restored, &partitions), [OWED, OWED]);
+        assert!(recovered.lost.is_empty());
+    }
+
+    #[test]
+    fn connections_move_from_a_file_of_another_size_or_a_former_name() {
+        let larger = Geometry {
+            partitions: 2,
+            records: 2,
+        };
+        for (name, geometry) in [
+            (state_file_name(1).as_str(), larger),
+            ("survival-arena-1", SMALL),
+        ] {
+            let (mut recovered, _peers) = recovered(name);
+            let (mut restored, partitions) = Restored::new(&mut recovered, geometry).unwrap();
+            let state_file = restored.state_file.clone();
+            assert_eq!(
+                (state_file.generation(), state_file.geometry()),
+                (2, geometry)
+            );
+            assert!(restored.unstored && restored.queue.is_none());
+            assert_eq!(restored.obsolete, BTreeSet::from([name.to_owned()]));
+            assert_eq!(owed(&restored, &partitions), [OWED, OWED]);
+            for restored in &restored.connections {
+                let index = restored.record_id.index() as usize;
+                let found = state_file.read_record(restored.partition, index).unwrap();
+                assert_eq!(found, restored.connection.record);
+                assert_eq!(state_file.name(found.listener).as_deref(), Some("one"));
+            }
+            let last = &restored.connections[1];
+            assert_eq!(last.partition, geometry.partitions - 1);
+            // The bytes in the old file belong to no connection any more.
+            let old = restored.old.clone().unwrap();
+            assert_eq!(old.mark(0, 0).find(70, 3, 5), Some(3));
+            restored.take_over();
+            assert_eq!(old.mark(0, 0).find(70, 3, 5), None);
+            assert!(recovered.lost.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_connection_without_a_place_is_closed_and_counted() {
+        let (mut recovered, mut peers) = recovered(&state_file_name(1));
+        let smaller = Geometry {
+            partitions: 1,
+            records: 1,
+        };
+        let (restored, partitions) = Restored::new(&mut recovered, smaller).unwrap();
+        assert_eq!(owed(&restored, &partitions), [OWED]);
+        assert_eq!(recovered.lost[NO_MEMORY], 1);
+        assert_eq!(peers[1].read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn connections_are_closed_when_no_start_succeeds_for_a_minute() {
+        let (mut recovered, mut peers) = recovered(&state_file_name(1));
+        recovered.planned = true;
+        let (mut restored, _partitions) = Restored::new(&mut recovered, SMALL).unwrap();
+        let start = MonoTime::new(1 << 60);
+        for seconds in [0, 30, 59] {
+            let now = start + Duration::from_secs(seconds);
+            assert_eq!(restored.start_failed(&recovered, now), None);
+            // The next process finds the hand-over again.
+            assert!(restored.state_file.take_over());
+        }
+        peers[0].set_nonblocking(true).unwrap();
+        let error = peers[0].read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let now = start + UNSERVED;
+        assert_eq!(restored.start_failed(&recovered, now), Some(2));
+        assert_eq!(peers[0].read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_start_that_succeeds_begins_the_minute_anew() {
+        let (mut recovered, _peers) = recovered(&state_file_name(1));
+        let (mut restored, _partitions) = Restored::new(&mut recovered, SMALL).unwrap();
+        let start = MonoTime::new(1 << 60);
+        assert_eq!(restored.start_failed(&recovered, start), None);
+        restored.take_over();
+        assert_eq!(restored.start_failed(&recovered, start + UNSERVED), None);
+    }
+}

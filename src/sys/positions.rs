@@ -1,0 +1,221 @@
+//! The positions of a connection: how many bytes were read from it and written to it, by the counters of
+//! the kernel (`TCP_INFO`, tcp(7)).
+//!
+//! The kernel counts what every process has read and written that had the socket, so the positions are
+//! right after a crash as well, whatever that process has recorded.
+//!
+//! - Read = `tcpi_bytes_received`, minus what waits to be read (`SIOCINQ`), minus the FIN of the peer,
+//!   which counts as a byte received.
+//! - Written = `tcpi_bytes_acked`, plus what is not acknowledged yet (`SIOCOUTQ`), minus the FIN of this
+//!   end.
+//!
+//! The first sum requires that urgent bytes stay in the stream (`SO_OOBINLINE`), which
+//! [`super::sockopt::apply`] sets.  The counters change while the peer sends and acknowledges, so they
+//! are read before and after the queues until both readings agree.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use super::sockopt::unacknowledged;
+
+/// The most readings: for so many, a peer would have to change the counters between every two.
+const TRIES: usize = 10_000;
+
+/// How many bytes were read and written, and in which state the connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Positions {
+    /// Bytes that were read from the socket.
+    pub received: u64,
+    /// Bytes that were written to the socket.
+    pub sent: u64,
+    /// Whether this end has sent its FIN.
+    pub finished: bool,
+    /// Whether the connection is over: reset, timed out, or ended by both sides.
+    pub over: bool,
+    /// How long no bytes have moved in either direction, in whole milliseconds.
+    pub quiet: Duration,
+}
+
+/// The fields of `struct tcp_info` (linux/tcp.h) that are needed, by their offsets in bytes.
+mod field {
+    pub(super) const STATE: usize = 0;
+    pub(super) const LAST_DATA_SENT: usize = 44;
+    pub(super) const LAST_DATA_RECEIVED: usize = 52;
+    pub(super) const BYTES_ACKED: usize = 120;
+    pub(super) const BYTES_RECEIVED: usize = 128;
+    pub(super) const END: usize = 136;
+}
+
+/// The states of a connection (include/net/tcp_states.h).
+mod state {
+    pub(super) const SYN_RECV: u8 = 3;
+    pub(super) const FIN_WAIT1: u8 = 4;
+    pub(super) const FIN_WAIT2: u8 = 5;
+    pub(super) const TIME_WAIT: u8 = 6;
+    pub(super) const CLOSE: u8 = 7;
+    pub(super) const CLOSE_WAIT: u8 = 8;
+    pub(super) const LAST_ACK: u8 = 9;
+    pub(super) const CLOSING: u8 = 11;
+}
+
+type Info = [u8; field::END];
+
+fn word(info: &Info, at: usize) -> u64 {
+    u64::from_ne_bytes(std::array::from_fn(|byte| info[at + byte]))
+}
+
+fn millis(info: &Info, at: usize) -> Duration {
+    let millis = u32::from_ne_bytes(std::array::from_fn(|byte| info[at + byte]));
+    Duration::from_millis(millis.into())
+}
+
+/// Reads the positions of a TCP connection.  No thread may read or write it meanwhile.
+///
+/// # Errors
+/// Those of getsockopt(2), for a socket that is not one of TCP; `Unsupported` for a kernel before 4.1;
+/// `NotConnected` while the handshake of a connection with TCP Fast Open (RFC 7413) is not complete, as
+/// the kernel does not report its queues until then.
+pub(crate) fn positions(socket: &impl AsFd) -> io::Result<Positions> {
+    let mut before = info(socket)?;
+    for _ in 0..TRIES {
+        let unread = rustix::io::ioctl_fionread(socket)?;
+        let unacknowledged = unacknowledged(socket);
+        let after = info(socket)?;
+        let same = |at| word(&before, at) == word(&after, at);
+        if !same(field::BYTES_RECEIVED)
+            || !same(field::BYTES_ACKED)
+            || before[field::STATE] != after[field::STATE]
+        {
+            before = after;
+            continue;
+        }
+        let state = after[field::STATE];
+        if state == state::SYN_RECV {
+            // TCP Fast Open: the kernel reports empty queues until the handshake is complete.
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let ended = matches!(
+            state,
+            state::CLOSE_WAIT | state::LAST_ACK | state::CLOSING | state::TIME_WAIT
+        );
+        let finished = matches!(
+            state,
+            state::FIN_WAIT1
+                | state::FIN_WAIT2
+                | state::CLOSING
+                | state::LAST_ACK
+                | state::TIME_WAIT
+        );
+        let received = word(&after, field::BYTES_RECEIVED);
+        let sent = word(&after, field::BYTES_ACKED) + unacknowledged;
+        return Ok(Positions {
+            received: received.saturating_sub(unread + u64::from(ended)),
+            sent: sent.saturating_sub(u64::from(finished)),
+            finished,
+            over: state == state::CLOSE,
+            quiet: millis(&after, field::LAST_DATA_SENT)
+                .min(millis(&after, field::LAST_DATA_RECEIVED)),
+        });
+    }
+    Err(io::Error::other("the counters never stood still"))
+}
+
+/// Reads `TCP_INFO`, as far as it is needed.
+#[expect(unsafe_code, reason = "no crate in the tree gives these fields")]
+fn info(socket: &impl AsFd) -> io::Result<Info> {
+    let mut info: Info = [0; field::END];
+    let mut length = libc::socklen_t::try_from(info.len()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes into `info`, which is plain data.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if (length as usize) < info.len() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(info)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    use super::*;
+    use std::time::Instant;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    }
+
+    #[track_caller]
+    fn expect(server: &TcpStream, wanted: (u64, u64, bool)) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let found = positions(server).unwrap();
+            if (found.received, found.sent, found.finished) == wanted {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{wanted:?} expected, {found:?}");
+        }
+    }
+
+    #[test]
+    fn positions_count_the_bytes_read_and_written_and_no_fin() {
+        let (mut client, mut server) = pair();
+        expect(&server, (0, 0, false));
+        client.write_all(&[1; 1000]).unwrap();
+        let mut buffer = [0; 400];
+        server.read_exact(&mut buffer).unwrap();
+        expect(&server, (400, 0, false));
+        server.write_all(&buffer).unwrap();
+        expect(&server, (400, 400, false));
+        client.shutdown(Shutdown::Write).unwrap();
+        expect(&server, (400, 400, false));
+        let mut rest = Vec::new();
+        server.read_to_end(&mut rest).unwrap();
+        expect(&server, (1000, 400, false));
+        server.shutdown(Shutdown::Write).unwrap();
+        let found = positions(&server).unwrap();
+        // The connection is over as soon as the client's kernel has acknowledged the FIN.
+        assert!(found.over || (found.received, found.sent, found.finished) == (1000, 400, true));
+    }
+
+    #[test]
+    fn the_fin_of_this_end_is_no_byte_whether_it_was_acknowledged_or_not() {
+        let (client, mut server) = pair();
+        server.write_all(&[1; 70]).unwrap();
+        server.shutdown(Shutdown::Write).unwrap();
+        expect(&server, (0, 70, true));
+        drop(client);
+    }
+
+    #[test]
+    fn a_connection_that_was_reset_is_over() {
+        let (client, mut server) = pair();
+        server.write_all(b"unread").unwrap();
+        drop(client);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !positions(&server).unwrap().over {
+            assert!(Instant::now() < deadline);
+        }
+    }
+
+    #[test]
+    fn a_unix_stream_has_no_positions() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(positions(&one).is_err());
+    }
+}

@@ -19,8 +19,9 @@
 //! | 3 | [`sys`] | what else touches the system: descriptors, options, service manager, signals |
 //! | 4 | [`log`] | events, summaries, the sink |
 //! | 5 | `preserve` | connections that outlive the process |
-//! | 6 | `server` | the loops; mio is used here only |
-//! | 7 | [`commands`] | `serve`, `check`, `reload` |
+//! | 6 | `server` | the daemon: its loops |
+//! | 6 | [`client`] | the other half: what `ping` and `probe` do, with a loop of its own |
+//! | 7 | [`commands`] | `serve`, `check`, `reload`, `ping`, `diff`, `probe` |
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!(
@@ -28,6 +29,7 @@ compile_error!(
 );
 
 pub mod cli;
+pub mod client;
 pub mod commands;
 pub mod config;
 pub mod echo;

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tcp_echo::commands::run().into()
+    tcp_echo::commands::run()
 }

@@ -1,10 +1,10 @@
-//! Any number of conversations in one thread, every byte verified.
+//! Any number of clients in one thread, every byte verified.
 //!
-//! Each client talks a stream that is known in advance, so a position is all there is to
-//! remember: it writes the next piece of the pattern, and compares what comes back with the piece
-//! that should.  What it may do is its [`Talk`]: how much it sends in all, how much of it may be
-//! under way, and whether it reads.  A ping-pong, a flood and a stall are the same client with
-//! different numbers, and may become one another while they run.
+//! The bytes of each client's stream are known in advance, so all it needs is a position: it writes
+//! the next piece of the pattern, and compares what comes back with the piece that is due.  What it may
+//! do is its [`Talk`]: how much it sends in all, how much of it may be under way, and whether it reads.
+//! A ping-pong, a flood and a stall are the same client with different numbers, and may become one
+//! another while they run.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -49,7 +49,7 @@ pub struct Talk {
 }
 
 impl Talk {
-    /// Says nothing.
+    /// Sends nothing.
     pub const SILENCE: Self = Self {
         goal: 0,
         window: 0,
@@ -90,7 +90,7 @@ impl Talk {
     }
 }
 
-/// How a client's conversation ended.
+/// How a client's connection has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// With a FIN.
@@ -117,7 +117,7 @@ pub struct Client {
     queued: bool,
 }
 
-/// All of them.
+/// All clients.
 #[derive(Debug)]
 pub struct Load {
     poll: Poll,
@@ -155,19 +155,19 @@ impl Load {
         load
     }
 
-    /// Takes in a client whose connection exists.
+    /// Adds a client with a connection that exists.
     pub fn join(&mut self, socket: std::net::TcpStream, talk: Talk) {
         socket.set_nonblocking(true).unwrap();
         socket.set_nodelay(true).unwrap();
-        self.seat(TcpStream::from_std(socket), talk);
+        self.add(TcpStream::from_std(socket), talk);
     }
 
-    /// Takes in a client that begins to connect now.
+    /// Adds a client that begins to connect now.
     pub fn begin(&mut self, address: SocketAddr, talk: Talk) {
-        self.seat(TcpStream::connect(address).unwrap(), talk);
+        self.add(TcpStream::connect(address).unwrap(), talk);
     }
 
-    fn seat(&mut self, mut socket: TcpStream, talk: Talk) {
+    fn add(&mut self, mut socket: TcpStream, talk: Talk) {
         let key = self.clients.len();
         self.poll
             .registry()
@@ -192,15 +192,15 @@ impl Load {
         self.open += 1;
     }
 
-    /// Tells every client what it may do from now on.
-    pub fn emit(&mut self, talk: Talk) {
+    /// Sets what every client may do from now on.
+    pub fn set_all(&mut self, talk: Talk) {
         for key in 0..self.clients.len() {
-            self.log_one(key, talk);
+            self.set_talk(key, talk);
         }
     }
 
-    /// Tells one client what it may do from now on.
-    pub fn log_one(&mut self, key: usize, talk: Talk) {
+    /// Sets what one client may do from now on.
+    pub fn set_talk(&mut self, key: usize, talk: Talk) {
         let client = &mut self.clients[key];
         client.talk = talk;
         client.done = None;
@@ -213,15 +213,15 @@ impl Load {
     }
 
     /// Every client sends nothing more, reads what it is owed and is finished then.
-    pub fn wind_up(&mut self) {
+    pub fn read_all(&mut self) {
         for key in 0..self.clients.len() {
-            self.log_one(key, Talk::bytes(self.clients[key].sent));
+            self.set_talk(key, Talk::bytes(self.clients[key].sent));
         }
     }
 
     /// Ends one client's direction.
     pub fn shut(&self, key: usize) {
-        // Failing means that the other side was faster.
+        // An error means that the other side was faster.
         let _ = self.clients[key].socket.shutdown(Shutdown::Write);
     }
 
@@ -302,8 +302,8 @@ impl Load {
         ))
     }
 
-    /// Wrong bytes only: for clients that are cut off on purpose.
-    pub fn honest(&self) -> Result<(), String> {
+    /// Whether no byte was wrong, for clients that are cut off on purpose.
+    pub fn no_wrong_byte(&self) -> Result<(), String> {
         match self.count(|client| client.end == Some(End::Wrong)) {
             0 => Ok(()),
             wrong => Err(format!("{wrong} clients got wrong bytes")),
@@ -324,7 +324,7 @@ impl Load {
             if let Some(end) = client.end {
                 self.open -= 1;
                 if end == End::Fin {
-                    // Polite: when the other side has finished, so have we.
+                    // The client closes when the daemon has.
                     self.shut(key);
                 }
             }

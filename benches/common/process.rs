@@ -12,7 +12,7 @@ pub fn load_average() -> String {
     text.split(' ').next().unwrap_or_default().into()
 }
 
-/// Memory of its own in use, in bytes: private and anonymous, and the arena.  `RssAnon` of the status
+/// Memory of its own in use, in bytes: private and anonymous, and the state file.  `RssAnon` of the status
 /// is a sum of counters that may lag by some pages per processor; this is counted page by page.
 pub fn memory(pid: Pid) -> i64 {
     let kibibytes = |file: &str, key: &str| {
@@ -51,7 +51,7 @@ pub fn processor_time(pid: Pid) -> u64 {
 }
 
 /// Processor time of a process and of all that came from it, in microseconds.  Of those that have
-/// ended already the kernel tells ticks of 10 ms.
+/// ended already the kernel reports ticks of 10 ms.
 pub fn family_time(pid: Pid) -> u64 {
     let stat = read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);

@@ -56,7 +56,7 @@ impl Report {
         self.broken += 1;
     }
 
-    /// `broken` if there is anything to tell.
+    /// `broken` if there is anything to report.
     pub fn check(&mut self, what: &str, outcome: Result<(), String>) {
         if let Err(text) = outcome {
             self.broken(&format!("{what}: {text}"));
@@ -82,7 +82,7 @@ impl Report {
     }
 }
 
-/// Milliseconds, to the microsecond where that says something.
+/// Milliseconds, with microseconds where they are significant.
 pub fn ms(span: Duration) -> String {
     let ms = span.as_secs_f64() * 1e3;
     if ms < 10.0 {

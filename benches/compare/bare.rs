@@ -5,7 +5,7 @@
 //! beyond, it does on top of this.  Its sockets block, so that a send takes everything; a client
 //! that does not read would stop the others, which here all do.
 //!
-//! rustix makes the system calls without libc in between: nobody in C is closer to the kernel.
+//! rustix makes the system calls without libc in between: no program in C is closer to the kernel.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -16,7 +16,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 use socket2::{Domain, Socket, Type};
 
-/// Serves on a port of its own, which it tells first, until it is killed.
+/// Serves on a port of its own, which it prints first, until it is killed.
 pub fn serve() -> io::Result<()> {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     listener.set_tcp_nodelay(true)?;

@@ -1,9 +1,9 @@
 //! The daemon beside a bare loop that does nothing but echo: what everything else costs.
 //!
 //! `cargo bench --bench compare` runs all scenarios in about five minutes; words behind `--`
-//! select (`list` lists them), and `--help` tells the options.  A line for each side tells medians,
+//! select (`list` lists them), and `--help` lists the options.  A line for each side has medians,
 //! lines behind them the ratios of the first side to the second, with their goals.  A missed goal
-//! is told and does not fail the run, as the machine may be busy.  Wrong, lost or late bytes do.
+//! is reported and does not fail the run, as the machine may be busy.  Wrong, lost or late bytes do.
 //!
 //! Processor time of the server for each message is the first figure, and the rate the second:
 //! see `rounds`.  What does not depend on the machine is counted by the bench `cost`.
@@ -65,7 +65,7 @@ const SCALE: &str = "scale";
 
 fn main() -> ExitCode {
     let mut words: Vec<String> = std::env::args().collect();
-    // Cargo says --bench to every benchmark, and nothing when it only tests that they run.
+    // Cargo passes --bench to every benchmark, and nothing when it only tests that they run.
     if words.len() == 1 {
         println!("nothing is compared without --bench or the name of a scenario");
         return ExitCode::SUCCESS;
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The load, for the comparison or for whoever asks.
+/// The load, for the comparison or by itself.
 fn work(work: &load::Work) -> ExitCode {
     match load::run(work) {
         Ok(outcome) if work.json => println!("{}", serde_json::to_string(&outcome).unwrap()),

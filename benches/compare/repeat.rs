@@ -2,7 +2,7 @@
 //!
 //! Server and load on a processor each, so that messages arrive while the server reads, and no
 //! warm-up, so that every run has its beginning.  The load waits at its end until everything is
-//! back: nobody may be forgotten.
+//! back: no connection may be forgotten.
 
 use crate::load::{Mode, Work};
 use crate::options::Options;

@@ -113,7 +113,7 @@ pub fn compare(scenario: &Scenario, options: &Options, report: &mut Report) -> O
             work.cpu = load_cpu;
             match measure(server, work) {
                 Ok(figures) => rounds[index].push(figures),
-                // Of others we only tell.
+                // Figures of other servers are only reported.
                 Err(error) if index > 1 => {
                     report.note(&format!(
                         "{}: {}: {error}",

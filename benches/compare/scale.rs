@@ -1,9 +1,9 @@
 //! From one connection to as many as there are descriptors: what each costs.
 //!
 //! For each number a new server, so that nothing is left over from a greater one.  All connect,
-//! talk once and are silent: then the memory in user space is read; then all talk in turn, which
+//! send once and are silent: then the memory in user space is read; then all send in turn, which
 //! gives the processor time of a message, and the memory must not have grown by it; then all are
-//! closed, and it must be given back.  The kernel's own memory is told for both ends of a
+//! closed, and it must be given back.  The kernel's own memory is reported for both ends of a
 //! connection, as they live on the same machine here.
 
 use serde::Serialize;

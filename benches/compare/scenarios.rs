@@ -208,7 +208,7 @@ pub fn all() -> Vec<Scenario> {
         ),
         against_bare("bulk-16-apart", Apart, PLAIN, &bulk(16), ratios(2.0, 0.50)),
         against_bare("bulk-16", Together, CUBIC, &bulk(16), ratios(1.35, 0.65)),
-        // What is under way stays in the processors' caches, and nobody's window closes: no goal,
+        // What is under way stays in the processors' caches, and no window closes: no goal,
         // but the steadiest of them.
         against_bare(
             "bulk-16-window",

@@ -57,7 +57,7 @@ pub fn config(root: &str, socket: &str, extra: &str) -> String {
     format!("{root}\n{extra}\n{FEATURES}\n[socket]\n{socket}\n")
 }
 
-/// Whether the daemon knows what it would be told.
+/// Whether the daemon knows the keys of this configuration.
 pub fn is_known(config: &str) -> bool {
     let folder = Folder::new();
     let path = folder.write("config.toml", config);
@@ -134,7 +134,7 @@ impl Server {
             }
         }
         if let Some(daemon) = &self.daemon {
-            // The manager reads what it is told.
+            // The manager reads its messages.
             while daemon
                 .notified_within("", Duration::from_millis(1))
                 .is_some()
@@ -153,7 +153,7 @@ impl Drop for Server {
         let Some(child) = &mut self.child else {
             return;
         };
-        // From the youngest to the eldest, who could start more of them.
+        // From the last process to the first, which could start more of them.
         for pid in family(self.pid).into_iter().rev() {
             let _ = kill_process(pid, Signal::KILL);
         }
@@ -174,7 +174,7 @@ fn bare() -> Server {
 }
 
 fn peer(kind: &Kind) -> Server {
-    // Free now; that nobody takes it meanwhile can only be hoped.
+    // Free now; another process may still take it.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);

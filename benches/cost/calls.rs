@@ -1,7 +1,7 @@
 //! System calls of the loop, as strace(1) counts them.
 //!
-//! A lone message costs three: the poll, a read and a write.  Where many talk the poll is shared.
-//! A connection costs ten: three polls, two accepts (the second finds nobody), one registration,
+//! A lone message costs three: the poll, a read and a write.  Where many send the poll is shared.
+//! A connection costs ten: three polls, two accepts (the second finds an empty queue), one registration,
 //! two reads (the second finds the end), one write, one close.  None for an option, which are all
 //! inherited, and none to deregister what the close deregisters.
 

@@ -3,7 +3,7 @@
 //! Two runs that differ only in their number of messages; what they differ by in instructions,
 //! divided by that number, is the cost of one.  The start, the end and the connections cancel out.
 //!
-//! Where they go is told by an annotated profile of a build with names:
+//! Where they go is shown by an annotated profile of a build with names:
 //!
 //! ```text
 //! CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_DEBUG=1 cargo build --release

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench cost` takes a quarter of a minute; words behind `--` select: `calls`,
 //! `instructions`.  Times differ from machine to machine and from minute to minute, and so their
-//! bench ([`figures`], [`compare`]) only tells them.  A system call and an instruction are counted
+//! bench ([`figures`], [`compare`]) only reports them.  A system call and an instruction are counted
 //! one by one, and a change of the code that costs one more for each message is seen at once.
 //!
 //! - `calls`: the system calls of the loop for each message and each connection, by strace(1).
@@ -13,10 +13,10 @@
 //!
 //! Both look at the loop's thread alone, with limits, time-outs and counters in use.  What depends
 //! on time instead of messages is kept small or switched off, or a slow machine would seem to
-//! cost more: a status goes out once a second, and the event of an ended connection is told at most
+//! cost more: a status goes out once a second, and the event of an ended connection is logged at most
 //! so often a second.
 //!
-//! A missing tool is told and skipped, unless `TCP_ECHO_REQUIRE_TOOLS` is set.
+//! A missing tool is reported and skipped, unless `TCP_ECHO_REQUIRE_TOOLS` is set.
 //!
 //! [`figures`]: ../figures/main.rs
 //! [`compare`]: ../compare/main.rs
@@ -62,7 +62,7 @@ const COSTS: &[(&str, Measure)] = &[
 ];
 
 fn main() -> ExitCode {
-    // Cargo says --bench to every benchmark, and nothing when it only tests that they run.
+    // Cargo passes --bench to every benchmark, and nothing when it only tests that they run.
     if std::env::args().len() == 1 {
         println!("nothing is counted without --bench or the name of a cost");
         return ExitCode::SUCCESS;
@@ -95,7 +95,7 @@ fn connected(daemon: &Daemon, clients: usize) -> Load {
 
 /// So many messages of each client, one after the other, beyond the first.
 fn talk(load: &mut Load, messages: u64) {
-    load.emit(Talk::messages(64, 1 + messages));
+    load.set_all(Talk::messages(64, 1 + messages));
     load.finish(SOON * 3).unwrap();
 }
 

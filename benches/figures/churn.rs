@@ -44,7 +44,7 @@ fn visit(
         for number in 0..BATCH {
             failed += u64::from(visit(batch * BATCH + number, address).is_err());
         }
-        // The queue is in order: whoever is served now, everyone before was.
+        // The queue is in order: when this one is served, all before it were.
         let last = ping(&mut daemon.connect(), count);
         report.check(name, last.map(drop));
         rates.push(BATCH as f64 / began.elapsed().as_secs_f64());

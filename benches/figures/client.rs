@@ -68,7 +68,7 @@ pub fn ping(stream: &mut TcpStream, number: u64) -> Result<Duration, String> {
 /// What keeps a daemon busy meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Company {
-    Nobody,
+    None,
     /// So many clients that send and read as fast as they can, in one thread.
     Flood(usize),
     /// So many clients that have sent all they can and never read.
@@ -124,7 +124,7 @@ fn keep(
         }
     };
     match company {
-        Company::Nobody => idle(),
+        Company::None => idle(),
         Company::Flood(count) => {
             let mut load = Load::connect(address, count, Talk::FLOOD);
             load.run(Duration::from_secs(600), |load| {
@@ -132,14 +132,14 @@ fn keep(
                 stopped()
             });
             let rate = mebibytes(load.moved / 2) / began.elapsed().as_secs_f64();
-            load.wind_up();
+            load.read_all();
             load.finish(SOON)?;
             return Ok(format!("{rate:.0} MiB/s"));
         }
         Company::Stalled(count) => {
             let mut load = stalled(address, count);
             idle();
-            load.wind_up();
+            load.read_all();
             load.finish(SOON)?;
         }
         Company::Storm => {

@@ -24,7 +24,7 @@ fn all_echoing(report: &mut Report) {
     let mut spans = Vec::new();
     for round in 1..=3 {
         let start = Instant::now();
-        load.emit(Talk::bytes(64 * round));
+        load.set_all(Talk::bytes(64 * round));
         report.check("10 000 echoing", load.finish(SOON));
         spans.push(start.elapsed());
     }
@@ -62,7 +62,7 @@ fn connecting_at_once(report: &mut Report) {
     // A handshake whose SYN was dropped comes again after a second.
     let slow = spans.iter().filter(|span| span.as_millis() >= 900).count();
     let last = percentile(&mut spans, 100);
-    let intact = load.honest();
+    let intact = load.no_wrong_byte();
     report.check("connecting at once", intact);
     report.figure(
         &format!("{COUNT} connects at once"),
@@ -111,7 +111,7 @@ pub fn descriptors(report: &mut Report) {
         let began = Instant::now();
         load.shut(leaver);
         if !load.run(Duration::from_secs(5), |load| served(load) > before) {
-            return report.broken("a freed descriptor serves nobody");
+            return report.broken("a freed descriptor serves no caller");
         }
         spans.push(began.elapsed());
     }
@@ -126,7 +126,7 @@ pub fn descriptors(report: &mut Report) {
         "<= 100 ms",
         percentile(&mut spans, 100) <= Duration::from_millis(100),
     );
-    report.check("clients", load.honest());
+    report.check("clients", load.no_wrong_byte());
     daemon.reload("");
     let began = Instant::now();
     daemon.signal(Signal::TERM);
@@ -139,7 +139,7 @@ pub fn descriptors(report: &mut Report) {
     report.figure(
         "HUP and TERM meanwhile",
         &format!(
-            "reloaded; ended after {} with {status}; {unserved} of those who waited were not served",
+            "reloaded; ended after {} with {status}; {unserved} of those that waited were not served",
             ms(began.elapsed())
         ),
         "exit 0",
@@ -149,7 +149,7 @@ pub fn descriptors(report: &mut Report) {
     let events = log.lines().filter(|line| line.contains("paused")).count();
     let seconds = started.elapsed().as_secs_f64();
     report.figure(
-        "events that tell it",
+        "events that report it",
         &format!("{events} in {seconds:.1} s"),
         "<= 1 a second",
         events >= 1 && events as f64 <= seconds + 1.0,

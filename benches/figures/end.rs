@@ -23,11 +23,11 @@ fn in_flight(report: &mut Report) {
     let mut daemon = Daemon::start();
     let mut load = Load::connect(daemon.address(), 100, Talk::FLOOD);
     for key in 50..100 {
-        load.log_one(key, Talk::stall(u64::MAX));
+        load.set_talk(key, Talk::stall(u64::MAX));
     }
     let began = Instant::now();
     load.run(SOON, |_| began.elapsed() > Duration::from_millis(700));
-    // Nobody writes from here on.
+    // No client sends from here on.
     let waiting = unacknowledged();
     let acknowledged: Vec<u64> = load
         .clients
@@ -45,13 +45,13 @@ fn in_flight(report: &mut Report) {
     daemon.signal(Signal::TERM);
     let began = Instant::now();
     for key in 0..50 {
-        load.log_one(key, Talk::bytes(load.clients[key].sent));
+        load.set_talk(key, Talk::bytes(load.clients[key].sent));
     }
     for key in 50..100 {
-        load.log_one(key, Talk::stall(load.clients[key].sent));
+        load.set_talk(key, Talk::stall(load.clients[key].sent));
     }
     load.run(SOON, |_| began.elapsed() > Duration::from_millis(200));
-    load.wind_up();
+    load.read_all();
     load.end(SOON);
     let took = began.elapsed();
     let status = daemon.exited(SOON);
@@ -76,7 +76,7 @@ fn in_flight(report: &mut Report) {
         "0 lost, 0 resets",
         met,
     );
-    report.check("stop", load.honest());
+    report.check("stop", load.no_wrong_byte());
     if lost > 0 {
         report.broken(&format!("{lost} acknowledged bytes were lost at a stop"));
     }

@@ -16,7 +16,7 @@ const RUNS: usize = 3;
 pub fn fairness(report: &mut Report) {
     let (one, other) = (Daemon::start(), Daemon::start());
     for (company, name, target) in [
-        (Company::Nobody, "nobody", None),
+        (Company::None, "none", None),
         (Company::Flood(1), "one flooding client", Some(10)),
         (Company::Flood(8), "eight flooding clients", Some(25)),
         (Company::Stalled(50), "50 stalled clients", Some(5)),

@@ -81,7 +81,7 @@ pub fn idle(report: &mut Report) {
             report.figure(name, &measured, "0.0 %, 0 wake-ups", met);
         }
         if let Some(load) = load {
-            report.check(name, load.honest());
+            report.check(name, load.no_wrong_byte());
         }
     }
 }
@@ -95,7 +95,7 @@ fn with(
     (name, daemon, Some(load))
 }
 
-/// Clients that have said something and wait for it, most of them in the queue of the kernel.
+/// Clients that have sent a message and wait for it, most of them in the accept queue.
 fn waiting(address: std::net::SocketAddr, count: usize) -> Load {
     let mut load = Load::connect(address, count, Talk::messages(64, 1));
     load.settle(Duration::from_millis(300));

@@ -2,17 +2,17 @@
 //!
 //! `cargo bench --bench figures` measures all of them in about two minutes,
 //! `cargo bench --bench figures -- idle churn` those whose names contain one of the words.
-//! Each line tells what was measured, the target and whether it was met.  A missed target is told
+//! Each line has what was measured, the target and whether it was met.  A missed target is reported
 //! and does not fail the run: the machine may be busy.  Bytes that are lost or wrong do.
 //!
 //! The measuring client stands apart from the figures: `load` drives any number of verified
-//! conversations in one thread, `client` has the clients that are rude on purpose and the
+//! clients in one thread, `client` has those that misbehave on purpose and the
 //! ping-pong that times the polite ones, `process` reads what the kernel knows of the daemon.
 //! The daemon comes from the fixture of the integration tests.  What can be counted instead of
 //! timed is the business of the bench `cost`; how much another server would have needed, of
 //! `compare`.
 //!
-//! The targets are those of a quiet machine with two processors; the first line tells its load
+//! The targets are those of a quiet machine with two processors; the first line reports its load
 //! average.  Client and daemon share the processors.  Where that colours a figure, the same client is
 //! measured in the same noise without the cause: see `fairness`.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
@@ -63,7 +63,7 @@ const FIGURES: &[(&str, Measure)] = &[
 ];
 
 fn main() -> ExitCode {
-    // Cargo says --bench to every benchmark, and nothing when it only tests that they run.
+    // Cargo passes --bench to every benchmark, and nothing when it only tests that they run.
     if std::env::args().len() == 1 {
         println!("nothing is measured without --bench or the name of a figure");
         return ExitCode::SUCCESS;
@@ -93,7 +93,7 @@ fn main() -> ExitCode {
     ));
     for (name, measure) in chosen {
         report.section(name);
-        // One that fails (it says why itself) does not keep the others from being measured, and
+        // One that fails (it reports why) does not prevent the others from being measured, and
         // its daemons are stopped as it unwinds.
         if catch_unwind(AssertUnwindSafe(|| measure(&mut report))).is_err() {
             report.broken("not measured: see above");

@@ -14,7 +14,7 @@ pub fn memory(report: &mut Report) {
     stalling(report);
 }
 
-/// A daemon that keeps nothing for a successor, and asks for nothing: descriptors are counted.
+/// A daemon without preservation, as descriptors are counted.
 fn alone(config: &str) -> Daemon {
     let config = format!("preserve-connections = false\n{config}");
     crate::daemon::Plan::new().config(&config).start()
@@ -71,7 +71,7 @@ fn stalling(report: &mut Report) {
     );
     all_back(report, load);
     closed(report, &daemon, before, descriptors);
-    // What is kept for the next is used again, or every wave of stalled clients would add to it; and
+    // What stays for the next wave is used again, or every wave of stalled clients would add to it; and
     // after a while without need it is given back.
     for _ in 0..3 {
         let load = stalled(daemon.address(), COUNT);
@@ -89,7 +89,7 @@ fn stalling(report: &mut Report) {
 }
 
 fn all_back(report: &mut Report, mut load: Load) {
-    load.wind_up();
+    load.read_all();
     report.check("stalled", load.finish(SOON));
 }
 

@@ -52,8 +52,8 @@ pub fn writes_first(report: &mut Report) {
     load.settle(Duration::from_millis(300));
     let stuck = load.clients[0].sent;
     let grown = memory(daemon.pid()) - before;
-    load.wind_up();
-    load.emit(Talk::bytes(64 << 20));
+    load.read_all();
+    load.set_all(Talk::bytes(64 << 20));
     let outcome = load.finish(SOON);
     report.fact(
         "64 MiB, writes until it cannot",
@@ -99,7 +99,7 @@ pub fn reload(report: &mut Report) {
         (sent, manager.join().unwrap())
     });
     let moved = load.moved;
-    load.wind_up();
+    load.read_all();
     let outcome = load.finish(SOON);
     let intact = outcome.is_ok();
     report.check("reload", outcome);

@@ -1,9 +1,12 @@
 //! The commands of the program, and the exit statuses.
 //!
-//! In reading order: `serve`, `findings`, `check`, `reload`.
+//! In reading order: `serve`, `findings`, `check`, `reload`, `ping`, `diff`, `probe`.
 
 mod check;
+mod diff;
 mod findings;
+mod ping;
+mod probe;
 mod reload;
 mod serve;
 
@@ -18,7 +21,8 @@ use crate::sys::endpoint::printable;
 use crate::sys::signals::SIGNALS;
 
 /// The exit status of the process.  The numbers are those of sysexits.h(3head) and of clap.
-/// `--help` and the manual page list [`Exit::ALL`].
+/// `--help` and the manual page list [`Exit::ALL`].  What `ping` finds has numbers of its own:
+/// [`Class`](crate::client::outcome::Class).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Exit {
     /// All went well.
@@ -89,7 +93,7 @@ impl Exit {
 
 /// Variables of the environment that are read, with what each set of them means.  Names of options
 /// and of other variables stand between backquotes.  `--help` and the manual page list them.
-pub const ENVIRONMENT: [(&[&str], &str); 8] = [
+pub const ENVIRONMENT: [(&[&str], &str); 9] = [
     (
         &["TCP_ECHO_CONFIG"],
         "the configuration file, where `--config` is not given",
@@ -128,6 +132,11 @@ pub const ENVIRONMENT: [(&[&str], &str); 8] = [
         &["MAINPID"],
         "the process that is to reload, for the command reload; systemd sets it for ExecReload=",
     ),
+    (
+        &["NO_COLOR", "TERM"],
+        "ping and probe print colours and a live line only at a terminal; no colours where `NO_COLOR` is \
+         set and not empty, neither where `TERM` is dumb",
+    ),
 ];
 
 /// The command line with all of its help.
@@ -165,7 +174,7 @@ Signals:
 
 /// Runs the command that the command line names, or prints why it cannot be understood.
 #[must_use]
-pub fn run() -> Exit {
+pub fn run() -> ExitCode {
     let parsed = command().try_get_matches();
     let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
@@ -179,18 +188,22 @@ pub fn run() -> Exit {
             } else {
                 io::stdout().write_all(text)
             };
-            return if answer.use_stderr() {
-                Exit::Usage
-            } else {
-                Exit::Success
+            return match answer.use_stderr() {
+                true => Exit::Usage.into(),
+                false => Exit::Success.into(),
             };
         }
     };
     let origin = origin(&cli.settings);
     match &cli.command {
-        None | Some(Command::Serve) => serve::run(origin),
-        Some(Command::Check { config_only, json }) => check::run(&origin, *config_only, *json),
-        Some(Command::Reload) => reload::run(),
+        None | Some(Command::Serve) => serve::run(origin).into(),
+        Some(Command::Check { config_only, json }) => {
+            check::run(&origin, *config_only, *json).into()
+        }
+        Some(Command::Reload) => reload::run().into(),
+        Some(Command::Ping(arguments)) => ping::run(arguments),
+        Some(Command::Diff { before, after }) => diff::run(before, after).into(),
+        Some(Command::Probe(options)) => probe::run(options),
     }
 }
 
@@ -209,6 +222,17 @@ fn origin(settings: &Settings) -> Origin {
             .ok()
             .and_then(|text| Level::from_rust_log(&text)),
     }
+}
+
+/// Whether colours are welcome at a terminal: `NO_COLOR` is not set, and `TERM` is no typewriter.
+fn wants_colour() -> bool {
+    let unasked = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    unasked && !is_dumb()
+}
+
+/// Whether the terminal can only append.
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_none_or(|term| term == "dumb")
 }
 
 /// Prints an error of a command on standard error.

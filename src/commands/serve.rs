@@ -368,16 +368,11 @@ fn unregistered(error: io::Error) -> Trouble {
     Trouble::System("a socket cannot be registered", error)
 }
 
-/// A command that tries a listener, in any shell of a host that has bash.  It does without nc, of which
-/// there are several that end the stream in different ways.
+/// A command that tries a listener.
 fn hint(listener: &Listener, address: SocketAddr) -> String {
-    let ip = reachable(listener, address.ip());
-    let scope = match address {
-        SocketAddr::V6(address) if address.scope_id() > 0 => format!("%{}", address.scope_id()),
-        _ => String::new(),
-    };
-    let port = address.port();
-    format!("bash -c 'exec 3<>/dev/tcp/{ip}{scope}/{port}; echo hello >&3; head -n 1 <&3'")
+    let mut address = address;
+    address.set_ip(reachable(listener, address.ip()));
+    format!("tcp-echo ping {address}")
 }
 
 /// An address under which a client on this host reaches a listener.

@@ -57,6 +57,15 @@ impl PreserveQueue {
         }
     }
 
+    /// Forgets, of those whose time has come, the ones that are over.
+    pub(crate) fn forget_due(&mut self, now: MonoTime, is_over: impl Fn(&Waiting) -> bool) {
+        let due = self.0.iter().take_while(|waiting| waiting.due <= now);
+        let count = due.count();
+        let mut living: Vec<Waiting> = self.0.drain(..count).collect();
+        living.retain(|waiting| !is_over(waiting));
+        self.put_back(living);
+    }
+
     /// Takes the first connections that are due, or the first of all, at most `most`.
     pub(crate) fn take(&mut self, now: MonoTime, all: bool, most: usize) -> Vec<Waiting> {
         let first = self.0.iter().take(most);

@@ -63,8 +63,8 @@ pub(crate) enum Input {
     Decline,
     /// Nothing is to be left in the store.
     Dissolve,
-    /// The end is planned: no store is emptied any more to be filled anew.
-    HandOver,
+    /// The process is about to end: the store is not emptied any more to be filled anew.
+    Ending,
     /// The manager is to be asked now, if it waits for a first connection.
     Ask,
     /// Time has passed.
@@ -177,7 +177,8 @@ pub(crate) struct Preserver {
     retry: Duration,
     /// There is no store for certain.
     no_store: bool,
-    handing_over: bool,
+    /// The process ends: what is stored is all that there is.
+    ending: bool,
 }
 
 /// What one input leads to.
@@ -205,7 +206,7 @@ impl Preserver {
             ask_again: None,
             retry: RETRY,
             no_store: false,
-            handing_over: false,
+            ending: false,
         }
     }
 
@@ -217,7 +218,7 @@ impl Preserver {
             Input::Enable { after, store } => self.enable(after, store, now, to_do),
             Input::Decline => self.store_state = StoreState::Declined,
             Input::Dissolve => self.dissolve(to_do),
-            Input::HandOver => self.handing_over = true,
+            Input::Ending => self.ending = true,
             Input::Ask if self.store_state == StoreState::Waiting => self.ask(now, to_do),
             Input::Ask => {}
             Input::Time => self.on_time(now, to_do),
@@ -381,7 +382,7 @@ impl Preserver {
         to_do: &mut Effects,
     ) {
         // At a hand-over the store is not emptied: it cannot be filled again.
-        let all = exhausted && !self.handing_over;
+        let all = exhausted && !self.ending;
         to_do.push(Effect::Log(StoreEvent::NotRotated { error, all }));
         if all {
             self.start_over(now, to_do);

@@ -610,7 +610,7 @@ mod tests {
         assert_eq!(found.name(0).as_deref(), Some("one"));
         assert_eq!(found.read_record(1, 2), Some(record(70)));
         assert_eq!(found.read_record(1, 1), None);
-        // The hand-over holds for one successor.
+        // A hand-over holds for one process.
         assert!(found.take_over());
         assert!(!state_file.take_over());
         found.clear_record(1, 2);

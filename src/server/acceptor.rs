@@ -70,15 +70,13 @@ pub(crate) struct Burst {
 }
 
 impl Acceptor {
-    /// Adds a listener and registers it with the poll of the main loop.
+    /// Registers a listener, which is added next.
     ///
     /// # Errors
     /// Those of epoll_ctl(2).
-    pub(crate) fn add(&mut self, mut listener: Listener, registry: &Registry) -> io::Result<()> {
+    pub(crate) fn register(&self, listener: &mut Listener, registry: &Registry) -> io::Result<()> {
         let index = self.listeners.len();
-        listener.register(registry, EventSource::Listener(index).into())?;
-        self.listeners.push(listener);
-        Ok(())
+        listener.register(registry, EventSource::Listener(index).into())
     }
 
     /// The index of the listener that comes after `offset` others in this round; `None` behind the

@@ -1,16 +1,13 @@
 //! The loop that the main thread and every worker run: wait, take the events, act on them.
 //!
-//! One such pass is a *round*.  The clock is read once a round, right after the wait, and everything in
-//! the round uses that reading.
+//! One such pass is a *round*.  The clock is read once a round, at its beginning, and everything in the
+//! round uses that reading.
 
 use std::io;
 use std::time::Duration;
 
 use mio::event::Event;
 use mio::{Events, Poll};
-
-use crate::echo::time::MonoTime;
-use crate::sys::clock;
 
 /// The most events that are taken from the kernel in one round.
 const EVENTS: usize = 1024;
@@ -24,7 +21,7 @@ pub(crate) trait Rounds {
     fn wait(&mut self) -> Option<Duration>;
 
     /// Begins a round; `announced`: there are events.
-    fn begin(&mut self, now: MonoTime, announced: bool);
+    fn begin(&mut self, announced: bool);
 
     /// Takes one event; called once for each.
     fn take(&mut self, event: &Event);
@@ -49,7 +46,7 @@ pub(crate) fn run(poll: &mut Poll, rounds: &mut impl Rounds) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => result?,
         }
-        rounds.begin(clock::now(), !events.is_empty());
+        rounds.begin(!events.is_empty());
         for event in &events {
             rounds.take(event);
         }

@@ -348,6 +348,13 @@ impl Server {
             self.list_waiting();
         }
         if self.preserver.next_due().is_some_and(|due| due <= self.now) {
+            // A message is for connections that live: a queue takes a few hundred messages only.
+            let waiting = self.preserver.waiting();
+            let workers = self.pool.pause_all();
+            waiting.forget_due(self.now, |waiting| {
+                is_over(&workers.get(waiting.worker).connections, waiting)
+            });
+            drop(workers);
             self.preserve(Input::Time);
         }
     }
@@ -416,13 +423,15 @@ impl Server {
     /// Begins to hand the connections over to the next process, which is done at once if all can be
     /// preserved.  Those that cannot are drained, and until they have ended the others are still served.
     pub(super) fn hand_over(&mut self) {
+        self.preserve(Input::Ending);
         self.preserve(Input::Ask);
         self.settle_rotation();
         if !self.is_store_held() {
-            self.life.stop_instead();
+            // The wait for the manager is no part of the time that connections have to drain.
+            let until = self.now + self.settings.config.limits.stop_timeout;
+            self.life.stop_until(until);
             return self.stop();
         }
-        self.preserve(Input::HandOver);
         self.take_last_callers();
         self.preserve_all();
         for worker in self.pool.pause_all().iter_mut() {
@@ -447,7 +456,8 @@ impl Server {
         self.manager.flush(self.now);
         let answered = self.store.is_answered(LAST_ANSWER);
         self.now = clock::now();
-        if answered {
+        let due = self.preserver.answer_due();
+        if answered || due.is_some_and(|until| until <= self.now) {
             let held = self.store.is_rotation_held();
             self.preserve(Input::RotationOver { answered, held });
         }

@@ -105,6 +105,13 @@ impl Life {
         false
     }
 
+    /// Turns a hand-over into a stop that may take until then.
+    pub(crate) fn stop_until(&mut self, until: MonoTime) {
+        if matches!(self, Self::HandingOver { .. } | Self::Stopping { .. }) {
+            *self = Self::Stopping { until };
+        }
+    }
+
     /// Ends an instance for passed connections, all of which are over.
     pub(crate) fn finish(&mut self) {
         *self = Self::Over(How::Stopped);

@@ -9,9 +9,9 @@
 //! connections that send as fast as they can.
 //!
 //! A loop never blocks: not on the log (a queue and a thread), not on the service manager (a
-//! non-blocking socket), not in accept(2) (every listener is non-blocking).  There are two exceptions:
-//! reading the configuration on HUP and, with several workers, the main loop's wait for the end of a
-//! round that a worker is in.
+//! non-blocking socket), not in accept(2) (every listener is non-blocking).  The exceptions are
+//! reading the configuration on HUP, with several workers the main loop's wait for the end of a round
+//! that a worker is in, and at a hand-over the manager's answer to a rotation (a second at most).
 //!
 //! [`Server`] composes owners, each with its own fields, none of which knows another: the [`Acceptor`]
 //! (listeners and limits), the [`WorkerPool`] (connections), the [`Preserver`] with its [`Store`]
@@ -52,10 +52,11 @@ use crate::log::events::Event;
 use crate::log::rate_limit::Limited;
 use crate::log::sink::Log;
 use crate::preserve::partition::Partition;
-use crate::preserve::preserver::Preserver;
+use crate::preserve::preserver::{Input, Preserver};
 use crate::preserve::store::Store;
 use crate::sys::activation::StreamSocket;
 use crate::sys::bind::is_local;
+use crate::sys::clock;
 use crate::sys::endpoint::Endpoint;
 use crate::sys::kernel::{Kernel, is_alone, is_private};
 use crate::sys::notify::Manager;
@@ -174,9 +175,11 @@ impl Server {
     /// Those of epoll_ctl(2).
     pub(crate) fn add_listener(
         &mut self,
-        listener: Listener,
+        mut listener: Listener,
         refused: Vec<Refused>,
     ) -> io::Result<()> {
+        self.acceptor
+            .register(&mut listener, self.pool.registry())?;
         let name = || listener.name.clone();
         let local = || listener.local.clone();
         if let Some(socket) = listener.socket() {
@@ -211,7 +214,8 @@ impl Server {
             });
         }
         self.pool.add_name(&listener.name);
-        self.acceptor.add(listener, self.pool.registry())
+        self.acceptor.listeners.push(listener);
+        Ok(())
     }
 
     /// Serves a connection that the service manager has passed.  Every listener must be added before,
@@ -284,6 +288,7 @@ impl Server {
 
     /// Stops accepting, and lets every connection echo what has arrived, send a FIN and end.
     fn stop(&mut self) {
+        self.preserve(Input::Ending);
         let span = self.settings.config.limits.stop_timeout;
         let status = self.status();
         self.manager.stopping(span, &status, self.now);
@@ -295,6 +300,7 @@ impl Server {
 
     /// Accepts a burst from every listener that is due.
     fn accept(&mut self) {
+        let mut asked = false;
         for offset in 0.. {
             let Some(index) = self.acceptor.turn_of(offset) else {
                 break;
@@ -302,7 +308,6 @@ impl Server {
             let Some(mut burst) = self.acceptor.begin(index, self.now) else {
                 continue;
             };
-            let mut asked = false;
             loop {
                 let open = self.pool.open();
                 let (now, registry) = (self.now, self.pool.registry());
@@ -571,7 +576,7 @@ impl Server {
         if handed_over {
             self.record_for_successor();
         } else {
-            self.preserve(crate::preserve::preserver::Input::Dissolve);
+            self.preserve(Input::Dissolve);
         }
         self.reporter.flush(self.now, true);
         self.manager.flush(self.now);
@@ -593,7 +598,8 @@ impl Rounds for Server {
         }
     }
 
-    fn begin(&mut self, now: MonoTime, announced: bool) {
+    fn begin(&mut self, announced: bool) {
+        let now = clock::now();
         self.now = now;
         self.pool.own.begin(now, announced);
         self.agenda.begin(now);

@@ -31,7 +31,7 @@ use crate::sys::endpoint::Endpoint;
 use crate::sys::lock::lock;
 use crate::sys::sockopt;
 
-/// For input: urgent data is input too, and its announcement a hint to read on.
+/// The interest in input.  Urgent data is input too, and its event a hint to read on.
 const INPUT: Interest = Interest::READABLE.add(Interest::PRIORITY);
 
 /// What the server needs to know of a connection that is over.
@@ -56,7 +56,7 @@ pub(crate) struct Worker {
     pub sent: bool,
     /// In the first round after a start, records which connection has its turn.
     pub crash_guard: Option<Arc<CrashGuard>>,
-    /// That of the poll of its loop.
+    /// The registry of the poll of its loop.
     pub registry: Registry,
     deadline_timer: DeadlineTimer,
     log: Log,
@@ -68,7 +68,7 @@ pub(crate) struct Worker {
     poll_timeout: Option<Duration>,
     /// The clock as it was read at the beginning of this round.
     now: MonoTime,
-    /// Until then the poll does not wait (`busy-poll`).
+    /// Until when the poll does not wait (`busy-poll`).
     awake_until: MonoTime,
     /// Whether a further round is due, as memory was used or freed, or a connection is over.
     touched: bool,
@@ -171,7 +171,7 @@ impl Worker {
         self.connections.queue(key, hint);
     }
 
-    /// Gives turns: to the connections that are due, and to those that are ready.
+    /// Gives turns to the connections with a deadline that has passed, and to those that are ready.
     pub(crate) fn serve(&mut self) {
         run_round(self, Allowance::default(), self.now);
         let due = self.connections.store().next_due();
@@ -202,7 +202,7 @@ impl Worker {
         }
     }
 
-    /// Acts on a turn.
+    /// Acts on the outcome of a turn.
     #[cold]
     pub(crate) fn settle(&mut self, key: usize, turn: Outcome) {
         match turn {
@@ -274,7 +274,7 @@ impl Worker {
     /// Adds a connection of the previous process, which goes on as `start` says.
     pub(crate) fn restore(&mut self, stream: Stream, start: Start, now: MonoTime) {
         let (key, want) = self.connections.restore(stream, start, now);
-        // Failing, it is over, which is told.
+        // A connection that cannot be registered was closed, and that was logged.
         let _ = self.register(key, interest(want));
     }
 
@@ -297,7 +297,7 @@ impl Worker {
         }
     }
 
-    /// Logs a turn.
+    /// Logs what a turn has moved, at level `trace`.
     #[cold]
     fn trace(&mut self, key: usize, Moved { received, sent }: Moved) {
         let Some(connection) = self.connections.connection(key) else {

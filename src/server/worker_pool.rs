@@ -33,6 +33,7 @@ use crate::echo::connection::Start;
 use crate::echo::counters::Counters;
 use crate::echo::time::MonoTime;
 use crate::preserve::partition::Partition;
+use crate::sys::clock;
 use crate::sys::lock::lock;
 use crate::sys::memory::give_back_free_memory;
 use crate::sys::signals;
@@ -61,7 +62,9 @@ impl Outbox {
 /// What a worker's thread and the main loop share.
 #[derive(Debug)]
 struct Shared {
-    /// Held by the one thread that is next to lock the worker, which makes that lock fair.
+    /// Held by the one thread that is next to lock the worker, which makes that lock fair.  A single
+    /// fair mutex would not do: [`WorkerPool::pause_all`] takes its turn at all workers first, so that
+    /// it waits for the longest of the rounds under way and not for their sum.
     turn: Mutex<()>,
     worker: Mutex<Worker>,
     outbox: Mutex<Outbox>,
@@ -150,10 +153,11 @@ impl Rounds for ThreadLoop<'_> {
         self.wait
     }
 
-    fn begin(&mut self, now: MonoTime, announced: bool) {
+    fn begin(&mut self, announced: bool) {
         let worker = self.worker.insert(self.shared.enter());
         self.shared.alive.store(true, Ordering::Relaxed);
-        worker.begin(now, announced);
+        // After the wait for the worker, so that it is no older than what the main loop has brought.
+        worker.begin(clock::now(), announced);
     }
 
     fn take(&mut self, event: &Event) {

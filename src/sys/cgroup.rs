@@ -1,9 +1,9 @@
-//! What the control group of this process tells.
+//! What the control group of this process (cgroups(7)) shows.
 //!
-//! Its name is that of the unit.  Its numbers are how many processes were killed for want of memory in the control group that this one is in
-//! (`memory.events`, cgroups(7)).
+//! Its name has the name of the unit.  One of its files has the number of processes that the kernel has
+//! killed for want of memory (`oom_kill` in `memory.events`, the kernel's cgroup-v2 document).
 //!
-//! If the count has grown since the previous process read it, the log can say why that one ended.  The
+//! If that count has grown since the previous process read it, the log can say why that one ended.  The
 //! service manager makes a new group for each start, so the count is read from the parent group, which
 //! includes all groups below it.  Where the group is the topmost one that a container sees, or with
 //! version 1 of control groups (cgroups(7)), which counts for each group by itself, the group of the
@@ -31,7 +31,8 @@ pub(crate) fn is_instance() -> bool {
         .any(|unit| unit.ends_with(".service") && unit.contains('@'))
 }
 
-/// The files that may say it, in the order in which they are asked.
+/// The files that may have the count, in the order in which they are tried; `groups` is the text of
+/// `/proc/PID/cgroup` (cgroups(7)).
 fn files(groups: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for line in groups.lines() {

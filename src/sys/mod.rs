@@ -4,8 +4,8 @@
 //! Each file stands for one thing that the system gives, and knows nothing of connections or of the
 //! server.  All unsafe code of the crate is here, each block with its reason.
 //!
-//! In reading order: `clock`, `cgroup`, `lock`, [`endpoint`], [`kernel`], [`sockopt`], `rights`,
-//! `positions`, `memory`, [`option_report`], `activation`, [`signals`], `notify`, `bind`.
+//! In reading order: `clock`, `cgroup`, `lock`, [`endpoint`], [`kernel`], [`tcp_info`], [`sockopt`], `rights`,
+//! `positions`, `memory`, [`option_report`], `activation`, [`signals`], `notify`, [`timestamps`], `bind`.
 
 pub(crate) mod activation;
 pub(crate) mod bind;
@@ -21,3 +21,5 @@ pub(crate) mod positions;
 pub(crate) mod rights;
 pub mod signals;
 pub mod sockopt;
+pub mod tcp_info;
+pub mod timestamps;

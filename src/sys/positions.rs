@@ -14,10 +14,11 @@
 //! are read before and after the queues until both readings agree.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::sockopt::unacknowledged;
+use super::tcp_info::{TcpInfo, field, state};
 
 /// The most readings: for so many, a peer would have to change the counters between every two.
 const TRIES: usize = 10_000;
@@ -37,37 +38,31 @@ pub(crate) struct Positions {
     pub quiet: Duration,
 }
 
-/// The fields of `struct tcp_info` (linux/tcp.h) that are needed, by their offsets in bytes.
-mod field {
-    pub(super) const STATE: usize = 0;
-    pub(super) const LAST_DATA_SENT: usize = 44;
-    pub(super) const LAST_DATA_RECEIVED: usize = 52;
-    pub(super) const BYTES_ACKED: usize = 120;
-    pub(super) const BYTES_RECEIVED: usize = 128;
-    pub(super) const END: usize = 136;
+/// The readings that are compared.
+struct Reading {
+    state: u64,
+    acked: u64,
+    received: u64,
+    /// Since bytes last went in either direction.
+    quiet: Duration,
 }
 
-/// The states of a connection (include/net/tcp_states.h).
-mod state {
-    pub(super) const SYN_RECV: u8 = 3;
-    pub(super) const FIN_WAIT1: u8 = 4;
-    pub(super) const FIN_WAIT2: u8 = 5;
-    pub(super) const TIME_WAIT: u8 = 6;
-    pub(super) const CLOSE: u8 = 7;
-    pub(super) const CLOSE_WAIT: u8 = 8;
-    pub(super) const LAST_ACK: u8 = 9;
-    pub(super) const CLOSING: u8 = 11;
-}
+impl Reading {
+    fn of(socket: &impl AsFd) -> io::Result<Self> {
+        let info = TcpInfo::of(socket)?;
+        let get = |field| info.get(field).ok_or(io::ErrorKind::Unsupported);
+        let quiet = get(field::LAST_DATA_SENT)?.min(get(field::LAST_DATA_RECV)?);
+        Ok(Self {
+            state: get(field::STATE)?,
+            acked: get(field::BYTES_ACKED)?,
+            received: get(field::BYTES_RECEIVED)?,
+            quiet: Duration::from_millis(quiet),
+        })
+    }
 
-type Info = [u8; field::END];
-
-fn word(info: &Info, at: usize) -> u64 {
-    u64::from_ne_bytes(std::array::from_fn(|byte| info[at + byte]))
-}
-
-fn millis(info: &Info, at: usize) -> Duration {
-    let millis = u32::from_ne_bytes(std::array::from_fn(|byte| info[at + byte]));
-    Duration::from_millis(millis.into())
+    fn counts(&self) -> (u64, u64, u64) {
+        (self.state, self.acked, self.received)
+    }
 }
 
 /// Reads the positions of a TCP connection.  No thread may read or write it meanwhile.
@@ -77,20 +72,16 @@ fn millis(info: &Info, at: usize) -> Duration {
 /// `NotConnected` while the handshake of a connection with TCP Fast Open (RFC 7413) is not complete, as
 /// the kernel does not report its queues until then.
 pub(crate) fn positions(socket: &impl AsFd) -> io::Result<Positions> {
-    let mut before = info(socket)?;
+    let mut before = Reading::of(socket)?;
     for _ in 0..TRIES {
         let unread = rustix::io::ioctl_fionread(socket)?;
         let unacknowledged = unacknowledged(socket);
-        let after = info(socket)?;
-        let same = |at| word(&before, at) == word(&after, at);
-        if !same(field::BYTES_RECEIVED)
-            || !same(field::BYTES_ACKED)
-            || before[field::STATE] != after[field::STATE]
-        {
+        let after = Reading::of(socket)?;
+        if before.counts() != after.counts() {
             before = after;
             continue;
         }
-        let state = after[field::STATE];
+        let state = after.state;
         if state == state::SYN_RECV {
             // TCP Fast Open: the kernel reports empty queues until the handshake is complete.
             return Err(io::ErrorKind::NotConnected.into());
@@ -107,42 +98,16 @@ pub(crate) fn positions(socket: &impl AsFd) -> io::Result<Positions> {
                 | state::LAST_ACK
                 | state::TIME_WAIT
         );
-        let received = word(&after, field::BYTES_RECEIVED);
-        let sent = word(&after, field::BYTES_ACKED) + unacknowledged;
+        let sent = after.acked + unacknowledged;
         return Ok(Positions {
-            received: received.saturating_sub(unread + u64::from(ended)),
+            received: after.received.saturating_sub(unread + u64::from(ended)),
             sent: sent.saturating_sub(u64::from(finished)),
             finished,
             over: state == state::CLOSE,
-            quiet: millis(&after, field::LAST_DATA_SENT)
-                .min(millis(&after, field::LAST_DATA_RECEIVED)),
+            quiet: after.quiet,
         });
     }
     Err(io::Error::other("the counters never stood still"))
-}
-
-/// Reads `TCP_INFO`, as far as it is needed.
-#[expect(unsafe_code, reason = "no crate in the tree gives these fields")]
-fn info(socket: &impl AsFd) -> io::Result<Info> {
-    let mut info: Info = [0; field::END];
-    let mut length = libc::socklen_t::try_from(info.len()).unwrap_or(0);
-    // SAFETY: the kernel writes at most `length` bytes into `info`, which is plain data.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if (length as usize) < info.len() {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    Ok(info)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use socket2::{Domain, SockRef, TcpKeepalive};
 
+use super::tcp_info::{TcpInfo, field};
 use crate::config::Options;
 use crate::config::units::{OrAuto, OrOff, Size};
 
@@ -164,28 +165,16 @@ impl fmt::Display for Queue {
 }
 
 /// Reads the accept queue of a TCP listener (`TCP_INFO`, tcp(7)); `None` for any other socket.
-#[expect(unsafe_code, reason = "no crate in the tree gives TCP_INFO")]
 pub fn accept_queue(socket: &impl AsFd) -> Option<Queue> {
     if !SockRef::from(socket).is_listener().unwrap_or(false) {
         return None;
     }
-    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
-    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
-    // SAFETY: the kernel writes at most `length` bytes into `info`, which is zeroed plain data.
-    let (result, info) = unsafe {
-        let result = libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        );
-        (result, info.assume_init())
-    };
+    let info = TcpInfo::of(socket).ok()?;
     // In state LISTEN the two fields hold the queue (net/ipv4/tcp.c, tcp_get_info).
-    (result == 0).then_some(Queue {
-        depth: info.tcpi_unacked,
-        limit: info.tcpi_sacked,
+    let number = |field| u32::try_from(info.get(field)?).ok();
+    Some(Queue {
+        depth: number(field::UNACKED)?,
+        limit: number(field::SACKED)?,
         drops: drops(socket),
     })
 }

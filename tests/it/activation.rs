@@ -2,9 +2,9 @@
 //! the socket unit made them but for what the configuration names.
 //!
 //! The fixture passes a socket as systemd does: blocking, inherited, with `LISTEN_FDS`,
-//! `LISTEN_PID` and `LISTEN_FDNAMES`.  The test keeps a duplicate, as the manager does, which
+//! `LISTEN_PID` and `LISTEN_FDNAMES`.  The test holds a duplicate, as the manager does, which
 //! makes two things visible: the state of the very socket that the daemon has, and whether a peer
-//! sees a FIN although somebody else still holds the connection.
+//! sees a FIN although another process still holds the connection.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -19,8 +19,8 @@ use crate::daemon::{
     Daemon, Folder, PROGRAM, Plan, SOON, connect, eventually, finish, has, listener, ping,
 };
 
-/// A socket of the test's that is connected to a client of the test's.
-fn conversation() -> (TcpStream, TcpStream) {
+/// A client of the test, and the socket at the other end, to be passed.
+fn connected_pair() -> (TcpStream, TcpStream) {
     let listener = listener();
     let client = connect(listener.local_addr().unwrap());
     (listener.accept().unwrap().0, client)
@@ -40,7 +40,7 @@ fn fd(socket: impl Into<OwnedFd>) -> OwnedFd {
 }
 
 fn connect_unix(path: &std::path::Path) -> UnixStream {
-    let stream = eventually(SOON, "nobody listens on the path", || {
+    let stream = eventually(SOON, "no socket listens on the path", || {
         UnixStream::connect(path).ok()
     });
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -295,9 +295,9 @@ fn passed_and_configured_listeners_are_served_together() {
 }
 
 #[test]
-fn a_conversation_between_listeners_keeps_the_names_apart() {
+fn a_passed_connection_between_listeners_does_not_shift_their_names() {
     let socket = listener();
-    let (ours, client) = conversation();
+    let (ours, client) = connected_pair();
     let mut daemon = Plan::bare()
         .config(
             "[log]\nlevel = 'debug'\nformat = 'json'\n[listener.own]\naddress = '127.0.0.1:0'\n",
@@ -321,9 +321,9 @@ fn a_conversation_between_listeners_keeps_the_names_apart() {
 }
 
 #[test]
-fn a_passed_conversation_is_counted_and_needs_no_survival() {
+fn a_passed_connection_is_counted_and_needs_no_preservation() {
     for preserve in [true, false] {
-        let (ours, client) = conversation();
+        let (ours, client) = connected_pair();
         let config =
             format!("workers = 2\npreserve-connections = {preserve}\n[log]\nformat = 'json'\n");
         let mut daemon = Plan::bare()
@@ -442,8 +442,8 @@ fn a_descriptor_that_is_not_open_is_refused_by_its_name() {
 }
 
 #[test]
-fn a_passed_conversation_is_served_to_its_end_and_the_process_with_it() {
-    let (ours, mut client) = conversation();
+fn a_passed_connection_is_served_to_its_end_and_then_the_process_ends() {
+    let (ours, mut client) = connected_pair();
     let kept = ours.try_clone().unwrap();
     let mut daemon = Plan::bare().pass(vec![fd(ours)], "connection").start();
     assert!(daemon.listen.is_empty(), "{:?}", daemon.listen);
@@ -457,7 +457,7 @@ fn a_passed_conversation_is_served_to_its_end_and_the_process_with_it() {
 }
 
 #[test]
-fn a_passed_unix_conversation_ends_likewise() {
+fn a_passed_unix_connection_is_served_to_its_end_and_then_the_process_ends() {
     let (ours, mut client) = UnixStream::pair().unwrap();
     client.set_read_timeout(Some(SOON)).unwrap();
     let kept = ours.try_clone().unwrap();
@@ -473,9 +473,9 @@ fn a_passed_unix_conversation_ends_likewise() {
 }
 
 #[test]
-fn two_passed_conversations_are_both_awaited() {
-    let (one, first) = conversation();
-    let (two, second) = conversation();
+fn the_process_ends_after_the_last_of_two_passed_connections() {
+    let (one, first) = connected_pair();
+    let (two, second) = connected_pair();
     let mut daemon = Plan::bare().pass(vec![fd(one), fd(two)], "a:b").start();
     ping(&first, b"first");
     drop(first);
@@ -487,8 +487,8 @@ fn two_passed_conversations_are_both_awaited() {
 }
 
 #[test]
-fn a_passed_conversation_that_was_reset_before_the_start_is_no_failure() {
-    let (ours, client) = conversation();
+fn a_passed_connection_that_was_reset_before_the_start_is_no_failure() {
+    let (ours, client) = connected_pair();
     SockRef::from(&client)
         .set_linger(Some(Duration::ZERO))
         .unwrap();
@@ -503,8 +503,8 @@ fn a_passed_conversation_that_was_reset_before_the_start_is_no_failure() {
 }
 
 #[test]
-fn a_passed_conversation_leaves_in_good_order_on_term() {
-    let (ours, client) = conversation();
+fn a_passed_connection_is_drained_on_term() {
+    let (ours, client) = connected_pair();
     let kept = ours.try_clone().unwrap();
     let mut daemon = Plan::bare().pass(vec![fd(ours)], "connection").start();
     ping(&client, b"here");
@@ -519,10 +519,10 @@ fn a_passed_conversation_leaves_in_good_order_on_term() {
 
 #[test]
 fn a_reserved_name_is_closed_with_a_warning_and_the_rest_is_served() {
-    // A socket, and a file as the memory of kept connections would be.
+    // A socket, and a file as a state file would be.
     let (socket, _other) = UnixStream::pair().unwrap();
     let folder = Folder::new();
-    let file = std::fs::File::open(folder.write("arena", "kept")).unwrap();
+    let file = std::fs::File::open(folder.write("state-file", "preserved")).unwrap();
     for (reserved, name) in [(fd(socket), "preserve-queue"), (fd(file), "preserve-state")] {
         let web = listener();
         let mut daemon = Plan::bare()
@@ -533,8 +533,12 @@ fn a_reserved_name_is_closed_with_a_warning_and_the_rest_is_served() {
         assert!(line.contains("<4>") && line.contains(name), "{line}");
         let kept = std::fs::read_link(format!("/proc/{}/fd/3", daemon.pid().as_raw_nonzero()));
         if let Ok(target) = kept {
-            // The number may be in use again, but not for the same.
-            assert!(!target.ends_with("arena"), "{} is open", target.display());
+            // The number may be in use again, but for another file.
+            assert!(
+                !target.ends_with("state-file"),
+                "{} is open",
+                target.display()
+            );
         }
         assert_eq!(daemon.listen.len(), 1);
         assert!(daemon.stop().success());
@@ -565,7 +569,7 @@ fn no_descriptor_outlives_an_exec() {
             .unwrap();
         let flags = i32::from_str_radix(flags.trim(), 8).unwrap();
         let inherits = flags & libc::O_CLOEXEC == 0;
-        // The test's own parent may have left it something, which is nobody's business here.
+        // Descriptors that the test itself has inherited do not count.
         let target = std::fs::read_link(format!("{folder}/fd/{number}")).ok();
         let ours = || std::fs::read_link(format!("/proc/self/fd/{number}")).ok();
         if number > 2 && !(inherits && target == ours()) {
@@ -580,7 +584,7 @@ fn no_descriptor_outlives_an_exec() {
 }
 
 #[test]
-fn after_term_callers_wait_for_the_successor() {
+fn after_term_callers_wait_for_the_next_process() {
     let socket = listener();
     let kept = socket.try_clone().unwrap();
     let address = kept.local_addr().unwrap();
@@ -600,7 +604,7 @@ fn after_term_callers_wait_for_the_successor() {
 }
 
 #[test]
-fn callers_that_come_while_it_drains_wait_for_the_successor() {
+fn callers_that_come_during_a_drain_wait_for_the_next_process() {
     let socket = listener();
     let kept = socket.try_clone().unwrap();
     let address = kept.local_addr().unwrap();
@@ -644,7 +648,7 @@ fn systemd_socket_activate_passes_a_listener() {
         ])
         .unnotified()
         .start();
-    // It starts the daemon at the first call, in its own place.
+    // It executes the daemon in its own process when the first caller connects.
     ping(connect_unix(&path), b"activated");
     let line = daemon.logged("listening on");
     assert!(line.contains("listener web, passed"), "{line}");
@@ -653,7 +657,7 @@ fn systemd_socket_activate_passes_a_listener() {
 }
 
 #[test]
-fn systemd_socket_activate_passes_conversations() {
+fn systemd_socket_activate_passes_connections() {
     if !has("systemd-socket-activate") {
         return;
     }

@@ -1,9 +1,8 @@
-//! Clients of all kinds, who notice everything: a byte that is wrong, a byte too many, an end that
-//! they did not ask for.
+//! Clients of all kinds, which check everything: every byte, their number, and every end.
 //!
-//! They are those of the bench ([`crate::load`]), each with a stream of its own that is known by
-//! position, all driven by one thread.  What happens to the daemons meanwhile is done by another
-//! one ([`Crowd::meanwhile`]).
+//! They are those of the bench ([`crate::load`]), each with a stream of its own in which the byte at
+//! each position is known, all driven by one thread.  The test acts on the daemons in another thread
+//! meanwhile ([`ClientMix::meanwhile`]).
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,64 +12,64 @@ use std::time::Duration;
 use crate::daemon::{SOON, connect, connect_with_buffers, eventually};
 use crate::load::{End, Load, Talk};
 
-/// How long clients may be driven beside something else.
+/// How long clients may be driven during an action of the test.
 const LONG: Duration = Duration::from_secs(90);
 
 /// After so long without a byte every queue is full.
 const QUIET: Duration = Duration::from_millis(150);
 
-/// Windows of those who talk: a ping-pong, a stream, a flood.
+/// The bytes in flight of streaming clients: a ping-pong, a stream, a flood.
 const WINDOWS: [u64; 3] = [500, 3000, 150_000];
 
-/// Fits into a backlog, but not into the queues between a narrow listener and a client that does
-/// not read.
+/// Fits into the pending output of a connection, but not into the queues between a narrow listener and
+/// a client that does not read.
 const LITTLE: u64 = 60_000;
 
 /// What a client does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Talks without a pause.
+    /// Sends and reads without a pause.
     Streaming,
-    /// Has talked once, and waits.
+    /// Has sent and read once, and waits.
     Idle,
-    /// Has sent what fits, has shut its direction, and has not read anything.
+    /// Has sent what fits, has shut down its direction, and has not read anything.
     HalfClosed,
-    /// The same, with so little that all of it and the FIN have arrived.  The listener must be
-    /// narrow, or it is given back already.
+    /// As `HalfClosed`, with so little that all of it and the FIN have arrived.  The listener must be
+    /// narrow, or the bytes are echoed already.
     Finished,
-    /// Has sent what fits, until everything was full, and does not read.
+    /// Has sent until every queue was full, and does not read.
     Stalled,
 }
 
-/// All of them.
+/// Clients of several kinds.
 #[derive(Debug)]
-pub struct Crowd {
+pub struct ClientMix {
     pub load: Load,
     kinds: Vec<Kind>,
 }
 
-impl Crowd {
-    /// So many clients of each kind, each in its state.
+impl ClientMix {
+    /// Connects so many clients of each kind, and waits until each is in its state.
     #[track_caller]
     pub fn new(address: SocketAddr, kinds: &[(Kind, usize)]) -> Self {
-        let mut crowd = Self {
+        let mut mix = Self {
             load: Load::new(),
             kinds: Vec::new(),
         };
-        // Who talks without a pause comes last, as nobody could tell when the others are settled.
+        // Streaming clients come last, as with them it would not show when the others are settled.
         for quiet in [true, false] {
             for &(kind, count) in kinds {
                 for _ in 0..count {
                     if quiet == (kind != Kind::Streaming) {
-                        crowd.join(address, kind);
+                        mix.join(address, kind);
                     }
                 }
             }
             if quiet {
-                crowd.settle();
+                mix.settle();
             }
         }
-        crowd
+        mix
     }
 
     fn join(&mut self, address: SocketAddr, kind: Kind) {
@@ -97,11 +96,11 @@ impl Crowd {
         for key in 0..self.kinds.len() {
             if self.has_shut(key) {
                 let sent = self.load.clients[key].sent;
-                self.load.log_one(key, Talk::stall(sent));
+                self.load.set_talk(key, Talk::stall(sent));
                 self.load.shut(key);
             }
         }
-        self.nobody_was_dropped();
+        self.none_was_dropped();
     }
 
     fn has_shut(&self, key: usize) -> bool {
@@ -114,9 +113,9 @@ impl Crowd {
         keys.filter(move |key| self.kinds[*key] == kind)
     }
 
-    /// Asserts that nobody's conversation has ended, as far as they can see.
+    /// Asserts that no client has seen an end.
     #[track_caller]
-    pub fn nobody_was_dropped(&self) {
+    pub fn none_was_dropped(&self) {
         for (client, kind) in self.load.clients.iter().zip(&self.kinds) {
             assert!(
                 client.end.is_none(),
@@ -128,9 +127,9 @@ impl Crowd {
         }
     }
 
-    /// Everybody who talks gets some more bytes back; who was idle says something.
+    /// Asserts that streaming clients get more bytes back, and idle ones an answer to what they send.
     #[track_caller]
-    pub fn goes_on(&mut self) {
+    pub fn echoes_on(&mut self) {
         let talking: Vec<usize> = self
             .of(Kind::Streaming)
             .chain(self.of(Kind::Idle))
@@ -141,7 +140,7 @@ impl Crowd {
             .collect();
         for key in self.of(Kind::Idle).collect::<Vec<_>>() {
             let more = Talk::bytes(self.load.clients[key].sent + 1000);
-            self.load.log_one(key, more);
+            self.load.set_talk(key, more);
         }
         let in_time = self.load.run(SOON, |load| {
             talking.iter().zip(&goals).all(|(key, goal)| {
@@ -149,17 +148,21 @@ impl Crowd {
                 client.received >= *goal || client.end.is_some()
             })
         });
-        self.nobody_was_dropped();
-        assert!(in_time, "not everybody was served: {:?}", self.hungry());
+        self.none_was_dropped();
+        assert!(
+            in_time,
+            "a client was not served: {:?}",
+            self.still_waiting()
+        );
     }
 
-    /// Everybody reads what it is owed: all bytes are right, none is missing, who has shut its
-    /// direction gets the FIN, and nobody else does.
+    /// Lets every client read all: asserts that all bytes are right and none is missing, and that those
+    /// clients get a FIN that have shut down their direction, and no others.
     #[track_caller]
-    pub fn comes_back_exact(&mut self) {
-        self.load.wind_up();
+    pub fn gets_exact_bytes(&mut self) {
+        self.load.read_all();
         let verdict = self.load.finish(SOON);
-        verdict.unwrap_or_else(|verdict| panic!("{verdict}; {:?}", self.hungry()));
+        verdict.unwrap_or_else(|verdict| panic!("{verdict}; {:?}", self.still_waiting()));
         let keys = 0..self.kinds.len();
         let shut: Vec<usize> = keys.filter(|key| self.has_shut(*key)).collect();
         let ended = |load: &Load| shut.iter().all(|key| load.clients[*key].end.is_some());
@@ -170,39 +173,41 @@ impl Crowd {
         }
     }
 
-    /// Everybody reads to the end: what is owed, and a FIN.
+    /// Lets every client read to the end: asserts that it gets what is owed, and a FIN.
     #[track_caller]
-    pub fn is_let_go(&mut self) {
-        self.load.wind_up();
-        assert!(self.load.end(SOON), "no end: {:?}", self.hungry());
+    pub fn ends_with_fin(&mut self) {
+        self.load.read_all();
+        assert!(self.load.end(SOON), "no end: {:?}", self.still_waiting());
         for (client, kind) in self.load.clients.iter().zip(&self.kinds) {
             assert_eq!(client.end, Some(End::Fin), "{kind:?}");
-            // Of the others something may not have been acknowledged when the daemon left.
+            // Of the others some bytes may not have been acknowledged when the daemon ended.
             if [Kind::Idle, Kind::Finished].contains(kind) {
                 assert_eq!(client.sent, client.received, "{kind:?}");
             }
         }
     }
 
-    /// Everybody either goes on exactly or is dropped; what comes back is right and nobody waits
-    /// in vain.  Returns how many were dropped.
+    /// Asserts that every client either goes on exactly or is closed, that every byte is right, and that
+    /// none waits in vain.  Returns how many were closed.
     #[track_caller]
-    pub fn is_dealt_honestly(&mut self) -> usize {
+    pub fn gets_no_wrong_byte(&mut self) -> usize {
         for key in 0..self.kinds.len() {
             let more = if self.has_shut(key) { 0 } else { 1000 };
             let goal = self.load.clients[key].sent + more;
-            self.load.log_one(key, Talk::bytes(goal));
+            self.load.set_talk(key, Talk::bytes(goal));
         }
         let finished = self.load.run(SOON, Load::is_finished);
-        self.load.honest().unwrap_or_else(|wrong| panic!("{wrong}"));
-        assert!(finished, "some wait in vain: {:?}", self.hungry());
+        self.load
+            .no_wrong_byte()
+            .unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(finished, "some wait in vain: {:?}", self.still_waiting());
         let short = |client: &crate::load::Client| client.received < client.talk.goal;
         self.load
             .count(|client| client.end.is_some() && short(client))
     }
 
-    /// Kinds and positions of those to whom something is owed.
-    fn hungry(&self) -> Vec<(Kind, u64, u64)> {
+    /// The kinds and positions of the clients that are owed bytes.
+    fn still_waiting(&self) -> Vec<(Kind, u64, u64)> {
         let all = self.load.clients.iter().zip(&self.kinds);
         all.filter(|(client, _)| client.sent > client.received && client.end.is_none())
             .map(|(client, kind)| (*kind, client.sent, client.received))
@@ -210,7 +215,7 @@ impl Crowd {
             .collect()
     }
 
-    /// Drives the clients while something is done in this thread.
+    /// Drives the clients in another thread while `act` runs in this one.
     pub fn meanwhile<T>(&mut self, act: impl FnOnce(&Progress) -> T) -> T {
         let progress = Progress::default();
         thread::scope(|scope| {
@@ -221,14 +226,14 @@ impl Crowd {
                     progress.over.load(Ordering::Relaxed)
                 })
             });
-            // Also when this thread panics.
+            // Dropped also when this thread panics.
             let _over = Over(&progress.over);
             act(&progress)
         })
     }
 }
 
-/// What the driving thread tells.
+/// What the driving thread reports.
 #[derive(Debug, Default)]
 pub struct Progress {
     received: AtomicU64,

@@ -1,6 +1,6 @@
-//! The fixture: a real daemon in a folder of its own, with verbs.
+//! The fixture: a real daemon in a folder of its own, and what a test does with it.
 //!
-//! Readiness comes through a notify socket of the fixture's, so no test sleeps to wait for it.
+//! Readiness comes through a notify socket of the fixture, so no test sleeps to wait for it.
 //! Every wait has a deadline; a daemon that outlives its test is killed by its process id, and
 //! its folder is removed.
 
@@ -136,7 +136,7 @@ impl Plan {
         self
     }
 
-    /// Without a notify socket: nothing is waited for.
+    /// Without a notify socket: [`Plan::start`] does not wait for readiness.
     pub fn unnotified(mut self) -> Self {
         self.notify = false;
         self
@@ -157,7 +157,7 @@ impl Plan {
         let count = self.passed.len();
         let mut words: Vec<String> = Vec::new();
         if count > 0 {
-            // The shell becomes the daemon, so its process id is the daemon's.
+            // The shell executes the daemon, so both have the same process id.
             words.extend(["sh", "-c", "LISTEN_PID=$$ exec \"$@\"", "sh"].map(Into::into));
         }
         words.extend(self.wrapper.clone());
@@ -186,7 +186,7 @@ impl Plan {
             command
                 .env("LISTEN_FDS", count.to_string())
                 .env("LISTEN_FDNAMES", &self.names);
-            hand(&mut command, std::mem::take(&mut self.passed));
+            pass_descriptors(&mut command, std::mem::take(&mut self.passed));
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let log = || {
@@ -257,15 +257,15 @@ const FIRST: i32 = 3;
 
 /// Makes descriptors those of a command, from number 3 on, for as long as the command exists.
 #[expect(unsafe_code, reason = "a child sets its own numbers, after the fork")]
-fn hand(command: &mut Command, descriptors: Vec<OwnedFd>) {
+fn pass_descriptors(command: &mut Command, descriptors: Vec<OwnedFd>) {
     let count = i32::try_from(descriptors.len()).unwrap();
     // Out of the way of the numbers that they will have.
     let away =
         |descriptor: OwnedFd| rustix::io::fcntl_dupfd_cloexec(descriptor, FIRST + count).unwrap();
     let away: Vec<OwnedFd> = descriptors.into_iter().map(away).collect();
     // SAFETY: after the fork only dup2(2) is called, which is async-signal-safe; nothing is
-    // allocated or locked.  A number that is taken over here may be the one by which the child
-    // would tell that it could not execute; then the missing daemon is noticed later.
+    // allocated or locked.  A number that is replaced here may be the one by which the child
+    // reports that it could not execute; then the test notices the missing daemon later.
     unsafe {
         command.pre_exec(move || {
             for (number, descriptor) in (FIRST..).zip(&away) {
@@ -278,13 +278,13 @@ fn hand(command: &mut Command, descriptors: Vec<OwnedFd>) {
     }
 }
 
-/// A daemon at work.
+/// A running daemon.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
     notify: Option<UnixDatagram>,
     pub folder: Folder,
-    /// Where it listens, as it says itself.
+    /// Where it listens, as its message of readiness says.
     pub listen: Vec<String>,
     status: Option<ExitStatus>,
 }
@@ -315,8 +315,8 @@ impl Daemon {
         self.child.stderr.take().expect("standard error is no pipe")
     }
 
-    /// A duplicate of the daemon's own end of a connection, to look at its options; `None`, and
-    /// said, where the sandbox forbids pidfd_getfd(2).
+    /// A duplicate of the daemon's end of a connection, to read its options.  Where the sandbox forbids
+    /// pidfd_getfd(2), prints that the test skips, and returns `None`.
     pub fn end_of(&self, client: &TcpStream) -> Option<Socket> {
         let local = client.local_addr().unwrap();
         self.socket(|socket| {
@@ -339,7 +339,7 @@ impl Daemon {
                 return None;
             }
         };
-        // Not a descriptor of the daemon's: only to learn whether duplicates can be had at all.
+        // Standard input, only to find out whether descriptors can be duplicated at all.
         let probe = pidfd_getfd(&process, 0, PidfdGetfdFlags::empty());
         if let Err(error @ (rustix::io::Errno::PERM | rustix::io::Errno::NOSYS)) = probe {
             eprintln!("skipped: pidfd_getfd: {error}");
@@ -365,8 +365,8 @@ impl Daemon {
             .into()
     }
 
-    /// Waits until a daemon without a notify socket says in its log where it is ready.
-    pub fn told_ready(mut self) -> Self {
+    /// Waits until a daemon without a notify socket has logged where it is ready.
+    pub fn logged_ready(mut self) -> Self {
         let line = self.logged("ready on ");
         let (_, listen) = line.split_once("ready on ").unwrap();
         self.listen = listen
@@ -396,7 +396,7 @@ impl Daemon {
 
     /// Asserts that it burns no processor time for a while; it may wake up now and then.
     #[track_caller]
-    pub fn hardly_works(&self) {
+    pub fn uses_hardly_any_time(&self) {
         let before = self.ticks();
         std::thread::sleep(Duration::from_secs(1));
         let ticks = self.ticks() - before;
@@ -456,7 +456,7 @@ impl Daemon {
         }
     }
 
-    /// Stops it in its tracks, until [`Daemon::thaw`]; returns when every thread stands still.
+    /// Suspends it until [`Daemon::thaw`]; returns when every thread is suspended.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
         eventually(SOON, "the daemon does not stand still", || {
@@ -630,7 +630,7 @@ pub fn plenty_of_descriptors() {
     );
 }
 
-/// An endless text that can be told apart from itself at any shift, without memory for all of it.
+/// An endless sequence of bytes, of which any two parts differ, without memory for all of it.
 #[derive(Clone, Debug)]
 pub struct Tape {
     block: Arc<Vec<u8>>,
@@ -729,7 +729,7 @@ impl Tape {
     }
 }
 
-/// Numbers by chance, the same ones for the same seed.
+/// Pseudo-random numbers, the same for the same seed.
 #[derive(Debug)]
 pub struct Dice(u64);
 

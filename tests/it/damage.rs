@@ -1,8 +1,8 @@
-//! The arena is not believed: whatever it holds, a successor starts, and clients either go on
-//! exactly or are let go.
+//! A damaged state file: whatever it holds, the next process starts, and connections either go on
+//! exactly or are closed.
 //!
-//! Between two daemons its words are changed one at a time, it is replaced by another or taken
-//! away.  What is in it of the peers' bytes is not changed: nobody could tell.
+//! Between two daemons its words are changed one at a time, or it is replaced by another or removed.
+//! The bytes of peers in it are not changed, as no process could detect that.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,49 +14,49 @@ use socket2::{Domain, Socket, Type};
 
 use tcp_echo::log::events::id;
 
-use crate::crowd::{Crowd, Kind, Kind::*};
+use crate::crowd::{ClientMix, Kind, Kind::*};
 use crate::daemon::{Dice, ping};
 use crate::manager::{Manager, memory_file};
 
 /// A message id that the tests look for; what it stands for is the catalog's business.
 const PREDECESSOR_DROPPED: &str = id("PREDECESSOR_DROPPED");
 
-/// Where the version of the layout stands in the arena.
+/// The offset of the layout's version in the state file, in bytes.
 const VERSION: u64 = 8;
 
 /// Bytes of a word and of a page.
 const WORD: u64 = 8;
 const PAGE: usize = 4096;
 
-/// More words of a page than this are not zero where it holds what peers sent.
+/// A page with more words than this that are not zero holds bytes of peers.
 const PAYLOAD: usize = 400;
 
-/// Words of the first page that are all tried: what the arena is, and what it counts.
+/// The words of the first page that are all tried: those of the header.
 const HEADER: u64 = 24;
 
-/// Of the other words, as many as this of each page by chance, for each kind of damage.
+/// The words of each other page that are tried, chosen at random, for each kind of damage.
 const SAMPLES: usize = 8;
 
-/// Services at a time: most of the time they wait.
+/// The services that run at a time, as each waits most of the time.
 const SERVICES: usize = 4;
 
-/// Those who are easily told to be right, and those who are owed something.
+/// Clients that are easily checked, and clients that are owed something.
 const SOME: [(Kind, usize); 3] = [(Idle, 3), (Finished, 2), (Stalled, 2)];
 
-/// Those who notice that they were let go.
+/// Clients that see the end when they are closed.
 const WAITING: [(Kind, usize); 2] = [(Idle, 3), (Stalled, 2)];
 
 fn count(kinds: &[(Kind, usize)]) -> usize {
     kinds.iter().map(|(_, count)| count).sum()
 }
 
-/// Every word that is not zero, or stands beside one, up to the first page that holds what peers
-/// sent.
-fn words(arena: &File) -> Vec<u64> {
+/// The offsets of every word that is not zero, and of the word behind it, up to the first page that
+/// holds bytes of peers.
+fn words(state_file: &File) -> Vec<u64> {
     let mut found = Vec::new();
     let mut bytes = [0; PAGE];
-    for page in data_pages(arena) {
-        arena.read_exact_at(&mut bytes, page).unwrap();
+    for page in data_pages(state_file) {
+        state_file.read_exact_at(&mut bytes, page).unwrap();
         let used: Vec<u64> = (0..PAGE as u64)
             .step_by(8)
             .filter(|at| {
@@ -91,14 +91,14 @@ fn data_pages(file: &File) -> Vec<u64> {
     pages
 }
 
-fn read_word(arena: &File, at: u64) -> u64 {
+fn read_word(state_file: &File, at: u64) -> u64 {
     let mut bytes = [0; 8];
-    arena.read_exact_at(&mut bytes, at).unwrap();
+    state_file.read_exact_at(&mut bytes, at).unwrap();
     u64::from_ne_bytes(bytes)
 }
 
-fn write_word(arena: &File, at: u64, word: u64) {
-    arena.write_all_at(&word.to_ne_bytes(), at).unwrap();
+fn write_word(state_file: &File, at: u64, word: u64) {
+    state_file.write_all_at(&word.to_ne_bytes(), at).unwrap();
 }
 
 /// How a word is damaged.
@@ -116,7 +116,7 @@ fn fill(_: u64, _: &mut Dice) -> u64 {
     u64::MAX
 }
 
-/// Off by one, or a little more: still a number that could be.
+/// Off by one or a little more, so that the number is still plausible.
 fn shift(word: u64, dice: &mut Dice) -> u64 {
     word.wrapping_add(dice.up_to(70_000) as u64)
 }
@@ -139,34 +139,34 @@ fn try_some_words(
     let mut dice = Dice::new(seed);
     let mut manager = Manager::new();
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &SOME);
-    manager.keeps(count(&SOME));
-    // What is noted at the end of a daemon is there too.
+    let mut mix = ClientMix::new(manager.address(), &SOME);
+    manager.preserves(count(&SOME));
+    // What is recorded at the end of a daemon is in it, too.
     manager.restart();
-    let chosen = choose(&words(&manager.arena()), &mut dice);
-    assert!(!chosen.is_empty(), "the arena is empty");
+    let chosen = choose(&words(&manager.state_file()), &mut dice);
+    assert!(!chosen.is_empty(), "the state file is empty");
     for (round, at) in chosen.iter().skip(service).step_by(SERVICES).enumerate() {
-        // The one that is killed knows nothing of it; the one that hands over writes before it.
+        // After a kill the next daemon cannot know of it; a hand-over writes before the damage.
         if round % 2 == 0 {
             manager.kill();
         } else {
             manager.hand_over();
         }
-        let arena = manager.arena();
-        let word = read_word(&arena, *at);
+        let state_file = manager.state_file();
+        let word = read_word(&state_file, *at);
         let damaged = damage(word, &mut dice);
         eprintln!("word at {at}: {word:#x} becomes {damaged:#x}");
-        write_word(&arena, *at, damaged);
+        write_word(&state_file, *at, damaged);
         manager.start();
         ping(manager.connect(), b"a new one");
-        crowd.is_dealt_honestly();
+        mix.gets_no_wrong_byte();
         // The next ones are owed something again.
-        drop(crowd);
-        crowd = Crowd::new(manager.address(), &SOME);
-        manager.says(&format!(" {} connections, ", count(&SOME)));
-        manager.keeps(count(&SOME));
+        drop(mix);
+        mix = ClientMix::new(manager.address(), &SOME);
+        manager.status_has(&format!(" {} connections, ", count(&SOME)));
+        manager.preserves(count(&SOME));
     }
-    crowd.comes_back_exact();
+    mix.gets_exact_bytes();
 }
 
 /// The first words, every one of them.
@@ -228,27 +228,27 @@ fn no_number_that_is_a_little_off_makes_wrong_bytes() {
     try_words(sample, shift, 7);
 }
 
-/// A service whose connections are kept and whose daemon is gone.
-fn orphans(planned: bool) -> (Manager, Crowd) {
+/// A service without a daemon, with preserved connections.
+fn orphans(planned: bool) -> (Manager, ClientMix) {
     let mut manager = Manager::new();
     manager.start();
-    let crowd = Crowd::new(manager.address(), &WAITING);
-    manager.keeps(count(&WAITING));
+    let mix = ClientMix::new(manager.address(), &WAITING);
+    manager.preserves(count(&WAITING));
     if planned {
         manager.hand_over();
     } else {
         manager.kill();
     }
-    (manager, crowd)
+    (manager, mix)
 }
 
-/// Everybody was let go, it was told, and from now on connections survive again.
+/// Asserts that every connection was closed, that this was logged, and that new ones are preserved.
 #[track_caller]
-fn begins_again(manager: &mut Manager, mut crowd: Crowd) -> String {
+fn begins_again(manager: &mut Manager, mut mix: ClientMix) -> String {
     manager.start();
     let told = manager.event(PREDECESSOR_DROPPED);
     assert_eq!(told["level"], "WARN", "{told}");
-    assert_eq!(crowd.is_dealt_honestly(), count(&WAITING));
+    assert_eq!(mix.gets_no_wrong_byte(), count(&WAITING));
     survives(manager);
     told["echo.reason"].as_str().unwrap().to_owned()
 }
@@ -257,8 +257,8 @@ fn begins_again(manager: &mut Manager, mut crowd: Crowd) -> String {
 fn survives(manager: &mut Manager) {
     let client = manager.connect();
     ping(&client, b"a new one");
-    manager.says("1 connection, ");
-    manager.keeps(1);
+    manager.status_has("1 connection, ");
+    manager.preserves(1);
     manager.one_of_each();
     manager.kill();
     manager.start();
@@ -266,23 +266,23 @@ fn survives(manager: &mut Manager) {
 }
 
 #[test]
-fn an_arena_of_another_version_is_told_and_everybody_let_go() {
+fn a_state_file_of_another_version_is_reported_and_every_connection_closed() {
     for planned in [true, false] {
-        let (mut manager, crowd) = orphans(planned);
-        let arena = manager.arena();
-        let version = read_word(&arena, VERSION);
+        let (mut manager, mix) = orphans(planned);
+        let state_file = manager.state_file();
+        let version = read_word(&state_file, VERSION);
         assert!((1..1000).contains(&version), "{version} is no version");
-        write_word(&arena, VERSION, version + 1);
-        begins_again(&mut manager, crowd);
+        write_word(&state_file, VERSION, version + 1);
+        begins_again(&mut manager, mix);
     }
 }
 
 #[test]
-fn an_arena_that_is_shorter_or_longer_than_it_says_is_told_and_everybody_let_go() {
+fn a_state_file_of_a_wrong_length_is_reported_and_every_connection_closed() {
     for length in [0, 1, 8, 4095, 4096, 1 << 20, u64::MAX] {
-        let (mut manager, crowd) = orphans(length % 2 == 0);
-        let arena = manager.arena();
-        let whole = arena.metadata().unwrap().len();
+        let (mut manager, mix) = orphans(length % 2 == 0);
+        let state_file = manager.state_file();
+        let whole = state_file.metadata().unwrap().len();
         // The last one is a page too long.
         let length = if length == u64::MAX {
             whole + PAGE as u64
@@ -291,78 +291,78 @@ fn an_arena_that_is_shorter_or_longer_than_it_says_is_told_and_everybody_let_go(
         };
         let other = memory_file(length);
         let mut bytes = vec![0; PAGE];
-        for page in data_pages(&arena) {
+        for page in data_pages(&state_file) {
             if page + PAGE as u64 <= length {
-                arena.read_exact_at(&mut bytes, page).unwrap();
+                state_file.read_exact_at(&mut bytes, page).unwrap();
                 other.write_all_at(&bytes, page).unwrap();
             }
         }
         let name = manager.drop_all("preserve-state-").unwrap();
-        manager.put(&name, other);
-        begins_again(&mut manager, crowd);
+        manager.store(&name, other);
+        begins_again(&mut manager, mix);
     }
 }
 
 #[test]
-fn without_an_arena_everybody_is_let_go() {
+fn without_a_state_file_every_connection_is_closed() {
     for planned in [true, false] {
-        let (mut manager, crowd) = orphans(planned);
+        let (mut manager, mix) = orphans(planned);
         manager.drop_all("preserve-state-");
-        begins_again(&mut manager, crowd);
+        begins_again(&mut manager, mix);
     }
 }
 
 #[test]
-fn without_a_parcel_there_is_nobody_and_the_service_goes_on() {
+fn without_a_descriptor_queue_there_are_no_connections_and_the_service_starts() {
     for planned in [true, false] {
-        let (mut manager, mut crowd) = orphans(planned);
+        let (mut manager, mut mix) = orphans(planned);
         manager.drop_all("preserve-queue-");
         manager.start();
-        // The manager had the last copies.
-        assert_eq!(crowd.is_dealt_honestly(), count(&WAITING));
+        // The manager held the last descriptors.
+        assert_eq!(mix.gets_no_wrong_byte(), count(&WAITING));
         survives(&mut manager);
     }
 }
 
 #[test]
-fn an_arena_of_zeros_is_refused() {
-    let (mut manager, crowd) = orphans(false);
-    let other = memory_file(manager.arena().metadata().unwrap().len());
+fn a_state_file_of_zeros_is_refused() {
+    let (mut manager, mix) = orphans(false);
+    let other = memory_file(manager.state_file().metadata().unwrap().len());
     let name = manager.drop_all("preserve-state-").unwrap();
-    manager.put(&name, other);
-    begins_again(&mut manager, crowd);
+    manager.store(&name, other);
+    begins_again(&mut manager, mix);
 }
 
 #[test]
-fn the_arena_of_another_service_is_not_taken_for_ones_own() {
-    let (mut manager, mut crowd) = orphans(false);
+fn the_state_file_of_another_service_is_refused() {
+    let (mut manager, mut mix) = orphans(false);
     let (other, mut stranger) = orphans(false);
     let name = manager.drop_all("preserve-state-").unwrap();
-    manager.put(&name, other.arena());
-    // It is a good one, only of other connections: who is owed something cannot be kept.
+    manager.store(&name, other.state_file());
+    // It is valid, but has other connections: those that are owed bytes cannot be restored.
     manager.start();
     ping(manager.connect(), b"a new one");
-    let dropped = crowd.is_dealt_honestly();
+    let dropped = mix.gets_no_wrong_byte();
     assert!(dropped >= 2, "{dropped} were dropped");
     drop(other);
-    stranger.is_dealt_honestly();
+    stranger.gets_no_wrong_byte();
 }
 
 #[test]
-fn a_parcel_whose_queue_holds_something_else_harms_nobody() {
-    let (mut manager, mut crowd) = orphans(false);
-    // Both ends of it under one name, and garbage in between.
+fn a_descriptor_queue_with_foreign_descriptors_harms_no_connection() {
+    let (mut manager, mut mix) = orphans(false);
+    // Both ends of it under one name, and foreign descriptors in between.
     let (near, far) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap();
     far.send(b"what is this?").unwrap();
     far.send(&[0; 64]).unwrap();
     far.shutdown(Shutdown::Read).unwrap();
-    manager.put("preserve-queue-9", near);
-    manager.put("preserve-queue-9", far);
+    manager.store("preserve-queue-9", near);
+    manager.store("preserve-queue-9", far);
     manager.start();
-    crowd.goes_on();
+    mix.echoes_on();
     manager.one_of_each();
     manager.kill();
     manager.start();
-    crowd.goes_on();
-    crowd.comes_back_exact();
+    mix.echoes_on();
+    mix.gets_exact_bytes();
 }

@@ -1,9 +1,9 @@
-//! When something stands in the way of survival, the service goes on without it, and says so.
+//! When something prevents preservation, the service goes on without it, and reports that.
 //!
-//! The manager keeps nothing, or too little, or does not answer; the kernel refuses to have more
-//! descriptors in flight; the successor is another one than the predecessor expected.  Each time
-//! clients are served as ever, nothing hangs, and who cannot be kept gets what it is owed and a
-//! FIN, as without survival.
+//! The manager stores nothing, or too little, or does not answer; the kernel refuses to have more
+//! descriptors in flight; the next process has another configuration or other limits.  Each time
+//! clients are served as ever, nothing hangs, and a connection that cannot be preserved gets all of its
+//! bytes and a FIN, as without preservation.
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -15,7 +15,7 @@ use rustix::process::Signal;
 
 use tcp_echo::log::events::id;
 
-use crate::crowd::{Crowd, Kind, Kind::*};
+use crate::crowd::{ClientMix, Kind, Kind::*};
 use crate::daemon::{PROGRAM, SOON, connect, eventually, finish, has, ping};
 use crate::manager::{Manager, Way, memory_file};
 
@@ -35,47 +35,47 @@ const ALL: [(Kind, usize); 5] = [
     (Stalled, 4),
 ];
 
-/// Those who wait for an answer before they go on, and those who do not talk.
+/// Clients that wait for each answer, and clients that do not send.
 const CALM: [(Kind, usize); 4] = [(Idle, 4), (HalfClosed, 1), (Finished, 1), (Stalled, 2)];
 
-/// Dead connections that make a parcel be renewed.
+/// The closed connections that cause a rotation of the descriptor queue.
 const DEAD: usize = 64;
 
-/// Hands over without a store: as TERM does, so everybody is let go.
+/// Hands over without a store: every client is drained, as with TERM.
 #[track_caller]
-fn leaves_as_without_survival(manager: &mut Manager, crowd: &mut Crowd) {
+fn ends_as_without_preservation(manager: &mut Manager, mix: &mut ClientMix) {
     manager.daemon().signal(Signal::USR2);
     manager.notified("STOPPING=1");
-    crowd.is_let_go();
+    mix.ends_with_fin();
     assert!(manager.ended().success());
 }
 
-/// Hands over, be there a store or not: everybody reads, so that all can be paid.
+/// Hands over, whether there is a store or not: every client reads, so that all can be drained.
 #[track_caller]
-fn hands_over_or_pays(manager: &mut Manager, crowd: &mut Crowd) {
-    crowd.load.wind_up();
-    crowd.meanwhile(|_| manager.hand_over());
+fn hands_over_or_drains(manager: &mut Manager, mix: &mut ClientMix) {
+    mix.load.read_all();
+    mix.meanwhile(|_| manager.hand_over());
 }
 
-/// Makes connections that are kept and then dead, beside so many that live.
+/// Makes connections that are preserved and then closed, beside so many others.
 #[track_caller]
 fn let_die(manager: &Manager, living: usize) {
     let dead: Vec<TcpStream> = (0..DEAD).map(|_| manager.connect()).collect();
     dead.iter().for_each(|client| ping(client, b"not for long"));
-    manager.keeps(living + DEAD);
+    manager.preserves(living + DEAD);
 }
 
-/// Waits until another parcel than this one is kept alone.
+/// Waits until the store has another descriptor queue than this one, and no other.
 #[track_caller]
-fn is_renewed(manager: &Manager, before: &str) {
-    eventually(SOON, "the parcel was not renewed", || {
+fn is_rotated(manager: &Manager, before: &str) {
+    eventually(SOON, "the queue was not rotated", || {
         (!manager.names().iter().any(|name| name == before)).then_some(())
     });
     assert_ne!(manager.one_of_each(), before);
 }
 
 #[test]
-fn without_a_store_everybody_is_served_and_let_go() {
+fn without_a_store_every_client_is_served_and_drained_at_the_end() {
     for (capacity, environment) in [(0, None), (1, None), (0, Some("0")), (2, Some("2"))] {
         let mut manager = Manager::new();
         manager.capacity(capacity);
@@ -83,21 +83,21 @@ fn without_a_store_everybody_is_served_and_let_go() {
             manager.environment("FDSTORE", size);
         }
         manager.start();
-        let mut crowd = Crowd::new(manager.address(), &ALL);
-        let status = manager.keeps_nothing();
+        let mut mix = ClientMix::new(manager.address(), &ALL);
+        let status = manager.preserves_nothing();
         assert!(status.contains("no descriptor store"), "{status}");
         let told = manager.event(NOT_PRESERVING);
         assert!(told["echo.reason"].is_string(), "{told}");
         assert!(!manager.daemon().log().contains(PRESERVING));
-        crowd.goes_on();
-        leaves_as_without_survival(&mut manager, &mut crowd);
-        // What little was kept must not be in the way of the next.
+        mix.echoes_on();
+        ends_as_without_preservation(&mut manager, &mut mix);
+        // What little was stored must not hinder the next daemon.
         manager.capacity(16);
         manager.start();
         let client = manager.connect();
         ping(&client, b"hello");
         if environment.is_none() {
-            manager.keeps(1);
+            manager.preserves(1);
             manager.one_of_each();
             manager.kill();
             manager.start();
@@ -107,19 +107,19 @@ fn without_a_store_everybody_is_served_and_let_go() {
 }
 
 #[test]
-fn a_store_that_takes_half_a_parcel_makes_nobody_wait() {
-    // Which half is the manager's choice.
+fn a_store_with_room_for_one_end_of_a_queue_makes_no_client_wait() {
+    // Which end is stored is the manager's choice.
     for _ in 0..4 {
         let mut manager = Manager::new();
         manager.capacity(2);
         manager.start();
-        let mut crowd = Crowd::new(manager.address(), &CALM);
+        let mut mix = ClientMix::new(manager.address(), &CALM);
         manager.decides();
-        crowd.goes_on();
-        hands_over_or_pays(&mut manager, &mut crowd);
+        mix.echoes_on();
+        hands_over_or_drains(&mut manager, &mut mix);
         manager.capacity(16);
         manager.start();
-        crowd.is_dealt_honestly();
+        mix.gets_no_wrong_byte();
         ping(manager.connect(), b"hello");
     }
 }
@@ -130,165 +130,165 @@ fn a_store_with_just_enough_room_is_enough() {
     manager.capacity(3);
     manager.environment("FDSTORE", "3");
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &ALL);
-    manager.keeps(16);
+    let mut mix = ClientMix::new(manager.address(), &ALL);
+    manager.preserves(16);
     for _ in 0..3 {
         manager.kill();
         manager.start();
-        crowd.goes_on();
+        mix.echoes_on();
         manager.restart();
-        crowd.goes_on();
+        mix.echoes_on();
     }
     manager.one_of_each();
-    crowd.comes_back_exact();
+    mix.gets_exact_bytes();
 }
 
 #[test]
-fn a_manager_that_never_answers_makes_nobody_wait() {
+fn a_manager_that_never_answers_makes_no_client_wait() {
     let mut manager = Manager::new();
     manager.answers(false);
     let began = Instant::now();
     manager.start();
     assert!(began.elapsed() < Duration::from_secs(4), "ready comes late");
-    let mut crowd = Crowd::new(manager.address(), &ALL);
-    crowd.goes_on();
-    let status = manager.keeps_nothing();
+    let mut mix = ClientMix::new(manager.address(), &ALL);
+    mix.echoes_on();
+    let status = manager.preserves_nothing();
     assert!(status.contains("does not answer"), "{status}");
     manager.event(NOT_PRESERVING);
     assert_eq!(manager.barriers(), 1);
-    crowd.goes_on();
-    leaves_as_without_survival(&mut manager, &mut crowd);
+    mix.echoes_on();
+    ends_as_without_preservation(&mut manager, &mut mix);
 }
 
 #[test]
-fn a_hand_over_before_the_manager_has_answered_harms_nobody() {
+fn a_hand_over_before_the_manager_has_answered_harms_no_client() {
     let mut manager = Manager::new();
     manager.answers(false);
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &CALM);
-    leaves_as_without_survival(&mut manager, &mut crowd);
+    let mut mix = ClientMix::new(manager.address(), &CALM);
+    ends_as_without_preservation(&mut manager, &mut mix);
     manager.answers(true);
     manager.start();
-    // The manager is asked only when there is something to keep.
+    // The manager is asked only when there is a connection to preserve.
     let client = manager.connect();
     ping(&client, b"hello");
-    manager.keeps(1);
+    manager.preserves(1);
     drop(client);
-    manager.keeps(0);
+    manager.preserves(0);
     manager.one_of_each();
 }
 
 #[test]
-fn a_parcel_with_many_dead_is_renewed() {
+fn a_descriptor_queue_with_many_closed_connections_is_rotated() {
     let mut manager = Manager::new();
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &ALL);
-    manager.keeps(16);
+    let mut mix = ClientMix::new(manager.address(), &ALL);
+    manager.preserves(16);
     for round in 0..3 {
         let before = manager.one_of_each();
         let_die(&manager, 16);
-        is_renewed(&manager, &before);
-        crowd.goes_on();
+        is_rotated(&manager, &before);
+        mix.echoes_on();
         if round == 1 {
             manager.restart();
         } else {
             manager.kill();
             manager.start();
         }
-        crowd.goes_on();
-        manager.keeps(16);
+        mix.echoes_on();
+        manager.preserves(16);
     }
     assert!(
         manager.peak() <= 5,
         "{} descriptors at a time",
         manager.peak()
     );
-    crowd.comes_back_exact();
+    mix.gets_exact_bytes();
 }
 
 #[test]
-fn a_store_that_is_full_at_a_renewal_makes_nobody_wait() {
-    // With room for one more, which end of the new parcel that is is the manager's choice; one of
-    // them is enough.
+fn a_store_that_is_full_at_a_rotation_makes_no_client_wait() {
+    // There is room for one end of the new queue, which the manager chooses; one of them is enough.
     for room in [0, 1, 1, 1, 1] {
         let mut manager = Manager::new();
         manager.capacity(3 + room);
         manager.start();
-        let mut crowd = Crowd::new(manager.address(), &CALM);
-        manager.keeps(8);
+        let mut mix = ClientMix::new(manager.address(), &CALM);
+        manager.preserves(8);
         let before = manager.one_of_each();
         let barriers = manager.barriers();
         let_die(&manager, 8);
         eventually(SOON, "nothing was renewed", || {
             (manager.barriers() > barriers).then_some(())
         });
-        eventually(SOON, "neither told nor renewed", || {
+        eventually(SOON, "neither reported nor rotated", || {
             let log = manager.daemon().log();
             let told = log.contains(NOT_PRESERVING) || log.contains(PRESERVE_FAILED);
             let renewed = room > 0 && !manager.names().contains(&before);
             (told || renewed).then_some(())
         });
-        crowd.goes_on();
+        mix.echoes_on();
         ping(manager.connect(), b"a new one");
-        hands_over_or_pays(&mut manager, &mut crowd);
+        hands_over_or_drains(&mut manager, &mut mix);
         manager.capacity(16);
         manager.start();
-        crowd.is_dealt_honestly();
+        mix.gets_no_wrong_byte();
         ping(manager.connect(), b"a new one");
         manager.one_of_each();
     }
 }
 
-/// Eight who are kept, while a renewal waits for an answer that does not come.
-fn in_a_renewal() -> (Manager, Crowd) {
+/// Eight preserved connections, while a rotation waits for an answer that does not come.
+fn in_a_rotation() -> (Manager, ClientMix) {
     let mut manager = Manager::new();
     manager.start();
-    let crowd = Crowd::new(manager.address(), &CALM);
-    manager.keeps(8);
+    let mix = ClientMix::new(manager.address(), &CALM);
+    manager.preserves(8);
     manager.answers(false);
     let_die(&manager, 8);
     eventually(SOON, "nothing was renewed", || {
         (manager.stored("preserve-queue-") == 4).then_some(())
     });
-    (manager, crowd)
+    (manager, mix)
 }
 
 #[test]
-fn a_manager_that_does_not_answer_at_a_renewal_makes_nobody_wait() {
-    let (mut manager, mut crowd) = in_a_renewal();
-    crowd.goes_on();
+fn a_manager_that_does_not_answer_at_a_rotation_makes_no_client_wait() {
+    let (mut manager, mut mix) = in_a_rotation();
+    mix.echoes_on();
     ping(manager.connect(), b"a new one");
-    // A crash now, with two parcels in the store.
+    // A crash now, with two descriptor queues in the store.
     manager.kill();
     manager.answers(true);
     let barriers = manager.barriers();
     manager.start();
-    crowd.goes_on();
+    mix.echoes_on();
     let adopted = manager.event(RESTORED);
     assert_eq!(adopted["echo.restored"], 8, "{adopted}");
     manager.one_of_each();
-    // There may be no room in flight for a third.
-    assert_eq!(manager.barriers(), barriers, "another parcel was made");
-    manager.keeps(8);
+    // There may be no room in flight for a third queue.
+    assert_eq!(manager.barriers(), barriers, "another queue was made");
+    manager.preserves(8);
     manager.kill();
     manager.start();
-    crowd.goes_on();
-    crowd.comes_back_exact();
+    mix.echoes_on();
+    mix.gets_exact_bytes();
 }
 
 #[test]
-fn a_restart_in_the_middle_of_a_renewal_keeps_everybody() {
-    let (mut manager, mut crowd) = in_a_renewal();
+fn a_restart_in_the_middle_of_a_rotation_preserves_every_connection() {
+    let (mut manager, mut mix) = in_a_rotation();
     manager.hand_over();
     manager.answers(true);
     manager.start();
-    crowd.goes_on();
+    mix.echoes_on();
     manager.one_of_each();
-    crowd.comes_back_exact();
+    mix.gets_exact_bytes();
 }
 
-/// What runs a program as a user of its own, the n-th, without privileges; `None` where that is
-/// not possible, which is said.  The kernel counts by user what is in flight.
+/// A command that runs a program as a user of its own, the n-th, without privileges, as the kernel
+/// counts descriptors in flight by user.  Where that is not possible, prints that the test skips, and
+/// returns `None`.
 fn unprivileged(number: u32) -> Option<Vec<String>> {
     if !has("prlimit") || !has("setpriv") {
         return None;
@@ -313,7 +313,7 @@ fn unprivileged(number: u32) -> Option<Vec<String>> {
     Some(words.into())
 }
 
-/// The daemons to come may have so many descriptors, and run as others do.
+/// Runs the next daemons under this wrapper, with so many descriptors.
 fn limit(manager: &mut Manager, descriptors: usize, wrapper: &[String]) {
     let limit = format!("--nofile={descriptors}:{descriptors}");
     let mut words = vec!["prlimit", &limit];
@@ -321,7 +321,7 @@ fn limit(manager: &mut Manager, descriptors: usize, wrapper: &[String]) {
     manager.under(&words);
 }
 
-/// Has 70 connections that are kept, of 96 that there may be, with 128 descriptors: too few for a second
+/// Has 70 preserved connections, of 96 that there may be, with 128 descriptors: too few for a second
 /// copy in flight.
 #[track_caller]
 fn nearly_full(wrapper: &[String]) -> (Manager, Vec<TcpStream>) {
@@ -332,12 +332,12 @@ fn nearly_full(wrapper: &[String]) -> (Manager, Vec<TcpStream>) {
     manager.start();
     let living: Vec<TcpStream> = (0..70).map(|_| manager.connect()).collect();
     living.iter().for_each(|client| ping(client, b"hello"));
-    manager.keeps(70);
+    manager.preserves(70);
     (manager, living)
 }
 
 #[test]
-fn who_cannot_be_packed_is_told_and_served() {
+fn a_connection_that_cannot_be_preserved_is_reported_and_served() {
     let Some(wrapper) = unprivileged(0) else {
         return;
     };
@@ -346,7 +346,7 @@ fn who_cannot_be_packed_is_told_and_served() {
     for _ in 0..12 {
         let batch: Vec<TcpStream> = (0..20).map(|_| manager.connect()).collect();
         batch.iter().for_each(|client| ping(client, b"hello"));
-        // Either they are packed, or it is told that they are not.
+        // Either they are preserved, or the log says that they are not.
         eventually(SOON, "neither packed nor told", || {
             told = manager.daemon().log().contains(PRESERVE_FAILED);
             let kept = "; 90 connections preserved";
@@ -368,7 +368,7 @@ fn who_cannot_be_packed_is_told_and_served() {
     for client in &living {
         ping(client, b"still here");
     }
-    manager.daemon().hardly_works();
+    manager.daemon().uses_hardly_any_time();
     ping(manager.connect(), b"a new one");
     manager.daemon().signal(Signal::TERM);
     assert!(manager.ended().success());
@@ -401,17 +401,17 @@ fn preservation_comes_back_when_there_was_no_room_in_flight() {
     drop(living);
     let client = manager.connect();
     ping(&client, b"the only one");
-    manager.keeps(1);
+    manager.preserves(1);
     for way in [Way::Restart, Way::Kill] {
         manager.replace(way);
         ping(&client, b"still here");
-        manager.keeps(1);
+        manager.preserves(1);
     }
 }
 
-/// Where there is no room in flight, the arena is not stored either: it has to be when there is.
+/// Where there is no room in flight, the state file is not stored either, and has to be once there is.
 #[test]
-fn what_another_instance_has_in_flight_is_in_the_way_only_as_long_as_it_is_there() {
+fn descriptors_of_another_instance_in_flight_are_in_the_way_only_as_long_as_it_runs() {
     let Some(wrapper) = unprivileged(1) else {
         return;
     };
@@ -419,35 +419,35 @@ fn what_another_instance_has_in_flight_is_in_the_way_only_as_long_as_it_is_there
     other.config("workers = 1\npreserve-after = '0s'\n");
     limit(&mut other, 1024, &wrapper);
     other.start();
-    let crowd: Vec<TcpStream> = (0..200).map(|_| other.connect()).collect();
-    crowd.iter().for_each(|client| ping(client, b"hello"));
-    other.keeps(200);
+    let mix: Vec<TcpStream> = (0..200).map(|_| other.connect()).collect();
+    mix.iter().for_each(|client| ping(client, b"hello"));
+    other.preserves(200);
     let mut manager = Manager::new();
     manager.config("workers = 1\npreserve-after = '0s'\n");
     limit(&mut manager, 128, &wrapper);
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");
-    let status = manager.keeps_nothing();
+    let status = manager.preserves_nothing();
     assert!(status.contains("descriptors in flight"), "{status}");
-    drop(crowd);
+    drop(mix);
     drop(other);
-    manager.keeps(1);
+    manager.preserves(1);
     manager.one_of_each();
     for way in [Way::Kill, Way::Restart] {
         manager.replace(way);
         ping(&client, b"still here");
-        manager.keeps(1);
+        manager.preserves(1);
     }
 }
 
 #[test]
-fn a_successor_without_survival_pays_and_lets_go() {
+fn a_next_process_without_preservation_drains_the_connections() {
     for planned in [true, false] {
         let mut manager = Manager::new();
         manager.start();
-        let mut crowd = Crowd::new(manager.address(), &ALL);
-        manager.keeps(16);
+        let mut mix = ClientMix::new(manager.address(), &ALL);
+        manager.preserves(16);
         if planned {
             manager.hand_over();
         } else {
@@ -456,7 +456,7 @@ fn a_successor_without_survival_pays_and_lets_go() {
         manager.config("preserve-connections = false\n");
         manager.start();
         ping(manager.connect(), b"a new one");
-        crowd.is_let_go();
+        mix.ends_with_fin();
         let told = manager.event(PREDECESSOR_DROPPED);
         assert_eq!(told["level"], "WARN", "{told}");
         assert!(told["echo.reason"].is_string(), "{told}");
@@ -466,14 +466,14 @@ fn a_successor_without_survival_pays_and_lets_go() {
     }
 }
 
-/// Has 93 connections, then a successor that may have a third of them.
+/// Has 93 connections, then a daemon that may have a third of them.
 #[track_caller]
 fn shrinks(planned: bool, wrapper: &[String]) {
     let mut manager = Manager::new();
     limit(&mut manager, 1024, wrapper);
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &[(Idle, 90), (Stalled, 3)]);
-    manager.keeps(93);
+    let mut mix = ClientMix::new(manager.address(), &[(Idle, 90), (Stalled, 3)]);
+    manager.preserves(93);
     if planned {
         manager.hand_over();
     } else {
@@ -481,20 +481,20 @@ fn shrinks(planned: bool, wrapper: &[String]) {
     }
     limit(&mut manager, 64, wrapper);
     manager.start();
-    let dropped = crowd.is_dealt_honestly();
+    let dropped = mix.gets_no_wrong_byte();
     assert!((30..93).contains(&dropped), "{dropped} of 93 were dropped");
     let told = manager.event(RESTORED);
     assert_eq!(told["echo.of"], 93, "{told}");
     assert_eq!(told["echo.restored"], 93 - dropped, "{told}");
     assert_eq!(told["level"], "WARN", "{told}");
-    drop(crowd);
+    drop(mix);
     ping(manager.connect(), b"a new one");
     manager.stop();
     assert!(manager.names().is_empty());
 }
 
 #[test]
-fn a_successor_with_fewer_descriptors_keeps_whom_it_can() {
+fn a_next_process_with_fewer_descriptors_restores_what_it_can() {
     if has("prlimit") {
         shrinks(true, &[]);
         shrinks(false, &[]);
@@ -502,7 +502,7 @@ fn a_successor_with_fewer_descriptors_keeps_whom_it_can() {
 }
 
 #[test]
-fn a_successor_that_may_have_fewer_descriptors_in_flight_is_ready_and_keeps_whom_it_can() {
+fn a_next_process_with_a_lower_limit_in_flight_is_ready_and_restores_what_it_can() {
     if let Some(wrapper) = unprivileged(1) {
         shrinks(true, &wrapper);
         shrinks(false, &wrapper);
@@ -510,50 +510,50 @@ fn a_successor_that_may_have_fewer_descriptors_in_flight_is_ready_and_keeps_whom
 }
 
 #[test]
-fn a_successor_whose_configuration_lacks_the_old_listener_keeps_its_connections() {
+fn a_next_process_without_the_old_listener_restores_its_connections() {
     let configured = |name: &str| {
         format!("preserve-after = '0s'\n[listener.{name}]\nnodelay = false\nkeepalive = true\n")
     };
     let mut manager = Manager::new();
     manager.config(&configured("echo"));
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &ALL);
-    manager.keeps(16);
+    let mut mix = ClientMix::new(manager.address(), &ALL);
+    manager.preserves(16);
     for (planned, name) in [(true, "other"), (false, "third")] {
         if planned {
             manager.hand_over();
         } else {
             manager.kill();
         }
-        manager.relist(name, TcpListener::bind("127.0.0.1:0").unwrap());
+        manager.replace_listeners(name, TcpListener::bind("127.0.0.1:0").unwrap());
         manager.config(&configured(name));
         manager.start();
-        crowd.goes_on();
+        mix.echoes_on();
         ping(manager.connect(), b"a new one");
     }
-    crowd.comes_back_exact();
+    mix.gets_exact_bytes();
 }
 
 #[test]
-fn a_successor_that_is_not_allowed_so_many_connections_keeps_those_that_are_there() {
+fn a_next_process_with_a_lower_connection_limit_restores_all_connections() {
     let mut manager = Manager::new();
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &ALL);
-    manager.keeps(16);
+    let mut mix = ClientMix::new(manager.address(), &ALL);
+    manager.preserves(16);
     manager.hand_over();
     manager.config("preserve-after = '0s'\n[limits]\nmax-connections = 4\n");
     manager.start();
-    let dropped = crowd.is_dealt_honestly();
+    let dropped = mix.gets_no_wrong_byte();
     eprintln!("{dropped} of 16 were dropped");
-    // Whoever is new waits until there is room.
+    // New callers wait until there is room.
     let waiting = connect(manager.address());
-    drop(crowd);
+    drop(mix);
     ping(&waiting, b"hello");
     assert!(finish(&waiting).is_empty());
 }
 
 #[test]
-fn strangers_in_the_store_are_closed_and_the_service_starts() {
+fn unexpected_descriptors_in_the_store_are_closed_and_the_service_starts() {
     let pair = || UnixStream::pair().unwrap().0;
     let datagram = || std::os::unix::net::UnixDatagram::unbound().unwrap();
     let null = || std::fs::File::open("/dev/null").unwrap();
@@ -570,17 +570,17 @@ fn strangers_in_the_store_are_closed_and_the_service_starts() {
             let mut manager = Manager::new();
             for _ in 0..2 {
                 match kind {
-                    0 => manager.put(name, pair()),
-                    1 => manager.put(name, datagram()),
-                    2 => manager.put(name, null()),
-                    3 => manager.put(name, TcpListener::bind("127.0.0.1:0").unwrap()),
-                    _ => manager.put(name, memory_file(1 << 20)),
+                    0 => manager.store(name, pair()),
+                    1 => manager.store(name, datagram()),
+                    2 => manager.store(name, null()),
+                    3 => manager.store(name, TcpListener::bind("127.0.0.1:0").unwrap()),
+                    _ => manager.store(name, memory_file(1 << 20)),
                 }
             }
             manager.start();
             let client = manager.connect();
             ping(&client, b"hello");
-            manager.keeps(1);
+            manager.preserves(1);
             manager.kill();
             manager.start();
             ping(&client, b"still here");
@@ -590,12 +590,12 @@ fn strangers_in_the_store_are_closed_and_the_service_starts() {
 }
 
 #[test]
-fn survival_that_is_switched_off_asks_the_manager_for_nothing() {
+fn preservation_that_is_switched_off_asks_the_manager_for_nothing() {
     let mut manager = Manager::new();
     manager.config("preserve-connections = false\n");
     manager.start();
     ping(manager.connect(), b"hello");
-    manager.says("0 connections, 5 B echoed");
+    manager.status_has("0 connections, 5 B echoed");
     manager.stop();
     assert_eq!(manager.barriers(), 0);
     for message in manager.messages() {
@@ -605,8 +605,8 @@ fn survival_that_is_switched_off_asks_the_manager_for_nothing() {
     }
 }
 
-/// A stream whose queue may hold descriptors must not come to the service manager, which would wait
-/// for their close.
+/// A stream that may hold descriptors in its queue must not come to the service manager, which would
+/// wait for their close.
 #[test]
 fn unix_streams_that_may_hold_descriptors_are_not_preserved() {
     if !has("strace") {
@@ -620,8 +620,8 @@ fn unix_streams_that_may_hold_descriptors_are_not_preserved() {
     ping(&client, b"not preserved");
     let tcp = manager.connect();
     ping(&tcp, b"preserved");
-    manager.keeps(1);
-    // Without those faults the next one can look into the queue of descriptors.
+    manager.preserves(1);
+    // Without those faults the next daemon can read the queue of descriptors.
     manager.under(&[]);
     manager.restart();
     ping(&tcp, b"still here");

@@ -1,10 +1,9 @@
 //! Every byte comes back, in order, whatever the client does.
 //!
-//! The clients here are rude in every way that TCP allows: they write without reading, read
-//! without hurry, close one direction at any moment, speak urgently, announce tiny windows, come
-//! and go within a millisecond, and pass descriptors.  What they send is checked byte by byte; a
-//! conversation ends with a FIN, its descriptor is released, and a daemon that has nothing to do
-//! does nothing.
+//! The clients do everything that TCP allows: they write without reading, read slowly, close one
+//! direction at any moment, send urgent data, announce tiny windows, connect and disconnect within a
+//! millisecond, and pass descriptors.  What they send is checked byte by byte; a connection ends with a
+//! FIN, its descriptor is released, and a daemon that has nothing to do does not wake up.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -40,7 +39,7 @@ fn converse(stream: &TcpStream, seed: u64, length: usize) {
     });
 }
 
-/// A daemon without the descriptors that asking the manager takes, as these tests count them.
+/// A daemon without the descriptors that preservation needs, as these tests count descriptors.
 fn alone() -> Daemon {
     Plan::new().config("preserve-connections = false").start()
 }
@@ -180,7 +179,7 @@ fn urgent_bytes_come_back_in_line() {
     let mut echo = vec![0; sent.len()];
     (&client).read_exact(&mut echo).unwrap();
     assert_eq!(echo, sent);
-    // The last one is announced once more than it is read: that must not keep anybody busy.
+    // The last one is announced once more than it is read, which must not use processor time.
     daemon.rests();
     socket.send_out_of_band(b"!").unwrap();
     assert_eq!(finish(&client), b"!");
@@ -248,7 +247,7 @@ fn a_half_close_with_every_queue_full_loses_nothing() {
         heard.expect_to_the_end(client);
         assert_eq!(heard.position(), *said);
     }
-    // At once, with our side still open.
+    // At once, while the client's direction is still open.
     daemon.has_released(base);
 }
 
@@ -325,7 +324,7 @@ fn descriptors_are_refused_in_the_middle_of_a_stream_and_it_goes_on() {
     daemon.has_released(base);
 }
 
-/// What is left of a stream, also where it ends with an error.
+/// The rest of a stream, also where it ends with an error.
 fn end_of_unix(mut client: &UnixStream) -> Vec<u8> {
     let mut rest = Vec::new();
     let _ = client.read_to_end(&mut rest);
@@ -410,7 +409,7 @@ fn a_path_in_a_private_tmp_is_warned_of() {
 }
 
 #[test]
-fn of_two_daemons_on_a_stale_path_one_serves_and_the_other_says_so() {
+fn of_two_daemons_on_a_stale_path_one_serves_and_the_other_reports_it() {
     if !has("strace") {
         return;
     }
@@ -441,7 +440,7 @@ fn of_two_daemons_on_a_stale_path_one_serves_and_the_other_says_so() {
 }
 
 #[test]
-fn a_stale_path_is_used_again_and_ours_is_unlinked_at_the_stop() {
+fn a_stale_path_is_used_again_and_unlinked_at_the_stop() {
     let plan = Plan::bare();
     let path = plan.folder().path("echo.sock");
     drop(UnixListener::bind(&path).unwrap());
@@ -538,7 +537,7 @@ fn resets_and_scans_leak_no_descriptor() {
     for round in 0..300 {
         let mut client = daemon.connect();
         match round % 3 {
-            // In the middle of a conversation, with data in both directions.
+            // In the middle of the traffic, with data in both directions.
             0 => client.write_all(&pattern(1, 10_000)).unwrap(),
             1 => ping(&client, b"hello"),
             _ => {}

@@ -1,8 +1,8 @@
 //! System calls that fail cost at most the one client that they were made for.
 //!
 //! strace(1) makes them fail (`-e inject=`).  Whatever fails: what a client gets is a prefix of
-//! what it sent, others echo on, callers get in, nothing spins, and nothing exits.  When
-//! descriptors run out, callers wait in the kernel's queue until one is free.
+//! what it sent, other connections go on, callers are accepted, nothing spins, and nothing exits.
+//! When descriptors run out, callers wait in the accept queue until one is free.
 //!
 //! The daemons here have no notify socket, so that every recvfrom(2) and sendto(2) is one for a
 //! client, or for a signal, and can be counted.
@@ -51,7 +51,7 @@ impl Tried {
         for fault in &faults {
             words.extend(["-e", fault]);
         }
-        let daemon = plan.under(&words).unnotified().start().told_ready();
+        let daemon = plan.under(&words).unnotified().start().logged_ready();
         Self { daemon, trace }
     }
 
@@ -68,7 +68,7 @@ impl Tried {
             .count()
     }
 
-    /// Waits until a call has failed as it was told to.
+    /// Waits until an injected fault has occurred.
     #[track_caller]
     fn failed(&self) {
         eventually(SOON, "no system call was made to fail", || {
@@ -136,7 +136,7 @@ const ACCEPT: [&str; 27] = [
 ];
 
 #[test]
-fn an_accept_that_fails_once_makes_nobody_wait_for_long() {
+fn an_accept_that_fails_once_makes_no_caller_wait_for_long() {
     if !can_inject() {
         return;
     }
@@ -145,8 +145,8 @@ fn an_accept_that_fails_once_makes_nobody_wait_for_long() {
         for errnos in [one, other] {
             scope.spawn(move || {
                 for errno in errnos {
-                    // The second caller's accept fails: the first one's takes two, the last of
-                    // which says that nobody waits.
+                    // The second caller's accept fails: the first one's takes two calls, the last of
+                    // which finds the queue empty.
                     let fault = format!("accept4:error={errno}:when=3");
                     let tried = Tried::new(&[&fault]);
                     let first = tried.daemon.connect();
@@ -165,7 +165,7 @@ fn an_accept_that_fails_once_makes_nobody_wait_for_long() {
 }
 
 #[test]
-fn an_accept_that_fails_for_ever_does_not_spin_and_harms_nobody_who_is_in() {
+fn an_accept_that_fails_for_ever_does_not_spin_and_harms_no_open_connection() {
     if !can_inject() {
         return;
     }
@@ -381,7 +381,7 @@ fn a_registration_that_fails_costs_that_one_client() {
         stalled
             .set_write_timeout(Some(Duration::from_secs(5)))
             .unwrap();
-        // It may be told so by a reset already.
+        // A reset may have ended it already.
         let _ = said.send(&stalled, 64 << 20);
         tried.failed();
         let mut heard = Tape::new(1);
@@ -392,7 +392,7 @@ fn a_registration_that_fails_costs_that_one_client() {
 }
 
 #[test]
-fn options_that_cannot_be_set_are_told_and_change_nothing_else() {
+fn options_that_cannot_be_set_are_reported_and_change_nothing_else() {
     if !can_inject() {
         return;
     }
@@ -486,13 +486,13 @@ fn two_hundred_clients_and_64_descriptors() {
         })
         .collect();
     daemon.logged("is paused");
-    // Who is in stays in; the others wait, and it costs nothing.
+    // Open connections stay open; callers wait, which uses no processor time.
     let inside = clients.len() - 1;
     (&clients[0]).read_exact(&mut [0; 5]).unwrap();
     waits(&clients[inside]);
-    daemon.hardly_works();
+    daemon.uses_hardly_any_time();
     ping(&clients[0], b"still here");
-    // In the order of their calls, all of them get in as others leave.
+    // In their order, all callers are accepted as connections end.
     for (number, client) in clients.drain(..).enumerate() {
         if number > 0 {
             { &client }.read_exact(&mut [0; 5]).unwrap();
@@ -508,7 +508,7 @@ fn two_hundred_clients_and_64_descriptors() {
 }
 
 #[test]
-fn without_descriptors_callers_wait_and_the_first_free_one_is_theirs() {
+fn without_descriptors_callers_wait_and_get_the_first_that_is_free() {
     if !has("prlimit") {
         return;
     }
@@ -528,7 +528,7 @@ fn without_descriptors_callers_wait_and_the_first_free_one_is_theirs() {
         .collect();
     daemon.logged("is paused");
     waits(&outside[0]);
-    daemon.hardly_works();
+    daemon.uses_hardly_any_time();
     inside.iter().for_each(|client| ping(client, b"still here"));
     for mut caller in &outside[..5] {
         waits(caller);
@@ -536,10 +536,10 @@ fn without_descriptors_callers_wait_and_the_first_free_one_is_theirs() {
         drop(inside.pop());
         caller.read_exact(&mut [0; 5]).unwrap();
         let took = freed.elapsed();
-        // The issue asks for 100 ms; the rest is for noise.
+        // 100 ms are promised; the rest is for noise.
         assert!(took < Duration::from_millis(1000), "{took:?}");
     }
-    // It hears the manager and the operator, and tells it once a second at most.
+    // It takes signals and sends its status, and logs this once a second at most.
     daemon.reload("");
     waits(&outside[5]);
     let told = daemon.log().matches("is paused").count();
@@ -554,7 +554,7 @@ fn without_descriptors_callers_wait_and_the_first_free_one_is_theirs() {
 }
 
 #[test]
-fn a_stop_without_descriptors_serves_those_who_wait() {
+fn a_stop_without_descriptors_serves_the_callers_that_wait() {
     if !has("prlimit") {
         return;
     }
@@ -610,7 +610,7 @@ fn where_descriptors_cannot_be_refused_they_hold_up_no_loop() {
         client
     };
     let mut peers = Vec::new();
-    // One that reads what carries it, one that stops before, one that goes without a word.
+    // One client with a message that is read, one with a message that is not, one that just closes.
     for kind in 0..3 {
         let client = call();
         let (socket, peer) = lingering(Duration::from_secs(30));

@@ -1,12 +1,13 @@
-//! A crash between any two system calls loses nobody who was kept, and makes no wrong byte.
+//! A crash between any two system calls loses no preserved connection, and makes no wrong byte.
 //!
-//! strace(1) kills the daemon on its way into the n-th call of a kind: all before it is done, that
-//! call is not.  As every kind that matters has its row, the crash behind a call is the one before
-//! the next.  For n = 1, 2, 3, … until daemons get through the whole scene, a victim takes over,
-//! works and dies; then an ordinary successor takes over, and every byte is checked.
+//! strace(1) kills the daemon on its way into the n-th call of a kind: everything before it is done, that
+//! call is not.  As every kind that matters has a row, the crash behind a call is the one before the
+//! next call.  For n = 1, 2, 3, … until a daemon gets through the whole scene, a daemon (the *victim*)
+//! goes on with the connections, serves and is killed; then an ordinary daemon goes on with them, and
+//! every byte is checked.
 //!
-//! Some of the clients read slowly through a small window, so that writes are short and backlogs
-//! are owed.
+//! Some of the clients read slowly through a small window, so that writes are short and output is
+//! pending.
 
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
@@ -28,14 +29,14 @@ const PREDECESSOR_DROPPED: &str = id("PREDECESSOR_DROPPED");
 /// What the victims do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scene {
-    /// They have no predecessor, and get their first clients.
+    /// They find nothing to restore, and get their first clients.
     Begin,
-    /// They echo for those whom they adopted.
+    /// They echo for the clients of restored connections.
     Echo,
-    /// They get new clients and pack them.
-    Pack,
-    /// Most of those whom they adopt are dead: the parcel is renewed.
-    Renew,
+    /// They get new clients and preserve their connections.
+    Preserve,
+    /// Most of the connections that they restore are over: the descriptor queue is rotated.
+    Rotate,
     /// They hand over.
     HandOver,
     /// They stop.
@@ -53,26 +54,26 @@ const ECHO: &[Row] = &[(
     9,
 )];
 
-/// A crash while a predecessor's connections are adopted.
+/// A crash while connections are restored.
 const RECOVERY: &[Row] = &[(
     Scene::Echo,
     &["recvmsg", "getsockopt", "ioctl", "setsockopt"],
     8,
 )];
 
-/// A crash while connections are packed.
-const PACKING: &[Row] = &[
+/// A crash while connections are preserved.
+const PRESERVATION: &[Row] = &[
     (
         Scene::Begin,
         &["memfd_create", "ftruncate", "socketpair", "sendmsg"],
         6,
     ),
-    (Scene::Pack, &["sendmsg", "sendto"], 6),
+    (Scene::Preserve, &["sendmsg", "sendto"], 6),
 ];
 
-/// A crash while a parcel is renewed.
-const RENEWAL: &[Row] = &[(
-    Scene::Renew,
+/// A crash while the descriptor queue is rotated.
+const ROTATION: &[Row] = &[(
+    Scene::Rotate,
     &["sendmsg", "socketpair", "shutdown", "close"],
     3,
 )];
@@ -83,20 +84,20 @@ const ENDING: &[Row] = &[
     (Scene::Stop, &["sendto", "shutdown"], 4),
 ];
 
-/// The most n that are tried: a row that goes on for ever is a mistake.
+/// The largest n that is tried: a row without an end is a mistake.
 const MOST: usize = 400;
 
-/// Clients who come while the victim lives, and those who are dead when it comes.
-const YOUNG: usize = 3;
-const MAYFLIES: usize = 72;
+/// Clients that connect to the victim, and those that are gone when it starts.
+const NEW: usize = 3;
+const SHORT_LIVED: usize = 72;
 
-/// Between two requests to the victim, and before the first.
+/// The time before each request to the victim.
 const ASK: Duration = Duration::from_millis(30);
 
 /// Bytes that each client sends and gets back with each daemon.
 const ROUND: u64 = 12_000;
 
-/// Bytes that a slow reader reads with each daemon, and with each look.
+/// The bytes that a slow reader reads with each daemon, and at once.
 const SLOW_ROUND: usize = 30_000;
 const SLOW_LOOK: usize = 3000;
 
@@ -120,11 +121,11 @@ fn can_kill() -> bool {
     })
 }
 
-/// A client that never reads as much as it might: it is always owed something.
+/// A client that never reads all that it could, so that it is always owed something.
 struct Slow {
     stream: TcpStream,
-    said: Tape,
-    heard: Tape,
+    sent: Tape,
+    received: Tape,
     goal: usize,
     /// Whether there was an end.
     ended: bool,
@@ -133,34 +134,34 @@ struct Slow {
 impl Slow {
     fn new(address: SocketAddr, seed: u64) -> Self {
         let stream = connect_with_buffers(address, 4096, 32 * 1024);
-        let mut said = Tape::new(seed);
-        said.fill(&stream);
+        let mut sent = Tape::new(seed);
+        sent.fill(&stream);
         stream.set_nonblocking(true).unwrap();
         Self {
             stream,
-            said,
-            heard: Tape::new(seed),
+            sent,
+            received: Tape::new(seed),
             goal: 0,
             ended: false,
         }
     }
 
-    /// Reads a little and writes what it may; says whether it has enough for now.
+    /// Reads a little and writes what fits; returns whether it has read enough for now.
     fn look(&mut self) -> bool {
-        let left = self.goal.saturating_sub(self.heard.position());
+        let left = self.goal.saturating_sub(self.received.position());
         if left > 0 && !self.ended {
-            match self.heard.read(&self.stream, left.min(SLOW_LOOK)) {
+            match self.received.read(&self.stream, left.min(SLOW_LOOK)) {
                 Ok(0) => self.ended = true,
                 Ok(_) => {}
                 Err(error) => self.ended = error.kind() != std::io::ErrorKind::WouldBlock,
             }
-            let _ = self.said.send(&self.stream, 1 << 20);
+            let _ = self.sent.send(&self.stream, 1 << 20);
         }
-        self.ended || self.heard.position() >= self.goal
+        self.ended || self.received.position() >= self.goal
     }
 }
 
-/// Those who are kept.
+/// The clients of preserved connections.
 struct Clients {
     load: Load,
     slow: Vec<Slow>,
@@ -178,7 +179,7 @@ impl Clients {
         self.load.clients.len() + self.slow.len()
     }
 
-    /// Everybody wants some more from now on.
+    /// Raises the goal of every client.
     fn want_more(&mut self) {
         for key in 0..self.load.clients.len() {
             let talk = Talk {
@@ -187,55 +188,55 @@ impl Clients {
                 window: [700, 5000, u64::MAX, u64::MAX][key],
                 reads: true,
             };
-            self.load.log_one(key, talk);
+            self.load.set_talk(key, talk);
         }
         for slow in &mut self.slow {
-            slow.goal = slow.heard.position() + SLOW_ROUND;
+            slow.goal = slow.received.position() + SLOW_ROUND;
         }
     }
 
-    /// Everybody wants to hear all that is left, and the end.
-    fn want_the_rest(&mut self) {
-        self.load.wind_up();
+    /// Sets the goal of every client to all that remains, and the end.
+    fn want_all(&mut self) {
+        self.load.read_all();
         for slow in &mut self.slow {
             slow.goal = usize::MAX;
         }
     }
 
-    /// Runs until something is the case; it is told whether everybody has what it wants.  False:
-    /// it never was.
+    /// Runs until `over` returns true, which gets whether every client has reached its goal.  False: it
+    /// never has.
     fn run_until(&mut self, mut over: impl FnMut(bool) -> bool) -> bool {
         let Self { load, slow } = self;
         load.run(SOON, |load| {
-            // All of them look, not only the first who is not content.
+            // Each of them reads, also behind one that has not reached its goal.
             let content = slow.iter_mut().filter_map(|slow| slow.look().then_some(()));
             let all = content.count() == slow.len();
             over(all && load.is_finished())
         })
     }
 
-    /// Runs until everybody has what it wants.
+    /// Runs until every client has reached its goal.
     #[track_caller]
     fn run(&mut self) {
         assert!(self.run_until(|served| served), "clients wait in vain");
     }
 
-    /// Nobody was dropped, and everybody has what it wanted.
+    /// Asserts that no client was dropped, and that each has reached its goal.
     #[track_caller]
-    fn are_well(&self) {
+    fn are_served(&self) {
         for client in &self.load.clients {
             assert!(client.end.is_none(), "a client was dropped: {client:?}");
             assert!(client.received >= client.talk.goal, "{client:?}");
         }
         for slow in &self.slow {
-            let at = slow.heard.position();
+            let at = slow.received.position();
             assert!(!slow.ended, "a slow reader was dropped at {at}");
             assert!(at >= slow.goal, "a slow reader is at {at} of {}", slow.goal);
         }
     }
 }
 
-/// A service under whose daemons death walks.
+/// A service with daemons that are killed.
 struct Stage {
     manager: Manager,
     clients: Option<Clients>,
@@ -252,31 +253,31 @@ impl Stage {
         stage
     }
 
-    /// Its first clients, kept.
+    /// Connects its first clients, and waits until they are preserved.
     #[track_caller]
     fn settle(&mut self) {
         let clients = Clients::new(self.manager.address());
         self.manager
-            .says(&format!(" {} connections, ", clients.count()));
-        self.manager.keeps(clients.count());
+            .status_has(&format!(" {} connections, ", clients.count()));
+        self.manager.preserves(clients.count());
         self.clients = Some(clients);
     }
 
-    /// The next daemon dies on its way into the n-th such call.
-    fn doom(&mut self, call: &str, n: usize) {
+    /// Lets the next daemon be killed on its way into the n-th such call.
+    fn kill_at(&mut self, call: &str, n: usize) {
         self.manager
             .inject(call, &format!("signal=SIGKILL:when={n}"));
     }
 
-    /// One victim and its successor; says whether the victim got through the scene.
+    /// Plays a scene with one victim and the daemon after it; returns whether the victim got through.
     #[track_caller]
     fn play(&mut self, scene: Scene, call: &str, n: usize) -> bool {
         let clients = self.prepare(scene, n);
         let before = self.manager.names();
-        self.doom(call, n);
+        self.kill_at(call, n);
         self.manager.launch();
         self.manager.under(&[]);
-        let (clients, young) = self.victim(scene, clients, &before);
+        let (clients, newcomers) = self.victim(scene, clients, &before);
         let through = match scene {
             Scene::HandOver | Scene::Stop => self.manager.ended().success(),
             _ if self.manager.is_running() => {
@@ -284,27 +285,27 @@ impl Stage {
                 true
             }
             _ => {
-                self.manager.died();
+                self.manager.was_killed();
                 false
             }
         };
         self.manager.start();
         ping(self.manager.connect(), b"a new one");
-        if let Some(mut young) = young {
-            let finished = young.run(SOON, Load::is_finished);
-            assert!(finished, "young clients wait in vain");
-            // They may be lost if nobody had promised to keep them, but not cheated.
+        if let Some(mut newcomers) = newcomers {
+            let finished = newcomers.run(SOON, Load::is_finished);
+            assert!(finished, "new clients wait in vain");
+            // They may be lost if no status had said that they are preserved, but get no wrong byte.
             let verdict = if through {
-                young.verdict()
+                newcomers.verdict()
             } else {
-                young.honest()
+                newcomers.no_wrong_byte()
             };
-            verdict.unwrap_or_else(|verdict| panic!("the young: {verdict}"));
+            verdict.unwrap_or_else(|verdict| panic!("new clients: {verdict}"));
         }
         if let Some(mut clients) = clients {
             for _ in 0..2 {
                 clients.run();
-                clients.are_well();
+                clients.are_served();
                 clients.want_more();
             }
             self.clients = Some(clients);
@@ -315,26 +316,26 @@ impl Stage {
         through
     }
 
-    /// Makes the state in which the victim begins, and ends its predecessor.
+    /// Makes the state in which the victim starts, and ends the daemon before it.
     #[track_caller]
     fn prepare(&mut self, scene: Scene, n: usize) -> Option<Clients> {
         let manager = &mut self.manager;
         let mut clients = self.clients.take();
         if scene == Scene::Begin {
-            // Nobody is there, nothing is kept.
+            // There are no clients, and nothing is stored.
             clients = None;
             manager.kill();
             manager.drop_all("preserve-");
             return clients;
         }
-        let mut mayflies = Vec::new();
-        if scene == Scene::Renew {
+        let mut short_lived = Vec::new();
+        if scene == Scene::Rotate {
             let living = clients.as_ref().map_or(0, Clients::count);
-            mayflies.extend((0..MAYFLIES).map(|_| manager.connect()));
-            mayflies.iter().for_each(|client| ping(client, b"hello"));
-            manager.keeps(living + MAYFLIES);
+            short_lived.extend((0..SHORT_LIVED).map(|_| manager.connect()));
+            short_lived.iter().for_each(|client| ping(client, b"hello"));
+            manager.preserves(living + SHORT_LIVED);
         }
-        // The victim may learn what its predecessor knew, or has to find out.
+        // The victim gets the positions of a hand-over, or has to recover them after a crash.
         if n % 2 == 0 {
             manager.hand_over();
         } else {
@@ -343,8 +344,8 @@ impl Stage {
         clients
     }
 
-    /// What happens while the victim lives, which may be short: who is there works, and so may
-    /// some who come now.  Returns them.
+    /// Lets the clients work while the victim runs, which may be short, with new ones if the scene has
+    /// them.  Returns both.
     #[track_caller]
     fn victim(
         &mut self,
@@ -353,15 +354,16 @@ impl Stage {
         before: &[String],
     ) -> (Option<Clients>, Option<Load>) {
         let manager = &mut self.manager;
-        let comes = matches!(scene, Scene::Begin | Scene::Pack | Scene::HandOver);
-        let mut young = comes.then(|| Load::connect(manager.address(), YOUNG, Talk::bytes(ROUND)));
+        let comes = matches!(scene, Scene::Begin | Scene::Preserve | Scene::HandOver);
+        let mut newcomers =
+            comes.then(|| Load::connect(manager.address(), NEW, Talk::bytes(ROUND)));
         if let Some(clients) = &mut clients {
             clients.want_more();
             if scene == Scene::Stop {
-                clients.want_the_rest();
+                clients.want_all();
             }
         }
-        let kept = clients.as_ref().map_or(0, Clients::count) + YOUNG;
+        let kept = clients.as_ref().map_or(0, Clients::count) + NEW;
         let kept = format!("; {kept} connections preserved");
         let (mut ready, mut asked, mut over) = (false, Instant::now(), false);
         let mut step = |served: bool| {
@@ -372,8 +374,8 @@ impl Stage {
             let message = message.unwrap_or_default();
             ready |= message.starts_with("READY=1");
             over |= match scene {
-                Scene::Begin | Scene::Pack => message.contains(&kept),
-                Scene::Renew => manager.names().len() == 3 && manager.names() != before,
+                Scene::Begin | Scene::Preserve => message.contains(&kept),
+                Scene::Rotate => manager.names().len() == 3 && manager.names() != before,
                 Scene::Echo => true,
                 Scene::HandOver | Scene::Stop => false,
             };
@@ -382,35 +384,35 @@ impl Stage {
                 match scene {
                     Scene::HandOver => manager.daemon().signal(Signal::USR2),
                     Scene::Stop => manager.daemon().signal(Signal::TERM),
-                    // The status is wanted sooner than in a second.
-                    Scene::Begin | Scene::Pack => manager.daemon().signal(Signal::USR1),
-                    Scene::Echo | Scene::Renew => {}
+                    // For a status before the second is over.
+                    Scene::Begin | Scene::Preserve => manager.daemon().signal(Signal::USR1),
+                    Scene::Echo | Scene::Rotate => {}
                 }
                 ready = !matches!(scene, Scene::HandOver | Scene::Stop);
             }
             over && served
         };
-        let in_time = match (&mut clients, &mut young) {
-            (Some(clients), Some(young)) => clients.run_until(|served| {
-                young.run(Duration::from_millis(1), Load::is_finished);
+        let in_time = match (&mut clients, &mut newcomers) {
+            (Some(clients), Some(newcomers)) => clients.run_until(|served| {
+                newcomers.run(Duration::from_millis(1), Load::is_finished);
                 step(served)
             }),
             (Some(clients), None) => clients.run_until(step),
-            (None, Some(young)) => young.run(SOON, |load| step(load.is_finished())),
-            (None, None) => unreachable!("somebody is there"),
+            (None, Some(newcomers)) => newcomers.run(SOON, |load| step(load.is_finished())),
+            (None, None) => unreachable!("every scene has clients"),
         };
         assert!(in_time, "the scene has no end");
         if scene == Scene::Stop {
-            // Let go, or cut off; not cheated.
+            // They get a FIN or a reset, and no wrong byte.
             if let Some(clients) = clients.take() {
-                clients.load.honest().unwrap();
+                clients.load.no_wrong_byte().unwrap();
             }
         }
-        (clients, young)
+        (clients, newcomers)
     }
 }
 
-/// Plays rows to their ends.
+/// Plays all rows.
 #[track_caller]
 fn play(rows: &[Row]) {
     if !can_kill() {
@@ -420,7 +422,7 @@ fn play(rows: &[Row]) {
         let mut stage = Stage::new();
         for call in *calls {
             let (mut n, mut played, mut through) = (1, 0, 0);
-            // Twice: one may have had it easy, when the clients were slow or fast enough.
+            // Two victims: one may get through because of the pace of the clients.
             while through < 2 {
                 eprintln!("{scene:?}: death at {call} number {n}");
                 played += 1;
@@ -448,22 +450,22 @@ fn a_crash_between_any_two_calls_of_the_recovery_loses_nothing() {
 }
 
 #[test]
-fn a_crash_between_any_two_calls_of_the_packing_loses_nobody_who_was_kept() {
-    play(PACKING);
+fn a_crash_between_any_two_calls_of_preserving_loses_no_preserved_connection() {
+    play(PRESERVATION);
 }
 
 #[test]
-fn a_crash_between_any_two_calls_of_a_renewal_loses_nothing() {
-    play(RENEWAL);
+fn a_crash_between_any_two_calls_of_a_rotation_loses_nothing() {
+    play(ROTATION);
 }
 
 #[test]
-fn a_crash_between_any_two_calls_of_the_end_loses_nobody_who_is_to_be_kept() {
+fn a_crash_between_any_two_calls_of_the_end_loses_no_preserved_connection() {
     play(ENDING);
 }
 
 #[test]
-fn after_a_hundred_crashes_in_a_row_everybody_is_let_go() {
+fn after_a_hundred_crashes_in_a_row_every_connection_is_closed() {
     if !can_kill() {
         return;
     }
@@ -471,31 +473,31 @@ fn after_a_hundred_crashes_in_a_row_everybody_is_let_go() {
     manager.start();
     let mut idle = Load::connect(manager.address(), 4, Talk::bytes(100));
     idle.finish(SOON).unwrap();
-    manager.keeps(4);
+    manager.preserves(4);
     manager.kill();
     let mut stage = Stage {
         manager,
         clients: None,
     };
     for _ in 0..100 {
-        // Adopted, but never a full round.
-        stage.doom("?epoll_wait,?epoll_pwait", 1);
+        // Restored, but never for a full round.
+        stage.kill_at("?epoll_wait,?epoll_pwait", 1);
         stage.manager.launch();
-        stage.manager.died();
+        stage.manager.was_killed();
     }
     stage.manager.under(&[]);
     stage.manager.start();
     let told = stage.manager.event(PREDECESSOR_DROPPED);
     assert!(told["echo.reason"].is_string(), "{told}");
-    idle.emit(Talk::bytes(1000));
+    idle.set_all(Talk::bytes(1000));
     assert!(idle.run(SOON, Load::is_finished), "they wait in vain");
-    idle.honest().unwrap();
+    idle.no_wrong_byte().unwrap();
     assert_eq!(idle.count(|client| client.end.is_some()), 4);
-    // And the service is as good as new.
+    // The service works as after a first start.
     let client = stage.manager.connect();
     ping(&client, b"hello");
-    stage.manager.says("1 connection, ");
-    stage.manager.keeps(1);
+    stage.manager.status_has("1 connection, ");
+    stage.manager.preserves(1);
     stage.manager.kill();
     stage.manager.start();
     ping(&client, b"still here");

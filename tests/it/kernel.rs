@@ -2,7 +2,7 @@
 //!
 //! Every test says which rule of the program would have to change if it failed: then the kernel
 //! has changed, and not the program.  What is awaited has a deadline; that something does *not*
-//! come is believed after a tenth of a second, since over loopback it would have come at once.
+//! come is taken for a fact after a tenth of a second, as over loopback it would have come at once.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -24,13 +24,13 @@ use tcp_echo::sys::sockopt::accept_queue;
 
 use crate::daemon::{Folder, SOON, connect, eventually, listener};
 
-/// How long is waited for what should not come.
+/// How long a test waits for what should not come.
 const NEVER: Duration = Duration::from_millis(100);
 
 /// What the server registers for input.
 const INPUT: Interest = Interest::READABLE.add(Interest::PRIORITY);
 
-/// One announcement, as far as the program looks at it.
+/// One announcement, as far as the program uses it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Seen {
     readable: bool,
@@ -128,7 +128,7 @@ fn comes(socket: &impl AsFd, flags: PollFlags, within: Duration) -> bool {
             tv_sec: 0,
             tv_nsec: 2_000_000,
         };
-        // An interruption is as good as nothing.
+        // An interruption (EINTR) announces nothing.
         let _ = rustix::event::poll(&mut polled, Some(&soon));
         if polled[0].revents().contains(flags) {
             return true;
@@ -152,7 +152,7 @@ fn read(mut stream: impl Read) -> io::Result<Vec<u8>> {
         .map(|count| buffer[..count].to_vec())
 }
 
-/// Writes until no room comes any more: both queues are full.
+/// Writes until both queues are full and stay so.
 fn fill(stream: &mut mio::net::TcpStream) {
     let block = vec![7; 1 << 20];
     loop {
@@ -250,7 +250,7 @@ fn callers_are_announced_once() {
     ear.hears_nothing();
     server.accept().unwrap();
     assert!(would_block(server.accept()));
-    // Whoever comes after that is.
+    // A later caller is announced.
     let _late = connect(address);
     assert!(ear.hears().readable);
 }
@@ -318,9 +318,9 @@ fn a_read_from_a_unix_stream_stops_behind_passed_descriptors() {
     assert_eq!(read(&server).unwrap(), b"def");
 }
 
-/// The rule: one interest at a time.  Who waits for room alone hears that the peer is gone.
+/// The rule: one interest at a time.  A reset is announced also with interest in room alone.
 #[test]
-fn a_reset_is_heard_under_interest_in_room_alone() {
+fn a_reset_is_announced_under_interest_in_room_alone() {
     let (client, mut server) = pair();
     fill(&mut server);
     let mut ear = Ear::on(&mut server, Interest::WRITABLE);
@@ -349,14 +349,14 @@ fn half_close_is_not_a_hang_up() {
 
 /// The rule: a peer that has finished and does not read costs no processor time.
 #[test]
-fn a_fin_is_not_announced_to_who_waits_for_room() {
+fn a_fin_is_not_announced_under_interest_in_room_alone() {
     let (client, mut server) = pair();
     fill(&mut server);
     let mut ear = Ear::on(&mut server, Interest::WRITABLE);
     client.shutdown(Shutdown::Write).unwrap();
     arrived(&server, PollFlags::RDHUP);
     ear.hears_nothing();
-    // And is told, as an end, as soon as input is waited for again.
+    // It is announced as an end as soon as there is interest in input again.
     ear.again(&mut server, INPUT);
     assert!(ear.hears().read_closed);
 }
@@ -368,7 +368,7 @@ fn room_is_announced_after_a_short_write() {
         let (mut client, mut server) = pair();
         let mut ear = Ear::on(&mut server, INPUT);
         if !anew {
-            // It waits for room already, and has heard of it.
+            // It waits for room already, which was announced.
             ear.again(&mut server, Interest::WRITABLE);
             assert!(ear.hears().writable);
         }
@@ -389,23 +389,23 @@ fn room_is_announced_after_a_short_write() {
     }
 }
 
-/// The rule: whoever passed a connection may hold it still, so it is deregistered before it is
+/// The rule: the process that passed a connection may hold it still, so it is deregistered before it is
 /// closed.
 #[test]
-fn a_duplicate_keeps_a_registration_alive() {
+fn a_registration_lasts_as_long_as_a_duplicate() {
     let (mut client, mut server) = pair();
     let duplicate: OwnedFd = server.as_fd().try_clone_to_owned().unwrap();
     let mut ear = Ear::on(&mut server, INPUT);
     drop(server);
     client.write_all(b"x").unwrap();
     assert!(ear.hears().readable, "a ghost");
-    // The last one takes the registration along.
+    // The close of the last descriptor ends the registration.
     drop(duplicate);
     let _ = client.write_all(b"x");
     ear.hears_nothing();
 }
 
-/// The rule: a socket that nobody else holds is closed without EPOLL_CTL_DEL.
+/// The rule: a socket with no other descriptor is closed without EPOLL_CTL_DEL.
 #[test]
 fn a_close_ends_a_registration() {
     let (mut client, mut server) = pair();
@@ -415,7 +415,7 @@ fn a_close_ends_a_registration() {
     ear.hears_nothing();
 }
 
-// How a conversation ends.
+// How a connection ends.
 
 /// The rule: lingering.  What is unread when we close destroys what is on its way to the peer.
 #[test]
@@ -439,7 +439,7 @@ fn a_close_with_unread_input_resets() {
 
 // What belongs to what.
 
-/// The rule: what is passed is made non-blocking, which everybody notices who holds it too.
+/// The rule: a passed socket is made non-blocking, which changes it for every process that holds it.
 #[test]
 fn non_blocking_belongs_to_the_open_file() {
     let ours = listener();
@@ -456,9 +456,9 @@ fn non_blocking_belongs_to_the_open_file() {
     assert!(!fcntl_getfl(&accepted).unwrap().contains(OFlags::NONBLOCK));
 }
 
-/// The rule: a connection is known again by its cookie, whoever passed it on.
+/// The rule: a connection is recognised by its cookie after it was passed from process to process.
 #[test]
-fn the_cookie_of_a_socket_survives_passing() {
+fn the_cookie_of_a_socket_is_the_same_after_passing() {
     let (client, server) = pair();
     let cookie = SockRef::from(&server).cookie().unwrap();
     assert_ne!(cookie, SockRef::from(&client).cookie().unwrap());
@@ -581,7 +581,7 @@ fn quick_acknowledgement_is_forgotten() {
     let quick = |stream: &mio::net::TcpStream| SockRef::from(stream).tcp_quickack().unwrap();
     SockRef::from(&server).set_tcp_quickack(true).unwrap();
     assert!(quick(&server));
-    // A conversation back and forth is what makes the kernel delay again (tcp(7)).
+    // Messages back and forth make the kernel delay acknowledgements again (tcp(7)).
     let forgotten = (0..100).any(|_| {
         client.write_all(b"ping").unwrap();
         arrived(&server, PollFlags::IN);
@@ -595,9 +595,9 @@ fn quick_acknowledgement_is_forgotten() {
     assert!(quick(&server));
 }
 
-/// The rule: how many callers wait, and how many may, is told from TCP_INFO.
+/// The rule: TCP_INFO reports how many callers wait, and how many may.
 #[test]
-fn a_listener_tells_its_accept_queue() {
+fn a_listener_reports_its_accept_queue() {
     let listener = listener();
     rustix::net::listen(&listener, 5).unwrap();
     let queue = || accept_queue(&listener).unwrap();
@@ -614,10 +614,10 @@ fn a_listener_tells_its_accept_queue() {
     assert_eq!(accept_queue(&unix), None);
 }
 
-/// The rule: a caller that resets before it is accepted is still accepted, and found out by the
-/// read: accept(2) does not fail for it.
+/// The rule: a connection that is reset before it is accepted is still accepted, and the read reports
+/// the reset: accept(2) does not fail.
 #[test]
-fn who_resets_before_it_is_accepted_is_accepted() {
+fn a_connection_that_was_reset_before_the_accept_is_accepted() {
     let listener = listener();
     let client = connect(listener.local_addr().unwrap());
     eventually(SOON, "no handshake", || {

@@ -1,16 +1,16 @@
-//! Who may import whom: the order of the modules, which no compiler enforces in one crate.
+//! Which module may use which: the order of the modules, which no compiler enforces in one crate.
 //!
 //! A module uses modules of lower rank ([`rank`]), and files of its own folder that stand before
 //! it in the reading order which the folder's `mod.rs` gives.  mio lives in the server; the echo
 //! knows no clock, no socket and no log; nothing prints; unsafe code is expected, with a reason,
-//! in `system` and nowhere else; each file opens with an essay and has one idea.
+//! in `sys` and nowhere else; each file opens with an essay and has one idea.
 //!
 //! The test reads the sources as text: their code without comments and without their own tests.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// How low a module stands: it may be used by those above.
+/// The rank of a module: modules of higher rank may use it.
 fn rank(module: &str) -> usize {
     match module.split("::").next().unwrap() {
         _ if ["config::units", "config::address"].contains(&module) => 0,
@@ -20,9 +20,10 @@ fn rank(module: &str) -> usize {
         "sys" => 3,
         "log" => 4,
         "preserve" => 5,
-        "server" => 6,
+        // Side by side: neither uses the other.
+        "server" | "client" => 6,
         "commands" => 7,
-        // They compose, and nobody uses them.
+        // They compose the others, and no module uses them.
         "main" | "lib" => 8,
         other => panic!("src/{other} has no rank yet"),
     }
@@ -38,7 +39,8 @@ struct Source {
     code: String,
 }
 
-/// Every file but those of tests alone, by the path of its module: `echo::connections`, and `echo` for its `mod.rs`.
+/// Every file but those of tests alone, by the path of its module: `echo::connections`, and `echo` for
+/// its `mod.rs`.
 type Sources = BTreeMap<String, Source>;
 
 fn sources() -> Sources {
@@ -197,7 +199,11 @@ fn objection(module: &str, used: &str, sources: &Sources) -> Option<String> {
                 return Some("they stand side by side".into());
             };
             // What a `mod.rs` says is for its whole folder, and it uses all of that.
-            if module == folder || used == folder {
+            let inside = |module: &str, folder: &str| {
+                let rest = module.strip_prefix(folder);
+                rest.is_some_and(|rest| rest.starts_with("::"))
+            };
+            if inside(module, used) || inside(used, module) {
                 return None;
             }
             before(
@@ -252,6 +258,9 @@ fn an_arrow_is_seen_however_it_is_written() {
         ("config", "echo::connections", true),
         ("sys::kernel", "server::listener", false),
         ("server", "commands::serve", false),
+        ("server::listener", "client::target", false),
+        ("client::target", "server::listener", false),
+        ("client::target", "config::address", true),
         ("commands::serve", "server", true),
         ("cli", "config::address", true),
         ("config::address", "cli", false),
@@ -266,10 +275,10 @@ fn an_arrow_is_seen_however_it_is_written() {
 }
 
 #[test]
-fn mio_lives_in_the_server() {
+fn only_the_server_uses_mio() {
     for (module, source) in &sources() {
         let named = paths(&source.code, "mio::");
-        // Whoever composes makes the poll.
+        // The command makes the poll.
         let allowed = rank(module) == 6
             || (module == "commands::serve" && named.iter().all(|name| name == "Poll"));
         assert!(named.is_empty() || allowed, "{module} uses mio: {named:?}");
@@ -301,6 +310,40 @@ fn the_echo_knows_no_clock_no_socket_and_no_log() {
             assert!(known, "{module} uses {name}");
         }
     }
+}
+
+#[test]
+fn what_decides_in_the_client_knows_no_clock_and_no_socket() {
+    let mut seen = 0;
+    for (module, source) in &sources() {
+        let is_pure = [
+            "client::pattern",
+            "client::statistics",
+            "client::probe::html",
+            "client::probe::report",
+            "client::probe::verdict",
+            "client::probe::watch",
+        ]
+        .contains(&module.as_str())
+            || (module.starts_with("client::ping::") && module != "client::ping::driver");
+        if !is_pure {
+            continue;
+        }
+        seen += 1;
+        for word in [
+            "Instant::now",
+            "SystemTime",
+            "std::net",
+            "std::os",
+            "std::fs",
+            "mio::",
+            "rustix",
+            "socket2",
+        ] {
+            assert!(!source.code.contains(word), "{module} mentions {word}");
+        }
+    }
+    assert!(seen > 10, "{seen}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! Limits make callers wait, and time-outs end conversations in good order.
+//! Limits make callers wait, and time-outs end connections in good order.
 //!
-//! At `max-connections` nobody is refused: the listener pauses, and the kernel's queue holds the
-//! callers until somebody leaves.  Only the cap of one source closes, and this host itself has
-//! none.  Time-outs and `max-bytes` say what they mean in the log, and what a client sent until
-//! then comes back.  A reload changes limits for conversations that exist.
+//! At `max-connections` no caller is refused: the listener pauses, and callers wait in the accept queue
+//! until a connection ends.  Only the limit per source closes connections, and this host itself has
+//! none.  A connection that ends by a time-out or `max-bytes` has that reason in the log, and what its
+//! client sent until then comes back.  A reload changes the limits of open connections.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -18,12 +18,12 @@ use crate::daemon::{
 use crate::load::{Load, Talk};
 
 fn limited(limits: &str) -> Daemon {
-    // Without the descriptors that asking the manager takes.
+    // Without the descriptors that preservation needs.
     let config = format!("preserve-connections = false\n[limits]\n{limits}\n");
     Plan::new().config(&config).start()
 }
 
-/// Asserts that a caller is connected and not answered.
+/// Asserts that a client is connected and not served.
 #[track_caller]
 fn waits(caller: &TcpStream) {
     caller
@@ -48,7 +48,7 @@ fn answered(mut caller: &TcpStream, message: &[u8]) {
 }
 
 #[test]
-fn at_the_limit_callers_wait_in_the_queue_and_get_in_as_others_leave() {
+fn at_the_limit_callers_wait_in_the_queue_until_connections_end() {
     let daemon = limited("max-connections = 4");
     let mut inside: Vec<TcpStream> = (0..4).map(|_| daemon.connect()).collect();
     inside.iter().for_each(|client| ping(client, b"inside"));
@@ -63,7 +63,7 @@ fn at_the_limit_callers_wait_in_the_queue_and_get_in_as_others_leave() {
     waits(&outside[0]);
     daemon.rests();
     inside.iter().for_each(|client| ping(client, b"inside"));
-    // One leaves, one gets in, in the order of their calls and without a new one.
+    // For each connection that ends the first caller in the queue is accepted, without a new event.
     for caller in &outside[..4] {
         let _ = end_after_fin(&inside.remove(0));
         answered(caller, b"outside");
@@ -81,10 +81,10 @@ fn end_after_fin(client: &TcpStream) -> io::Result<Vec<u8>> {
 }
 
 #[test]
-fn a_pause_is_told_once_a_second_at_most() {
+fn a_pause_is_logged_once_a_second_at_most() {
     let daemon = limited("max-connections = 1");
     let began = Instant::now();
-    // Each of these fills the one seat and makes the listener pause again.
+    // Each of these is the one connection that there may be, and makes the listener pause again.
     for round in 0..300 {
         ping(daemon.connect(), format!("round {round}").as_bytes());
     }
@@ -166,7 +166,7 @@ fn the_cap_of_a_source() {
     daemon.has_released(base + 3);
     let told = daemon.logged("closed ");
     assert!(told.contains("192.0.2.1"), "{told}");
-    // What the first event did not count follows when its second is over.
+    // What the first event has not counted is logged when the second is over.
     let counted = || -> u64 {
         let log = daemon.log();
         let counts = log.lines().filter_map(|line| {
@@ -178,11 +178,11 @@ fn the_cap_of_a_source() {
     eventually(SOON, "the events do not count all", || {
         (counted() == 20).then_some(())
     });
-    // Others are not affected, and neither are those that are in.
+    // Other sources are not affected, and neither are open connections.
     let other = daemon.listen[1].parse().unwrap();
     ping(crate::daemon::connect(other), b"hello");
     clients.iter().for_each(|client| ping(client, b"hello"));
-    // Who leaves makes room for one more.
+    // A connection that ends makes room for another.
     drop(clients.pop());
     daemon.has_released(base + 2);
     let next = daemon.connect();
@@ -227,7 +227,7 @@ fn five_hundred_connects_at_once_are_all_served() {
 }
 
 #[test]
-fn who_says_nothing_for_the_idle_timeout_is_told_the_end() {
+fn a_connection_that_is_idle_for_the_idle_timeout_gets_a_fin() {
     let daemon = limited("idle-timeout = '500ms'");
     let talker = daemon.connect();
     let silent = daemon.connect();
@@ -249,7 +249,7 @@ fn who_says_nothing_for_the_idle_timeout_is_told_the_end() {
             .logged("ended (idle-timeout)")
             .contains("received 5, sent 5")
     );
-    // One that never said anything at all.
+    // A client that has never sent anything.
     assert_eq!(end_of(&daemon.connect()).unwrap(), b"");
 }
 
@@ -275,11 +275,11 @@ fn a_flood_does_not_put_off_the_deadlines_of_others() {
             .logged("ended (idle-timeout)")
             .contains("received 12, sent 12")
     );
-    flood.honest().unwrap();
+    flood.no_wrong_byte().unwrap();
 }
 
 #[test]
-fn who_takes_nothing_for_the_stall_timeout_is_closed_and_who_trickles_is_not() {
+fn a_peer_that_reads_nothing_for_the_stall_timeout_is_closed_and_a_slow_one_is_not() {
     let daemon = limited("stall-timeout = '1s'");
     let base = daemon.descriptors();
     let stalled = daemon.connect();
@@ -300,7 +300,7 @@ fn who_takes_nothing_for_the_stall_timeout_is_closed_and_who_trickles_is_not() {
     heard.expect_to_the_end(&trickling);
     assert_eq!(heard.position(), sent.position());
     daemon.has_released(base);
-    // Someone who is owed nothing does not stall.
+    // A client that is owed nothing does not stall.
     let quiet = daemon.connect();
     ping(&quiet, b"hello");
     thread::sleep(Duration::from_millis(1500));
@@ -308,7 +308,7 @@ fn who_takes_nothing_for_the_stall_timeout_is_closed_and_who_trickles_is_not() {
 }
 
 #[test]
-fn who_spoke_while_the_daemon_was_held_up_is_not_idle() {
+fn a_peer_that_sent_while_the_daemon_was_held_up_is_not_idle() {
     plenty_of_descriptors();
     let daemon = limited("idle-timeout = '1s'");
     // More than one poll announces, and than one round gives last turns to.
@@ -330,7 +330,7 @@ fn who_spoke_while_the_daemon_was_held_up_is_not_idle() {
         .for_each(|client| answered(client, b"and still here"));
     let took = thawed.elapsed();
     eprintln!("answered after {took:?}");
-    // Nobody's end follows before the time-out has passed once more.
+    // No connection ends before the time-out has passed once more.
     if took < Duration::from_millis(500) {
         for client in &clients {
             ping(client, b"and on");
@@ -342,7 +342,7 @@ fn who_spoke_while_the_daemon_was_held_up_is_not_idle() {
 }
 
 #[test]
-fn who_took_something_while_the_daemon_was_held_up_has_not_stalled() {
+fn a_peer_that_read_while_the_daemon_was_held_up_has_not_stalled() {
     let sockets = "[socket]\nsend-buffer = '4KiB'\nreceive-buffer = '4KiB'\n";
     let limits = "[limits]\nstall-timeout = '1s'\n";
     let mut daemon = Plan::new().config(&format!("{limits}{sockets}")).start();
@@ -384,7 +384,7 @@ fn who_took_something_while_the_daemon_was_held_up_has_not_stalled() {
         heard.expect(&*client, rest);
         ping(&*client, b"and on");
     }
-    // Who has taken nothing at all is closed as before.
+    // A client that has read nothing at all is closed as before.
     daemon.logged_times("ended (stall-timeout)", 1);
     assert!(daemon.stop().success());
     let log = daemon.log();
@@ -392,7 +392,7 @@ fn who_took_something_while_the_daemon_was_held_up_has_not_stalled() {
 }
 
 #[test]
-fn at_its_greatest_age_a_conversation_ends_with_everything_paid() {
+fn at_max_lifetime_a_connection_ends_with_everything_echoed() {
     let daemon = limited("max-lifetime = '700ms'");
     let base = daemon.descriptors();
     let began = Instant::now();
@@ -400,7 +400,7 @@ fn at_its_greatest_age_a_conversation_ends_with_everything_paid() {
     let talker = daemon.connect();
     let mut talk = Tape::new(1);
     let mut said = 0;
-    // Someone who waits for each answer gets each, and the end in place of one.
+    // A client that waits for each answer gets each, and at last the end in place of one.
     loop {
         if Tape::clone(&talk).send(&talker, 1000).is_err() {
             break;
@@ -416,7 +416,7 @@ fn at_its_greatest_age_a_conversation_ends_with_everything_paid() {
     assert!(took >= Duration::from_millis(650), "{took:?}");
     assert!(took < Duration::from_secs(4), "{took:?}");
     assert_eq!(end_of(&idle).unwrap(), b"");
-    // Whether they close their side or not.
+    // Whether the client closes its direction or not.
     drop(talker);
     daemon.has_released(base);
     daemon.logged_times("ended (max-lifetime)", 2);
@@ -425,7 +425,7 @@ fn at_its_greatest_age_a_conversation_ends_with_everything_paid() {
 }
 
 #[test]
-fn at_its_most_bytes_a_conversation_ends_with_everything_paid() {
+fn at_max_bytes_a_connection_ends_with_everything_echoed() {
     let daemon = limited("max-bytes = '100KB'");
     let base = daemon.descriptors();
     // Exactly so many, in one piece and in many; then more at once; then less.
@@ -457,7 +457,7 @@ fn at_its_most_bytes_a_conversation_ends_with_everything_paid() {
 }
 
 #[test]
-fn who_goes_on_sending_beyond_its_most_bytes_gets_a_prefix_and_a_fin() {
+fn a_peer_that_sends_on_beyond_max_bytes_gets_a_prefix_and_a_fin() {
     let daemon = limited("max-bytes = '1MiB'");
     let base = daemon.descriptors();
     thread::scope(|scope| {
@@ -467,7 +467,7 @@ fn who_goes_on_sending_beyond_its_most_bytes_gets_a_prefix_and_a_fin() {
                 thread::scope(|scope| {
                     scope.spawn(|| {
                         let mut said = Tape::new(seed);
-                        // It ends when we do not listen any more.
+                        // A write fails once the daemon has closed.
                         while said.send(&client, 100_000).is_ok() {}
                     });
                     let mut heard = Tape::new(seed);
@@ -488,7 +488,7 @@ fn who_goes_on_sending_beyond_its_most_bytes_gets_a_prefix_and_a_fin() {
 }
 
 #[test]
-fn a_reload_changes_limits_for_conversations_that_exist() {
+fn a_reload_changes_limits_for_open_connections() {
     let daemon = limited("max-connections = 2");
     let one = daemon.connect();
     let two = daemon.connect();
@@ -497,10 +497,10 @@ fn a_reload_changes_limits_for_conversations_that_exist() {
     let mut waiting = daemon.connect();
     waiting.write_all(b"let me in").unwrap();
     waits(&waiting);
-    // More may come in, without a new call.
+    // More callers are accepted, without a new event.
     daemon.reload("[limits]\nmax-connections = 3\n");
     answered(&waiting, b"let me in");
-    // What has been said counts.
+    // What was sent before counts.
     daemon.reload("[limits]\nmax-bytes = 5005\n");
     ping(&two, b"12345");
     assert_eq!(end_of(&two).unwrap(), b"");
@@ -525,7 +525,7 @@ fn a_reload_changes_limits_for_conversations_that_exist() {
     daemon.reload("[limits]\nstall-timeout = '300ms'\n");
     daemon.has_released(open - 1);
     daemon.logged("ended (stall-timeout)");
-    // Those who are in when the limit sinks stay in.
+    // Open connections stay open when the limit is lowered.
     let client = daemon.connect();
     let other = daemon.connect();
     ping(&client, b"hello");

@@ -1,8 +1,8 @@
-//! What is told, in which form, and a log that cannot be written.
+//! What is logged, in which form, and a log that cannot be written.
 //!
-//! Two promises.  A machine can rely on what it reads: one sink, one event for the end of each
-//! connection, ids and fields, sums that are exact when events are folded or lost.  And no log,
-//! whatever became of it, holds up the echo or the end of the process.
+//! Two promises.  A program can rely on what it reads: one sink, one event for the end of each
+//! connection, ids and fields, sums that are exact when events are summed up or lost.  And a log that
+//! cannot be written never delays the echo or the end of the process.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -35,7 +35,7 @@ const MOVED: &str = id("MOVED");
 const COUNTERS: &str = id("COUNTERS");
 const LOST: &str = id("LOST");
 
-/// Everything in a log of JSON lines.
+/// All events in a log of JSON lines.
 fn events(log: &str) -> Vec<Value> {
     log.lines()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}")))
@@ -56,7 +56,7 @@ fn sum(events: &[&Value], field: &str) -> u64 {
         .sum()
 }
 
-/// The event of the end of the first connection, as soon as it is told.
+/// The event of the end of the first connection, as soon as it is logged.
 fn first_end(daemon: &Daemon) -> Value {
     let line = daemon.logged(CLOSED);
     serde_json::from_str(&line).unwrap()
@@ -152,7 +152,7 @@ fn no_text_from_outside_can_drive_a_terminal() {
 }
 
 #[test]
-fn a_start_that_fails_says_why_whatever_is_logged() {
+fn a_start_that_fails_reports_why_at_any_level() {
     let (status, text) = Plan::new().argument("--log=off").config("idle = 1\n").run();
     assert_eq!(status.code(), Some(78), "{text}");
     assert!(
@@ -291,7 +291,7 @@ fn an_abstract_name_is_logged_and_cannot_drive_a_terminal() {
     assert!(daemon.stop().success());
 }
 
-/// What becomes of a connection under a configuration, by its reason.
+/// Asserts that a connection under a configuration ends for this reason.
 #[track_caller]
 fn ends_with(reason: &str, config: &str, act: impl FnOnce(&mut Daemon)) {
     let mut daemon = json().config(config).start();
@@ -375,7 +375,7 @@ fn the_reason_is_the_right_one() {
 }
 
 #[test]
-fn what_could_not_be_given_back_is_told() {
+fn bytes_that_could_not_be_sent_back_are_logged() {
     let mut daemon = json().config("[limits]\nstall-timeout = '300ms'\n").start();
     let mut client = daemon.connect();
     stall(&mut client);
@@ -415,19 +415,22 @@ fn above_a_rate_ends_are_summed_and_the_sums_are_exact() {
     // What was not summed yet is summed at the end.
     assert!(daemon.stop().success());
     let events = events(&daemon.log());
-    let (told, folded) = (of(&events, CLOSED), of(&events, CLOSED_MANY));
+    let (logged, folded) = (of(&events, CLOSED), of(&events, CLOSED_MANY));
     assert!(
-        told.len() as u64 <= 3 * (seconds + 2),
-        "{} told",
-        told.len()
+        logged.len() as u64 <= 3 * (seconds + 2),
+        "{} logged",
+        logged.len()
     );
-    assert_eq!(told.len() as u64 + sum(&folded, "echo.count"), clients + 5);
+    assert_eq!(
+        logged.len() as u64 + sum(&folded, "echo.count"),
+        clients + 5
+    );
     let bytes = (clients + 5) * bytes as u64;
     for field in ["echo.received", "echo.sent"] {
-        assert_eq!(sum(&told, field) + sum(&folded, field), bytes, "{field}");
+        assert_eq!(sum(&logged, field) + sum(&folded, field), bytes, "{field}");
     }
     let mut reasons: HashMap<String, u64> = HashMap::new();
-    for event in &told {
+    for event in &logged {
         let reason = event["echo.reason"].as_str().unwrap();
         *reasons.entry(reason.into()).or_default() += 1;
     }
@@ -449,7 +452,7 @@ fn above_a_rate_ends_are_summed_and_the_sums_are_exact() {
 }
 
 #[test]
-fn beginnings_are_told_at_debug_and_turns_at_trace() {
+fn new_connections_are_logged_at_debug_and_turns_at_trace() {
     for (level, opened, turned) in [("info", 0, false), ("debug", 1, false), ("trace", 1, true)] {
         let mut daemon = json().argument(&format!("--log={level}")).start();
         let client = daemon.connect();
@@ -474,7 +477,7 @@ fn beginnings_are_told_at_debug_and_turns_at_trace() {
 }
 
 #[test]
-fn levels_below_are_not_told_and_off_tells_nothing() {
+fn events_below_the_level_are_not_logged_and_off_logs_nothing() {
     for (level, lines) in [
         ("off", &[][..]),
         ("error", &["reload failed"]),
@@ -502,8 +505,8 @@ fn levels_below_are_not_told_and_off_tells_nothing() {
 }
 
 #[test]
-fn rust_log_counts_where_nothing_else_is_said() {
-    for (config, argument, told) in [
+fn rust_log_counts_where_nothing_else_is_set() {
+    for (config, argument, logged) in [
         ("", None, true),
         ("[log]\nlevel = 'info'\n", None, false),
         ("", Some("--log=info"), false),
@@ -519,14 +522,14 @@ fn rust_log_counts_where_nothing_else_is_said() {
         assert!(daemon.stop().success());
         assert_eq!(
             daemon.log().contains(" opened\n"),
-            told,
+            logged,
             "{config} {argument:?}"
         );
     }
 }
 
 #[test]
-fn payload_is_told_when_asked_for_escaped_and_cut() {
+fn payload_is_logged_when_asked_for_escaped_and_cut() {
     let mut daemon = json()
         .config("[log]\nlevel = 'trace'\npayload-preview = 8\n")
         .start();
@@ -553,7 +556,7 @@ struct Journal {
 }
 
 impl Journal {
-    /// `None`, and said, where this user may not make namespaces.
+    /// Where this user may not make namespaces, prints that the test skips, and returns `None`.
     fn new() -> Option<Self> {
         if !has("unshare") {
             return None;
@@ -745,7 +748,7 @@ fn a_journal_that_does_not_read_holds_nothing_up() {
 
 // A log that cannot be written.
 
-/// The daemon serves, tells nobody, reloads and stops in good order.
+/// Asserts that the daemon serves, reloads and stops in good order although its log cannot be written.
 #[track_caller]
 fn serves_regardless(mut daemon: Daemon, connections: u64) {
     let client = daemon.connect();
@@ -769,13 +772,13 @@ fn serves_regardless(mut daemon: Daemon, connections: u64) {
     );
 }
 
-/// Tells much: two events a connection and more.
+/// A daemon that logs much: two events a connection and more.
 fn talkative() -> Plan {
     Plan::new().config("[log]\nlevel = 'debug'\nformat = 'json'\nconnection-rate = 1000000\n")
 }
 
 #[test]
-fn a_pipe_that_nobody_reads_holds_nothing_up() {
+fn a_pipe_without_a_reader_holds_nothing_up() {
     let mut daemon = talkative().stderr(Stdio::piped()).start();
     let pipe = daemon.take_stderr();
     // More than the pipe and the queue hold.
@@ -836,11 +839,11 @@ fn reader(source: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     lines
 }
 
-/// Every event of a connection is told or counted as lost.
+/// Asserts that every event of a connection is logged or counted as lost.
 #[track_caller]
 fn nothing_is_missing(mut daemon: Daemon, lines: &Arc<Mutex<String>>, connections: u64) {
     let log = || lines.lock().unwrap().clone();
-    eventually(SOON, "the loss was not told", || {
+    eventually(SOON, "the loss was not logged", || {
         log().contains(LOST).then_some(())
     });
     assert!(daemon.stop().success());
@@ -848,15 +851,15 @@ fn nothing_is_missing(mut daemon: Daemon, lines: &Arc<Mutex<String>>, connection
         Some(log()).filter(|log| log.contains("\"stopped; "))
     });
     let events = events(&log);
-    let told = of(&events, OPENED).len() + of(&events, CLOSED).len();
+    let logged = of(&events, OPENED).len() + of(&events, CLOSED).len();
     let lost = sum(&of(&events, LOST), "echo.count");
     assert!(lost > 0);
-    assert_eq!(told as u64 + lost, 2 * connections, "{lost} lost");
+    assert_eq!(logged as u64 + lost, 2 * connections, "{lost} lost");
 }
 
 #[test]
-fn when_the_reader_comes_back_it_is_told_exactly_how_much_it_missed() {
-    // Our writing end is blocking, or somebody else has made it non-blocking.
+fn when_the_reader_comes_back_the_log_says_exactly_how_much_was_lost() {
+    // The writing end is blocking, or another process has made it non-blocking.
     for flags in [0, libc::O_NONBLOCK] {
         let folder = Folder::new();
         let path = folder.path("fifo");
@@ -874,7 +877,7 @@ fn when_the_reader_comes_back_it_is_told_exactly_how_much_it_missed() {
 }
 
 #[test]
-fn when_the_log_can_be_written_again_the_loss_is_told_exactly() {
+fn when_the_log_can_be_written_again_it_says_exactly_how_much_was_lost() {
     let folder = Folder::new();
     let path = folder.path("fifo");
     let (reading, writing) = fifo(&path, 0);
@@ -884,7 +887,7 @@ fn when_the_log_can_be_written_again_the_loss_is_told_exactly() {
     while !text.contains("\"ready on ") {
         early.read_line(&mut text).unwrap();
     }
-    // Nobody reads: each event fails.
+    // There is no reader, so each event fails.
     drop(early);
     for seed in 0..20 {
         ping(daemon.connect(), &pattern(seed, 10));

@@ -7,27 +7,33 @@
 //! - `stop`: draining, deadlines, the second signal
 //! - `limits`: connections, sources, time-outs, bytes
 //! - `faults`: system calls that fail, descriptors that run out
-//! - `logging`: what is told, and a log that cannot be written
+//! - `logging`: what is logged, and a log that cannot be written
 //! - `check`: what the configuration means
 //! - `recipe`: the shipped recipe, read back from real sockets
 //! - `shipped`: the files that are installed
 //! - `generated`: what is generated and checked in is fresh
 //! - `manuals`: the manuals explain all that there is
 //! - `catalog`: what `journalctl -x` says about each message
-//! - `survival`: connections live on when the daemon does not
+//! - `survival`: connections outlive the daemon
 //! - `instants`: a crash between any two system calls
-//! - `degrade`: what stands in the way of survival is told, and everybody is served
+//! - `degrade`: whatever prevents preservation is reported, and every client is served
 //! - `multipath`: connections of several subflows
 //! - `damage`: the memory of kept connections is not believed
 //! - `regressions`: what once went wrong with all that
 //! - `shortage`: what waits for a successor is not in its way
 //! - `store`: the fixture's manager keeps descriptors as systemd does
+//! - `client_hold`: conversations that stay, and where a pause hangs
+//! - `client_paths`: each verdict of the probe by a path that has exactly that fault
+//! - `client_probe`: each verdict of the probe by a server that has exactly that fault
+//! - `client_receivers`: receivers of PROXY headers, and what proxies and servers of others get wrong
 //! - `simulation`: thousands of scripted conversations, seeded
 //! - `kernel`: the facts of the kernel that the design rests on
 //! - `layers`: who may import whom
+//! - `client_simulation`: the verdicts of the client on a scripted path
+//! - `client_ping`: the class of what went wrong, by servers with exactly that fault
 //!
 //! What they share: `daemon` starts one, `manager` is a service manager that keeps descriptors,
-//! `load` and `crowd` are clients that notice everything.
+//! `load` and `crowd` are clients that notice everything, `schema` checks JSON.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::unwrap_used,
@@ -46,6 +52,12 @@ mod manager;
 mod activation;
 mod catalog;
 mod check;
+mod client_hold;
+mod client_paths;
+mod client_ping;
+mod client_probe;
+mod client_receivers;
+mod client_simulation;
 mod damage;
 mod degrade;
 mod echo;
@@ -62,6 +74,7 @@ mod notify;
 mod recipe;
 mod regressions;
 mod reload;
+mod schema;
 mod shipped;
 mod shortage;
 mod simulation;

@@ -1,11 +1,11 @@
-//! The service manager, played by the test: it passes listeners, keeps descriptors, and starts one
-//! daemon after the other.
+//! A service manager for tests: it passes listeners, stores descriptors, and starts one daemon after the
+//! other.
 //!
-//! It does what systemd does with the messages of sd_notify(3): `FDSTORE=1` keeps descriptors by
+//! It does what systemd does with the messages of sd_notify(3): `FDSTORE=1` stores descriptors by
 //! name while there is room, `FDSTOREREMOVE=1` drops all of a name, `BARRIER=1` is answered by
 //! closing its descriptor, and everything is done in the order of the messages.  The next daemon
-//! gets the listeners and what is kept, the latter in another order each time, as nobody promises
-//! one.  Unlike systemd it drops nothing at the end of a stop, so that a test sees what is left.
+//! gets the listeners and the stored descriptors, these in another order each time, as no order is
+//! promised.  Unlike systemd it drops nothing at the end of a stop, so that a test sees what remains.
 //!
 //! All daemons log as JSON, so that events are found by their message ids.
 
@@ -39,39 +39,39 @@ const CAPACITY: usize = 16;
 /// Descriptors in one message, `SCM_MAX_FD`.
 const MOST: usize = 253;
 
-/// Tells the pump to end.
+/// The message that ends the thread of the manager.
 const END: &str = "X_END=1";
 
-/// Between two requests to tell the status.
+/// The time between two requests for the status.
 const ASK: Duration = Duration::from_millis(100);
 
 /// A descriptor in the store.
 #[derive(Debug)]
-struct Kept {
+struct Stored {
     name: String,
     descriptor: OwnedFd,
-    /// Without `FDPOLL=0` it goes when its other end does.
+    /// Stored without `FDPOLL=0`: it is removed when its other end hangs up.
     polled: bool,
 }
 
 #[derive(Debug, Default)]
 struct State {
     capacity: usize,
-    kept: Vec<Kept>,
-    /// The most that were kept at a time.
+    stored: Vec<Stored>,
+    /// The most that were stored at a time.
     peak: usize,
     /// Every message but the barriers.
     messages: Vec<String>,
-    /// Messages before this one have been looked at.
+    /// Messages before this one were looked at.
     seen: usize,
     barriers: usize,
     /// Barriers are not answered.
-    deaf: bool,
+    ignores_barriers: bool,
     unanswered: Vec<OwnedFd>,
-    /// No message is taken out of the queue.
-    asleep: bool,
-    /// And none is being taken out.
-    sleeps: bool,
+    /// No message is to be taken out of the queue.
+    pause_asked: bool,
+    /// The thread has stopped doing so.
+    is_paused: bool,
     dice: Option<Dice>,
 }
 
@@ -84,33 +84,33 @@ impl State {
     fn take(&mut self, message: String, mut descriptors: Vec<OwnedFd>) {
         if value(&message, "BARRIER") == Some("1") {
             self.barriers += 1;
-            if self.deaf {
+            if self.ignores_barriers {
                 self.unanswered.extend(descriptors);
             }
             return;
         }
         let name = value(&message, "FDNAME").unwrap_or("stored");
         if value(&message, "FDSTOREREMOVE") == Some("1") {
-            self.kept.retain(|kept| kept.name != name);
+            self.stored.retain(|stored| stored.name != name);
         } else if value(&message, "FDSTORE") == Some("1") {
             self.shuffle(&mut descriptors);
             for descriptor in descriptors {
                 // Nor does systemd store the same file twice.
-                let same = |kept: &Kept| identity(&kept.descriptor) == identity(&descriptor);
-                if self.kept.len() < self.capacity && !self.kept.iter().any(same) {
-                    self.kept.push(Kept {
+                let same = |stored: &Stored| identity(&stored.descriptor) == identity(&descriptor);
+                if self.stored.len() < self.capacity && !self.stored.iter().any(same) {
+                    self.stored.push(Stored {
                         name: name.into(),
                         descriptor,
                         polled: value(&message, "FDPOLL") != Some("0"),
                     });
                 }
             }
-            self.peak = self.peak.max(self.kept.len());
+            self.peak = self.peak.max(self.stored.len());
         }
         self.messages.push(message);
     }
 
-    /// Nobody promises an order, neither of storing nor of passing.
+    /// No order is promised, neither of storing nor of passing.
     fn shuffle<T>(&mut self, things: &mut [T]) {
         let dice = self.dice.get_or_insert_with(|| Dice::new(1));
         for last in (1..things.len()).rev() {
@@ -120,37 +120,37 @@ impl State {
 
     /// Drops what systemd would have dropped by itself.
     fn poll(&mut self) {
-        self.kept.retain(|kept| {
-            let mut ask = [PollFd::new(&kept.descriptor, PollFlags::empty())];
-            !(kept.polled && poll(&mut ask, Some(&Timespec::default())) == Ok(1))
+        self.stored.retain(|stored| {
+            let mut ask = [PollFd::new(&stored.descriptor, PollFlags::empty())];
+            !(stored.polled && poll(&mut ask, Some(&Timespec::default())) == Ok(1))
         });
     }
 }
 
-/// What the pump and the test share.
+/// What the thread of the manager and the test share.
 #[derive(Debug, Default)]
-struct Desk {
+struct Shared {
     state: Mutex<State>,
     changed: Condvar,
 }
 
-impl Desk {
+impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // A test that failed elsewhere is told once.
+        // The panic that has poisoned it is reported already.
         self.state
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Waits, in the pump, as long as messages stay in their queue.
+    /// Waits, in the thread of the manager, while messages are to stay in their queue.
     fn awake(&self) {
         let mut state = self.state();
-        while state.asleep {
-            state.sleeps = true;
+        while state.pause_asked {
+            state.is_paused = true;
             self.changed.notify_all();
             state = self.changed.wait(state).unwrap();
         }
-        state.sleeps = false;
+        state.is_paused = false;
     }
 
     /// The next message that fits, which counts as seen with all before it.
@@ -178,10 +178,10 @@ pub fn value<'a>(message: &'a str, key: &str) -> Option<&'a str> {
         .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
 }
 
-/// Takes in messages until it is told to end.
-fn pump(socket: &UnixDatagram, desk: &Desk) {
+/// Takes messages until [`END`].
+fn pump(socket: &UnixDatagram, shared: &Shared) {
     loop {
-        desk.awake();
+        shared.awake();
         let mut bytes = [0; LONGEST_MESSAGE + 1];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -211,32 +211,32 @@ fn pump(socket: &UnixDatagram, desk: &Desk) {
         if message == END {
             return;
         }
-        desk.state().take(message, descriptors);
-        desk.changed.notify_all();
+        shared.state().take(message, descriptors);
+        shared.changed.notify_all();
     }
 }
 
-/// How a daemon goes.
+/// How a daemon ends.
 #[derive(Clone, Copy, Debug)]
 pub enum Way {
     Restart,
     Kill,
 }
 
-/// A manager, and the daemon that is its service now.
+/// A manager, and the daemon that is its service.
 #[derive(Debug)]
 pub struct Manager {
     folder: Folder,
-    desk: Arc<Desk>,
+    shared: Arc<Shared>,
     pump: Option<JoinHandle<()>>,
     listeners: Vec<(String, OwnedFd)>,
-    /// The host at which the daemon itself listens, and the port from the second time on.
+    /// The address at which the daemon itself listens, and the port from the second start on.
     own: Option<(String, u16)>,
     config: String,
     wrapper: Vec<String>,
     environment: Vec<(String, String)>,
     daemon: Option<Daemon>,
-    /// The logs of its predecessors.
+    /// The logs of the daemons before.
     past: Vec<String>,
 }
 
@@ -271,16 +271,16 @@ impl Manager {
     fn bare() -> Self {
         let folder = Folder::new();
         let socket = UnixDatagram::bind(folder.path("notify")).unwrap();
-        // As for the real one: anybody may talk to it.
+        // As with systemd, every user may send to it.
         let mode = std::fs::Permissions::from_mode(0o777);
         std::fs::set_permissions(folder.path("notify"), mode).unwrap();
-        let desk = Arc::new(Desk::default());
-        desk.state().capacity = CAPACITY;
-        let shared = Arc::clone(&desk);
+        let shared = Arc::new(Shared::default());
+        shared.state().capacity = CAPACITY;
+        let for_pump = Arc::clone(&shared);
         Self {
             folder,
-            desk,
-            pump: Some(std::thread::spawn(move || pump(&socket, &shared))),
+            shared,
+            pump: Some(std::thread::spawn(move || pump(&socket, &for_pump))),
             listeners: Vec::new(),
             own: None,
             config: "preserve-after = '0s'\n".into(),
@@ -309,51 +309,51 @@ impl Manager {
     }
 
     /// The next daemon has other listeners.
-    pub fn relist(&mut self, name: &str, socket: impl Into<OwnedFd>) {
+    pub fn replace_listeners(&mut self, name: &str, socket: impl Into<OwnedFd>) {
         self.listeners = vec![(name.into(), socket.into())];
     }
 
     /// `FileDescriptorStoreMax=`, from now on.
     pub fn capacity(&self, most: usize) {
-        self.desk.state().capacity = most;
+        self.shared.state().capacity = most;
     }
 
-    /// Whether barriers are answered, from now on.  Those that were not are when they will be.
+    /// Whether barriers are answered from now on; those that were not are answered once they are.
     pub fn answers(&self, yes: bool) {
-        let mut state = self.desk.state();
-        state.deaf = !yes;
+        let mut state = self.shared.state();
+        state.ignores_barriers = !yes;
         if yes {
             state.unanswered.clear();
         }
     }
 
-    /// Nobody finds the manager any more, or everybody does again.
+    /// Moves the notify socket away, or back.
     pub fn hides(&self, yes: bool) {
         let (here, away) = (self.folder.path("notify"), self.folder.path("away"));
         let (from, to) = if yes { (here, away) } else { (away, here) };
         std::fs::rename(from, to).unwrap();
     }
 
-    /// Takes no message any more, and its queue is full; or takes them all again.
+    /// Takes no messages any more, and fills the queue; or takes messages again.
     #[track_caller]
-    pub fn sleeps(&self, yes: bool) {
-        self.desk.state().asleep = yes;
-        self.desk.changed.notify_all();
+    pub fn pauses(&self, yes: bool) {
+        self.shared.state().pause_asked = yes;
+        self.shared.changed.notify_all();
         if !yes {
             return;
         }
         let sender = UnixDatagram::unbound().unwrap();
         sender.set_nonblocking(true).unwrap();
         let fill = || sender.send_to(b"X_FILL=1", self.folder.path("notify"));
-        // The pump waits for a message, which it may have still.
+        // The thread waits for a message, and takes this one.
         fill().unwrap();
         eventually(SOON, "the manager does not fall asleep", || {
-            self.desk.state().sleeps.then_some(())
+            self.shared.state().is_paused.then_some(())
         });
         while fill().is_ok() {}
     }
 
-    /// Gives the daemon, and those to come, another configuration.
+    /// Gives the daemon, and the next ones, another configuration.
     #[track_caller]
     pub fn reload(&mut self, text: &str) {
         self.config(text);
@@ -363,17 +363,17 @@ impl Manager {
         self.notified("READY=1");
     }
 
-    /// The configuration of the daemons to come.
+    /// Sets the configuration of the next daemons.
     pub fn config(&mut self, text: &str) {
         self.config = text.into();
     }
 
-    /// The daemons to come run under another program; see [`Plan::under`].
+    /// Runs the next daemons under another program ([`Plan::under`]).
     pub fn under(&mut self, wrapper: &[&str]) {
         self.wrapper = wrapper.iter().map(ToString::to_string).collect();
     }
 
-    /// The daemons to come run under strace(1), which does this to each such system call
+    /// Runs the next daemons under strace(1), which does this to each such system call
     /// (`-e inject=`).
     pub fn inject(&mut self, call: &str, fault: &str) {
         let (trace, fault) = (format!("trace={call}"), format!("inject={call}:{fault}"));
@@ -391,7 +391,7 @@ impl Manager {
         self.under(&words);
     }
 
-    /// The daemons to come have a variable in their environment, such as `FDSTORE`.
+    /// Sets a variable in the environment of the next daemons, such as `FDSTORE`.
     pub fn environment(&mut self, name: &str, value: &str) {
         self.environment.push((name.into(), value.into()));
     }
@@ -420,19 +420,19 @@ impl Manager {
         self.daemon = Some(plan.start());
     }
 
-    /// Duplicates of the listeners, then of what is kept.
+    /// Duplicates of the listeners, then of the stored descriptors.
     fn passed(&self) -> (Vec<String>, Vec<OwnedFd>) {
-        let mut state = self.desk.state();
+        let mut state = self.shared.state();
         state.poll();
         state.seen = state.messages.len();
         let copy = |name: &String, it: &OwnedFd| (name.clone(), it.try_clone().unwrap());
-        let kept = state.kept.iter();
-        let mut kept: Vec<_> = kept
-            .map(|kept| copy(&kept.name, &kept.descriptor))
+        let stored = state.stored.iter();
+        let mut stored: Vec<_> = stored
+            .map(|stored| copy(&stored.name, &stored.descriptor))
             .collect();
-        state.shuffle(&mut kept);
+        state.shuffle(&mut stored);
         let listeners = self.listeners.iter().map(|(name, it)| copy(name, it));
-        listeners.chain(kept).unzip()
+        listeners.chain(stored).unzip()
     }
 
     /// Waits until the daemon that was launched is ready.
@@ -467,12 +467,12 @@ impl Manager {
     #[track_caller]
     pub fn kill(&mut self) {
         self.daemon().signal(Signal::KILL);
-        self.died();
+        self.was_killed();
     }
 
-    /// Waits until the daemon is dead of SIGKILL, whoever sent it.
+    /// Waits until the daemon has ended by SIGKILL, which strace(1) may have sent.
     #[track_caller]
-    pub fn died(&mut self) {
+    pub fn was_killed(&mut self) {
         let status = self.ended();
         assert_eq!(status.signal(), Some(9), "it ended otherwise: {status}");
     }
@@ -485,19 +485,19 @@ impl Manager {
         assert!(status.success(), "it ended with {status}");
     }
 
-    /// The daemon goes, in this way.
+    /// Ends the daemon in this way.
     #[track_caller]
-    pub fn goes(&mut self, way: Way) {
+    pub fn ends(&mut self, way: Way) {
         match way {
             Way::Restart => self.hand_over(),
             Way::Kill => self.kill(),
         }
     }
 
-    /// It goes, and the next one comes.
+    /// Ends the daemon in this way, and starts the next one.
     #[track_caller]
     pub fn replace(&mut self, way: Way) {
-        self.goes(way);
+        self.ends(way);
         self.start();
     }
 
@@ -563,29 +563,29 @@ impl Manager {
 
     pub fn notified_within(&self, start: &str, within: Duration) -> Option<String> {
         let begins = |message: &str| message.lines().any(|line| line.starts_with(start));
-        self.desk.next(within, begins)
+        self.shared.next(within, begins)
     }
 
     /// Every message so far, of all daemons.
     pub fn messages(&self) -> Vec<String> {
-        self.desk.state().messages.clone()
+        self.shared.state().messages.clone()
     }
 
-    /// Waits until a status says a text.
+    /// Waits until a status contains a text.
     #[track_caller]
-    pub fn says(&self, text: &str) -> String {
-        self.says_one_of(&[text])
+    pub fn status_has(&self, text: &str) -> String {
+        self.status_has_one_of(&[text])
     }
 
-    /// Waits until a status says one of these.  The daemon is asked for it again and again, as it
-    /// tells a change by itself only once a second.
+    /// Waits until a status contains one of these.  The daemon is asked for it again and again, as it
+    /// sends a changed status only once a second by itself.
     #[track_caller]
-    fn says_one_of(&self, texts: &[&str]) -> String {
+    fn status_has_one_of(&self, texts: &[&str]) -> String {
         let deadline = Instant::now() + SOON;
         let says = |status: &str| texts.iter().any(|text| status.contains(text));
         loop {
             let message = self
-                .desk
+                .shared
                 .next(ASK, |message| value(message, "STATUS").is_some_and(says));
             if let Some(message) = message {
                 return message;
@@ -595,34 +595,34 @@ impl Manager {
         }
     }
 
-    /// Waits until so many connections are kept, and no crash can harm them.
+    /// Waits until so many connections are preserved.
     #[track_caller]
-    pub fn keeps(&self, count: usize) {
+    pub fn preserves(&self, count: usize) {
         let plural = if count == 1 { "" } else { "s" };
-        self.says(&format!("; {count} connection{plural} preserved"));
+        self.status_has(&format!("; {count} connection{plural} preserved"));
     }
 
-    /// Waits until the daemon has told that it keeps nothing, and why.
+    /// Waits until the daemon has reported that it preserves nothing, and why.
     #[track_caller]
-    pub fn keeps_nothing(&self) -> String {
-        self.says("; preservation off: ")
+    pub fn preserves_nothing(&self) -> String {
+        self.status_has("; preservation off: ")
     }
 
-    /// Waits until the daemon has told whether it keeps anything; says whether it does.
+    /// Waits until the daemon has reported whether it preserves connections; returns whether it does.
     #[track_caller]
     pub fn decides(&self) -> bool {
-        let kept = " preserved";
-        self.says_one_of(&[kept, "; preservation off: "])
-            .contains(kept)
+        let stored = " preserved";
+        self.status_has_one_of(&[stored, "; preservation off: "])
+            .contains(stored)
     }
 
-    /// Waits for an event of the daemon's.
+    /// Waits for an event in the log of the daemon.
     #[track_caller]
     pub fn event(&self, id: &str) -> Value {
         serde_json::from_str(&self.daemon().logged(id)).unwrap()
     }
 
-    /// The last event of this kind that the last daemon which ended has told.
+    /// The last event of this kind in the log of the last daemon that has ended.
     #[track_caller]
     pub fn past_event(&self, id: &str) -> Value {
         let log = self.past.last().expect("no daemon has ended");
@@ -631,27 +631,31 @@ impl Manager {
         serde_json::from_str(line).unwrap()
     }
 
-    /// Names of all that is kept, in order.
+    /// The names of all stored descriptors, sorted.
     pub fn names(&self) -> Vec<String> {
-        let mut state = self.desk.state();
+        let mut state = self.shared.state();
         state.poll();
-        let mut names: Vec<String> = state.kept.iter().map(|kept| kept.name.clone()).collect();
+        let mut names: Vec<String> = state
+            .stored
+            .iter()
+            .map(|stored| stored.name.clone())
+            .collect();
         names.sort();
         names
     }
 
-    /// Descriptors that are in flight in the first message of each queue that is kept.
+    /// The descriptors in the first message of each stored queue.
     pub fn in_flight(&self) -> Vec<OwnedFd> {
-        let mut state = self.desk.state();
+        let mut state = self.shared.state();
         state.poll();
         let mut found = Vec::new();
-        for kept in state.kept.iter() {
+        for stored in state.stored.iter() {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
             // Only one end of a queue has messages, and a memory file has none.
             let _ = recvmsg(
-                &kept.descriptor,
+                &stored.descriptor,
                 &mut [IoSliceMut::new(&mut [0])],
                 &mut control,
                 flags,
@@ -665,13 +669,17 @@ impl Manager {
         found
     }
 
-    /// How many descriptors are kept whose names begin with this.
+    /// How many stored descriptors have a name that begins with this.
     pub fn stored(&self, name: &str) -> usize {
         let names = self.names();
-        names.iter().filter(|kept| kept.starts_with(name)).count()
+        names
+            .iter()
+            .filter(|stored| stored.starts_with(name))
+            .count()
     }
 
-    /// Waits until one arena and one parcel are kept, and nothing else; returns the parcel's name.
+    /// Waits until one state file and one descriptor queue are stored, and nothing else; returns the name
+    /// of the queue.
     #[track_caller]
     pub fn one_of_each(&self) -> String {
         let deadline = Instant::now() + SOON;
@@ -690,47 +698,47 @@ impl Manager {
         }
     }
 
-    /// The most descriptors that were kept at a time.
+    /// The most descriptors that were stored at a time.
     pub fn peak(&self) -> usize {
-        self.desk.state().peak
+        self.shared.state().peak
     }
 
     /// Barriers so far.
     pub fn barriers(&self) -> usize {
-        self.desk.state().barriers
+        self.shared.state().barriers
     }
 
-    /// The memory of the kept connections.
+    /// The state file.
     #[track_caller]
-    pub fn arena(&self) -> File {
-        let state = self.desk.state();
-        let arena = state
-            .kept
+    pub fn state_file(&self) -> File {
+        let state = self.shared.state();
+        let state_file = state
+            .stored
             .iter()
-            .find(|kept| kept.name.starts_with("preserve-state-"));
-        let arena = arena.expect("no arena is kept");
-        arena.descriptor.try_clone().unwrap().into()
+            .find(|stored| stored.name.starts_with("preserve-state-"));
+        let state_file = state_file.expect("no state file is stored");
+        state_file.descriptor.try_clone().unwrap().into()
     }
 
-    /// Keeps another descriptor, as if a daemon had sent it.
-    pub fn put(&self, name: &str, descriptor: impl Into<OwnedFd>) {
-        self.desk.state().kept.push(Kept {
+    /// Stores another descriptor, as if a daemon had sent it.
+    pub fn store(&self, name: &str, descriptor: impl Into<OwnedFd>) {
+        self.shared.state().stored.push(Stored {
             name: name.into(),
             descriptor: descriptor.into(),
             polled: false,
         });
     }
 
-    /// Drops all whose names begin with this; returns the first of the names.
+    /// Drops all descriptors with a name that begins with this; returns the first of the names.
     pub fn drop_all(&self, name: &str) -> Option<String> {
-        let mut state = self.desk.state();
+        let mut state = self.shared.state();
         let found = state
-            .kept
+            .stored
             .iter()
-            .map(|kept| &kept.name)
-            .find(|kept| kept.starts_with(name))
+            .map(|stored| &stored.name)
+            .find(|stored| stored.starts_with(name))
             .cloned();
-        state.kept.retain(|kept| !kept.name.starts_with(name));
+        state.stored.retain(|stored| !stored.name.starts_with(name));
         found
     }
 }
@@ -743,14 +751,14 @@ impl Drop for Manager {
                 let last = lines[lines.len().saturating_sub(30)..].join("\n");
                 eprintln!("--- the log of a daemon before:\n{last}\n---");
             }
-            eprintln!("--- kept: {:?}", self.names());
+            eprintln!("--- stored: {:?}", self.names());
             for message in self.messages().iter().rev().take(12).rev() {
                 eprintln!("--- message: {}", message.replace('\n', "; "));
             }
         }
         self.daemon = None;
-        self.desk.state().asleep = false;
-        self.desk.changed.notify_all();
+        self.shared.state().pause_asked = false;
+        self.shared.changed.notify_all();
         let sender = UnixDatagram::unbound().unwrap();
         let told = sender.send_to(END.as_bytes(), self.folder.path("notify"));
         if told.is_ok() {
@@ -759,7 +767,7 @@ impl Drop for Manager {
     }
 }
 
-/// A memory file of so many bytes that cannot shrink, as arenas are.
+/// A memory file of so many bytes that cannot shrink, as a state file is.
 pub fn memory_file(length: u64) -> File {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = File::from(memfd_create("test", flags).unwrap());

@@ -1,5 +1,5 @@
 //! Multipath TCP (RFC 8684), over listeners that the service manager passes: the kernel does not count
-//! its bytes as a whole, so a restart keeps a connection and a crash ends it, on all of its subflows.
+//! its bytes as a whole, so a connection outlives a restart, and a crash ends it on all of its subflows.
 
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
@@ -16,10 +16,9 @@ use crate::manager::Manager;
 /// Connections of Multipath TCP with two subflows each, in a network of our own, where this test runs
 /// itself once more.
 #[test]
-fn over_multipath_tcp_a_restart_keeps_connections_and_a_crash_ends_them_at_once() {
+fn over_multipath_tcp_a_restart_preserves_connections_and_a_crash_ends_them_at_once() {
     const INSIDE: &str = "TCP_ECHO_IT_INSIDE";
-    const NAME: &str =
-        "multipath::over_multipath_tcp_a_restart_keeps_connections_and_a_crash_ends_them_at_once";
+    const NAME: &str = "multipath::over_multipath_tcp_a_restart_preserves_connections_and_a_crash_ends_them_at_once";
     if std::env::var_os(INSIDE).is_some() {
         return (0..20).for_each(|_| multipath());
     }
@@ -56,7 +55,7 @@ fn multipath() {
     listener.bind(&any.into()).unwrap();
     listener.listen(64).unwrap();
     let mut manager = Manager::new();
-    manager.relist("multipath", listener);
+    manager.replace_listeners("multipath", listener);
     manager.start();
     let address = manager.address();
     let call = || -> TcpStream {
@@ -75,12 +74,12 @@ fn multipath() {
         let ours = |line: &&str| line.contains(&port) && line.contains(" 01 ");
         (sockets.lines().filter(ours).count() == 16).then_some(())
     });
-    manager.keeps(4);
+    manager.preserves(4);
     manager.restart();
     for client in [&idle, &finished, &mute, &stalled] {
         ping(client, b"still here");
     }
-    manager.keeps(4);
+    manager.preserves(4);
     let mut said = Tape::new(1);
     said.send(&finished, 50_000).unwrap();
     finished.shutdown(Shutdown::Write).unwrap();
@@ -104,7 +103,7 @@ fn multipath() {
         let took = began.elapsed();
         assert!(took < Duration::from_secs(5), "{name}: {took:?}");
     }
-    // One that does not read finds out, too.
+    // A client that does not read sees the end, too.
     let mut asked = [PollFd::new(&mute, PollFlags::RDHUP)];
     let waited = poll(
         &mut asked,

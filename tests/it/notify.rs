@@ -1,8 +1,8 @@
-//! The service manager's protocol, sd_notify(3): what is said, when, and how often; and a manager
-//! that does not listen.
+//! The protocol of the service manager, sd_notify(3): what is sent, when, and how often; and a manager
+//! that does not read.
 //!
-//! The fixture's notify socket is the manager.  Where the manager itself is the subject (abstract,
-//! full, gone), the test holds an [`Inbox`] of its own.
+//! The notify socket of the fixture stands for the manager.  Where the manager itself is the subject
+//! (abstract, full, gone), the test has an [`Inbox`].
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -23,10 +23,10 @@ use crate::daemon::{
     Daemon, Folder, PROGRAM, Plan, SOON, connect, eventually, has, listener, pattern, ping,
 };
 
-/// Nothing is said to the manager about connections that outlive the daemon.
+/// Without preservation, so that there are no messages about it.
 const ALONE: &str = "preserve-connections = false";
 
-/// A manager of the test's own.
+/// The socket of a manager that the test plays itself.
 struct Inbox {
     socket: UnixDatagram,
     path: PathBuf,
@@ -53,7 +53,7 @@ impl Inbox {
         next(&self.socket, within)
     }
 
-    /// Nobody reads it, and nothing more fits in.
+    /// Fills the queue, which is not read.
     fn fill(&self) {
         let sender = UnixDatagram::unbound().unwrap();
         sender.set_nonblocking(true).unwrap();
@@ -73,7 +73,7 @@ fn heard(daemon: &Daemon, within: Duration) -> Vec<(Instant, String)> {
     let end = Instant::now() + within;
     let mut messages = Vec::new();
     while let Some(left) = end.checked_duration_since(Instant::now()) {
-        // Every message has a line that begins with nothing.
+        // The empty text begins a line of every message.
         if let Some(message) = daemon.notified_within("", left) {
             messages.push((Instant::now(), message));
         }
@@ -93,7 +93,7 @@ fn monotonic() -> u64 {
     value(&text, "MONOTONIC_USEC").unwrap().parse().unwrap()
 }
 
-/// A daemon whose manager is not the fixture's; where it listens is read from its log.
+/// A daemon with another manager than the fixture's; where it listens is read from its log.
 fn start_under(manager: &str) -> (Daemon, SocketAddr) {
     let daemon = Plan::new()
         .environment("NOTIFY_SOCKET", manager)
@@ -142,7 +142,7 @@ fn flood(
 }
 
 #[test]
-fn ready_is_said_once_when_every_listener_serves() {
+fn ready_is_sent_once_when_every_listener_serves() {
     let folder = Folder::new();
     let path = folder.path("echo.sock");
     let mut daemon = Plan::bare()
@@ -152,7 +152,7 @@ fn ready_is_said_once_when_every_listener_serves() {
             path.display()
         ))
         .start();
-    // At once: whoever is told "ready" may call.
+    // At once, as clients may connect from readiness on.
     let unix = std::os::unix::net::UnixStream::connect(&path).unwrap();
     unix.set_read_timeout(Some(SOON)).unwrap();
     ping(&unix, b"c");
@@ -173,7 +173,7 @@ fn ready_is_said_once_when_every_listener_serves() {
 }
 
 #[test]
-fn the_message_of_readiness_tells_the_status_and_the_real_port() {
+fn the_message_of_readiness_has_the_status_and_the_real_port() {
     let inbox = Inbox::new();
     let (mut daemon, address) = start_under(inbox.address());
     let ready = inbox.next(SOON).unwrap();
@@ -224,10 +224,10 @@ fn long_addresses_do_not_make_the_message_of_readiness_too_long() {
 }
 
 #[test]
-fn a_second_instance_on_the_port_is_never_ready_and_says_what_to_do() {
+fn a_second_instance_on_the_port_is_never_ready_and_reports_what_to_do() {
     let mut first = Daemon::start();
     let inbox = Inbox::new();
-    // The first listener could be had; it is all or nothing.
+    // The first listener can be opened, but a start needs all of them.
     let (status, text) = Plan::bare()
         .argument("--listen=127.0.0.1:0")
         .argument(&format!("--listen={}", first.address()))
@@ -282,7 +282,7 @@ fn a_socket_that_cannot_be_had_gives_its_own_exit_status() {
 }
 
 #[test]
-fn an_address_family_that_the_sandbox_forbids_is_told_with_the_way_out() {
+fn an_address_family_that_the_sandbox_forbids_is_reported_with_the_way_out() {
     if !has("strace") {
         return;
     }
@@ -339,7 +339,7 @@ fn a_reload_is_announced_with_the_clock_and_ends_ready_also_when_it_fails() {
 }
 
 #[test]
-fn stopping_is_said_once_with_the_time_that_it_may_take() {
+fn stopping_is_sent_once_with_the_time_that_it_may_take() {
     let mut daemon = Plan::new()
         .config("[limits]\nstop-timeout = '1500ms'\n")
         .start();
@@ -392,7 +392,7 @@ fn the_status_follows_the_traffic_once_a_second_and_not_without_a_change() {
         texts[0].starts_with("1 listener, 1 connection, "),
         "{texts:?}"
     );
-    // The last change is told a second later at most, and then there is silence.
+    // The last change is sent a second later at most, and then there is no further message.
     heard(&daemon, Duration::from_millis(1500));
     assert!(heard(&daemon, Duration::from_millis(1500)).is_empty());
     assert!(daemon.stop().success());
@@ -412,12 +412,12 @@ fn the_numbers_of_the_status_are_right() {
 }
 
 #[test]
-fn a_status_that_a_reload_has_told_is_not_told_again() {
+fn a_status_that_a_reload_has_sent_is_not_sent_again() {
     let mut daemon = Plan::new().config(ALONE).start();
     let client = daemon.connect();
     ping(
         &client,
-        b"changes the status, which is told a second after the last one",
+        b"changes the status, which is sent a second after the last one",
     );
     let ready = daemon.reload("");
     let told = value(&ready, "STATUS").unwrap().to_owned();
@@ -429,7 +429,7 @@ fn a_status_that_a_reload_has_told_is_not_told_again() {
 }
 
 #[test]
-fn usr1_tells_the_counters_at_once_and_every_time() {
+fn usr1_reports_the_counters_at_once_and_every_time() {
     const COUNTERS: &str = tcp_echo::log::events::id("COUNTERS");
     let mut daemon = Plan::new().argument("--log-format=json").start();
     let client = daemon.connect();
@@ -552,7 +552,7 @@ fn an_abstract_address_works() {
 }
 
 #[test]
-fn without_a_usable_manager_the_service_goes_on_and_says_so_once() {
+fn without_a_usable_manager_the_service_goes_on_and_logs_it_once() {
     for manager in ["/nonexistent/notify", "vsock:2:1234", "relative/path"] {
         let (mut daemon, address) = start_under(manager);
         let client = connect(address);
@@ -578,7 +578,7 @@ fn without_a_usable_manager_the_service_goes_on_and_says_so_once() {
 }
 
 #[test]
-fn a_manager_that_does_not_read_holds_nothing_up_and_hears_it_later() {
+fn a_manager_that_does_not_read_holds_nothing_up_and_gets_the_messages_later() {
     let inbox = Inbox::new();
     inbox.fill();
     let (mut daemon, address) = start_under(inbox.address());
@@ -606,7 +606,7 @@ fn a_manager_that_does_not_read_holds_nothing_up_and_hears_it_later() {
 }
 
 #[test]
-fn a_manager_that_never_reads_does_not_keep_the_daemon_from_its_end() {
+fn a_manager_that_never_reads_does_not_delay_the_end_of_the_daemon() {
     let inbox = Inbox::new();
     inbox.fill();
     let (mut daemon, address) = start_under(inbox.address());
@@ -617,7 +617,7 @@ fn a_manager_that_never_reads_does_not_keep_the_daemon_from_its_end() {
 }
 
 #[test]
-fn a_manager_that_comes_back_hears_what_it_missed() {
+fn a_manager_that_comes_back_gets_what_it_missed() {
     let inbox = Inbox::new();
     let (mut daemon, _) = start_under(inbox.address());
     assert!(inbox.next(SOON).unwrap().starts_with("READY=1\n"));
@@ -650,12 +650,12 @@ fn reload(main: Option<&str>, manager: Option<&str>) -> (Option<i32>, String) {
 }
 
 #[test]
-fn the_reload_command_tells_the_manager_before_the_daemon_acts() {
+fn the_reload_command_notifies_the_manager_before_the_daemon_acts() {
     let inbox = Inbox::new();
     let (mut daemon, _) = start_under(inbox.address());
     assert!(inbox.next(SOON).unwrap().starts_with("READY=1\n"));
     let pid = daemon.pid().as_raw_nonzero().to_string();
-    // A daemon that is slow to act: what is heard now comes from the command.
+    // A daemon that is slow to act, so that the first message is that of the command.
     daemon.freeze();
     let before = monotonic();
     assert_eq!(
@@ -675,7 +675,7 @@ fn the_reload_command_tells_the_manager_before_the_daemon_acts() {
 }
 
 #[test]
-fn the_reload_command_reloads_without_a_manager_and_says_when_it_cannot_tell_one() {
+fn the_reload_command_reloads_without_a_manager_and_reports_one_that_it_cannot_reach() {
     let mut daemon = Daemon::start();
     let pid = daemon.pid().as_raw_nonzero().to_string();
     assert_eq!(reload(Some(&pid), None), (Some(0), String::new()));

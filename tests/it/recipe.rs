@@ -35,7 +35,7 @@ fn recipe() -> Plan {
     ))
     .unwrap();
     let plan = Plan::bare().config(&text);
-    // Any port but the recipe's own, which somebody may be using.
+    // Any port but the recipe's own, which may be in use.
     plan.folder().write(
         "config.toml.d/port.toml",
         "[listener.recipe]\naddress = 'localhost:0'\n",

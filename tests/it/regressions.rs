@@ -1,7 +1,7 @@
-//! What once went wrong with connections that live on, in the order in which it was found.
+//! Defects of preservation that were found once, in the order in which they were found.
 //!
 //! Each of these needs several things at once: a manager that is slow, full or away, at the very
-//! moment at which a parcel is renewed, the limits change, or the end comes.  The promises
+//! moment at which a descriptor queue is rotated, the limits change, or the end comes.  The promises
 //! themselves are tested in `survival`, `degrade` and `instants`.
 
 use std::net::{TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use rustix::process::Signal;
 
 use tcp_echo::log::events::id;
 
-use crate::crowd::{Crowd, Kind, Kind::*};
+use crate::crowd::{ClientMix, Kind, Kind::*};
 use crate::daemon::{
     SOON, Tape, connect_with_buffers, end_of, eventually, has, ping, unacknowledged,
 };
@@ -27,33 +27,33 @@ const PRESERVE_FAILED: &str = id("PRESERVE_FAILED");
 const PREDECESSOR_DROPPED: &str = id("PREDECESSOR_DROPPED");
 const START_FAILED: &str = id("START_FAILED");
 
-/// Runs a daemon with other limits than its predecessor, so that its arena has another size.
+/// Limits with which a daemon needs a state file of another size.
 const FEWER: [&str; 2] = ["prlimit", "--nofile=4000:4000"];
 
-/// Nothing is packed before its time, which is never.
+/// Connections are not preserved, as `preserve-after` is never over.
 const NEVER: &str = "preserve-after = '1h'\n";
 
-/// Those who wait for an answer before they go on, and those who do not talk.
+/// Clients that wait for each answer, and clients that do not send.
 const CALM: [(Kind, usize); 4] = [(Idle, 4), (HalfClosed, 1), (Finished, 1), (Stalled, 2)];
 
-/// How many these are.
+/// The number of these clients.
 const CALM_ONES: usize = 8;
 
-/// Dead connections that make a parcel be renewed.
+/// The closed connections that cause a rotation of the descriptor queue.
 const DEAD: usize = 64;
 
-/// Makes connections that are kept, beside so many others; a renewal begins when they are dropped.
+/// Makes connections that are preserved, beside so many others; a rotation begins when they are dropped.
 #[track_caller]
-fn mayflies(manager: &Manager, others: usize) -> Vec<TcpStream> {
+fn short_lived(manager: &Manager, others: usize) -> Vec<TcpStream> {
     let flies: Vec<TcpStream> = (0..DEAD).map(|_| manager.connect()).collect();
     flies
         .iter()
         .for_each(|client| ping(client, b"not for long"));
-    manager.keeps(others + DEAD);
+    manager.preserves(others + DEAD);
     flies
 }
 
-/// Waits until the manager was asked to answer more often than before.
+/// Waits until the manager has got more barriers than before.
 #[track_caller]
 fn renews(manager: &Manager, before: usize) {
     eventually(SOON, "nothing was renewed", || {
@@ -76,9 +76,9 @@ fn live(clients: &[TcpStream]) {
         .for_each(|client| ping(client, b"still here"));
 }
 
-/// Waits for a status that says a text, without asking for it.
+/// Waits for a status that contains a text, without asking for it.
 #[track_caller]
-fn told(manager: &Manager, text: &str, within: Duration) {
+fn status_contains(manager: &Manager, text: &str, within: Duration) {
     let deadline = Instant::now() + within;
     while let Some(left) = deadline.checked_duration_since(Instant::now()) {
         let status = manager.notified_within("STATUS=", left);
@@ -89,43 +89,43 @@ fn told(manager: &Manager, text: &str, within: Duration) {
     panic!("the status does not say {text:?} within {within:?}");
 }
 
-/// A client that is owed something most of the time, as it reads only when it is told to.
+/// A client that is owed something most of the time, as it reads only on demand.
 struct Slow {
     stream: TcpStream,
-    said: Tape,
-    heard: Tape,
+    sent: Tape,
+    received: Tape,
 }
 
 impl Slow {
     fn new(manager: &Manager, seed: u64) -> Self {
         Self {
             stream: connect_with_buffers(manager.address(), 4096, 64 * 1024),
-            said: Tape::new(seed),
-            heard: Tape::new(seed),
+            sent: Tape::new(seed),
+            received: Tape::new(seed),
         }
     }
 
-    /// Says so much, of which all arrives.
+    /// Sends so many bytes, all of which arrive.
     #[track_caller]
-    fn says(&mut self, count: usize) {
-        self.said.send(&self.stream, count).unwrap();
+    fn status_has(&mut self, count: usize) {
+        self.sent.send(&self.stream, count).unwrap();
         eventually(SOON, "data stayed unacknowledged", || {
             (unacknowledged(&self.stream) == 0).then_some(())
         });
     }
 
     #[track_caller]
-    fn hears(&mut self, count: usize) {
-        self.heard.expect(&self.stream, count);
+    fn receives(&mut self, count: usize) {
+        self.received.expect(&self.stream, count);
     }
 
-    /// Everything comes back, or there is an end; whatever comes is right.  Says whether it goes
-    /// on.
+    /// Reads until everything has come back, or to the end; asserts that every byte is right.  Returns
+    /// whether the connection goes on.
     #[track_caller]
-    fn is_dealt_honestly(&mut self) -> bool {
-        while self.heard.position() < self.said.position() {
-            let left = self.said.position() - self.heard.position();
-            match self.heard.read(&self.stream, left) {
+    fn gets_no_wrong_byte(&mut self) -> bool {
+        while self.received.position() < self.sent.position() {
+            let left = self.sent.position() - self.received.position();
+            match self.received.read(&self.stream, left) {
                 Ok(0) => return false,
                 Ok(_) => {}
                 Err(error) => {
@@ -135,7 +135,7 @@ impl Slow {
                 }
             }
         }
-        self.said.send(&self.stream, 1000).is_ok()
+        self.sent.send(&self.stream, 1000).is_ok()
     }
 }
 
@@ -143,8 +143,8 @@ impl Slow {
 struct Tracer(Child);
 
 impl Tracer {
-    /// Does something to each sendmsg(2) from now on, by which connections are packed and the
-    /// manager is told; `None`, and said, where that is not possible.
+    /// Injects a fault into each sendmsg(2) from now on, by which connections are preserved and
+    /// messages are sent.  Where that is not possible, prints that the test skips, and returns `None`.
     fn of(manager: &Manager, fault: &str) -> Option<Self> {
         if !has("strace") {
             return None;
@@ -178,7 +178,7 @@ impl Drop for Tracer {
     }
 }
 
-/// How the manager gets no message.
+/// How messages to the manager are prevented.
 #[derive(Clone, Copy, Debug)]
 enum Silence {
     Away,
@@ -186,7 +186,7 @@ enum Silence {
 }
 
 #[test]
-fn an_arena_that_never_reached_the_manager_makes_no_wrong_byte() {
+fn a_state_file_that_never_reached_the_manager_makes_no_wrong_byte() {
     if !has("prlimit") {
         return;
     }
@@ -200,47 +200,47 @@ fn an_arena_that_never_reached_the_manager_makes_no_wrong_byte() {
         let mut manager = Manager::new();
         manager.start();
         let idle = clients(&manager, 2);
-        // One is owed something in a slot; of the other the scratch has something old.
+        // One connection is owed bytes in a slot; of the other the scratch holds old bytes.
         let (mut owed, mut other) = (Slow::new(&manager, 1), Slow::new(&manager, 2));
         for slow in [&mut owed, &mut other] {
-            slow.says(200);
-            slow.hears(200);
+            slow.status_has(200);
+            slow.receives(200);
         }
-        manager.keeps(4);
-        owed.says(40_000);
+        manager.preserves(4);
+        owed.status_has(40_000);
         live(&idle);
-        other.says(100);
-        other.hears(100);
+        other.status_has(100);
+        other.receives(100);
         manager.hand_over();
         match silence {
             Silence::Away => manager.hides(true),
-            Silence::Full => manager.sleeps(true),
+            Silence::Full => manager.pauses(true),
         }
         manager.under(&FEWER);
         manager.launch();
         live(&idle);
-        other.says(3000);
-        other.hears(3000);
-        owed.hears(15_000);
-        owed.says(10_000);
-        other.says(56_000);
-        // What has arrived is taken before who calls later is served.
+        other.status_has(3000);
+        other.receives(3000);
+        owed.receives(15_000);
+        owed.status_has(10_000);
+        other.status_has(56_000);
+        // Messages that have arrived are taken before a later caller is served.
         live(&idle);
         live(&idle);
         manager.kill();
         match silence {
             Silence::Away => manager.hides(false),
-            Silence::Full => manager.sleeps(false),
+            Silence::Full => manager.pauses(false),
         }
         if back {
             manager.under(&[]);
         }
         manager.start();
-        let on = [&mut owed, &mut other].map(Slow::is_dealt_honestly);
-        eprintln!("who was owed something goes on: {on:?}");
+        let on = [&mut owed, &mut other].map(Slow::gets_no_wrong_byte);
+        eprintln!("the connection that was owed something goes on: {on:?}");
         live(&idle);
         manager.one_of_each();
-        manager.says(" preserved");
+        manager.status_has(" preserved");
         manager.kill();
         manager.start();
         live(&idle);
@@ -248,7 +248,7 @@ fn an_arena_that_never_reached_the_manager_makes_no_wrong_byte() {
 }
 
 #[test]
-fn a_full_store_and_other_limits_are_told_before_anybody_relies_on_it() {
+fn a_full_store_and_other_limits_are_reported_before_a_client_relies_on_it() {
     if !has("prlimit") {
         return;
     }
@@ -256,8 +256,8 @@ fn a_full_store_and_other_limits_are_told_before_anybody_relies_on_it() {
         let mut manager = Manager::new();
         manager.capacity(3);
         manager.start();
-        let mut crowd = Crowd::new(manager.address(), &CALM);
-        manager.keeps(CALM_ONES);
+        let mut mix = ClientMix::new(manager.address(), &CALM);
+        manager.preserves(CALM_ONES);
         if planned {
             manager.hand_over();
         } else {
@@ -265,23 +265,23 @@ fn a_full_store_and_other_limits_are_told_before_anybody_relies_on_it() {
         }
         manager.under(&FEWER);
         manager.start();
-        crowd.goes_on();
+        mix.echoes_on();
         let kept = manager.decides();
         if kept {
             manager.hand_over();
             manager.start();
             assert!(!manager.daemon().log().contains(PREDECESSOR_DROPPED));
-            crowd.goes_on();
-            crowd.comes_back_exact();
+            mix.echoes_on();
+            mix.gets_exact_bytes();
         } else {
             manager.event(NOT_PRESERVING);
-            crowd.load.wind_up();
-            crowd.meanwhile(|_| manager.hand_over());
+            mix.load.read_all();
+            mix.meanwhile(|_| manager.hand_over());
             manager.start();
-            crowd.is_dealt_honestly();
-            // What was in the way is gone.
+            mix.gets_no_wrong_byte();
+            // The obstacle is gone.
             let client = clients(&manager, 1);
-            manager.keeps(1);
+            manager.preserves(1);
             manager.kill();
             manager.start();
             live(&client);
@@ -298,20 +298,20 @@ enum Answer {
 }
 
 #[test]
-fn the_young_survive_a_restart_in_the_middle_of_a_renewal() {
+fn connections_that_are_not_preserved_yet_survive_a_restart_during_a_rotation() {
     for answer in [Answer::BeforeTheEnd, Answer::AtTheEnd, Answer::Never] {
         eprintln!("{answer:?}");
         let mut manager = Manager::new();
         manager.start();
-        let mut crowd = Crowd::new(manager.address(), &CALM);
-        manager.keeps(CALM_ONES);
-        let flies = mayflies(&manager, CALM_ONES);
+        let mut mix = ClientMix::new(manager.address(), &CALM);
+        manager.preserves(CALM_ONES);
+        let flies = short_lived(&manager, CALM_ONES);
         manager.answers(false);
         drop(flies);
         eventually(SOON, "nothing was renewed", || {
             (manager.stored("preserve-queue-") == 4).then_some(())
         });
-        // Nobody is packed as long as it waits.
+        // No connection is preserved while it waits.
         let young = clients(&manager, 5);
         match answer {
             Answer::BeforeTheEnd => {
@@ -321,10 +321,10 @@ fn the_young_survive_a_restart_in_the_middle_of_a_renewal() {
                 manager.daemon().thaw();
             }
             Answer::AtTheEnd => {
-                // Whatever it sends takes its time.
+                // Each of its messages takes long.
                 let tracer = Tracer::of(&manager, "delay_exit=300000:when=1..2");
                 manager.daemon().signal(Signal::USR2);
-                // It is at it; nothing else tells that it is.
+                // It is sending; there is no other sign of that.
                 thread::sleep(Duration::from_millis(150));
                 manager.answers(true);
                 manager.daemon_mut().exited(SOON);
@@ -336,43 +336,43 @@ fn the_young_survive_a_restart_in_the_middle_of_a_renewal() {
         manager.answers(true);
         manager.start();
         live(&young);
-        crowd.goes_on();
+        mix.echoes_on();
         let adopted = manager.event(RESTORED);
         assert_eq!(adopted["echo.restored"], CALM_ONES + 5, "{adopted}");
         assert_eq!(adopted["echo.of"], CALM_ONES + 5, "{adopted}");
         manager.one_of_each();
-        crowd.comes_back_exact();
+        mix.gets_exact_bytes();
     }
 }
 
 #[test]
-fn newcomers_are_kept_while_no_renewal_succeeds() {
+fn new_connections_are_preserved_while_no_rotation_succeeds() {
     let mut manager = Manager::new();
     manager.capacity(3);
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &CALM);
-    manager.keeps(CALM_ONES);
-    let flies = mayflies(&manager, CALM_ONES);
+    let mut mix = ClientMix::new(manager.address(), &CALM);
+    manager.preserves(CALM_ONES);
+    let flies = short_lived(&manager, CALM_ONES);
     let before = manager.barriers();
     drop(flies);
     renews(&manager, before);
     let first = clients(&manager, 5);
-    manager.keeps(CALM_ONES + 5);
-    // The next attempt, which is as vain.
+    manager.preserves(CALM_ONES + 5);
+    // The next attempt, which fails as well.
     renews(&manager, before + 1);
     let second = clients(&manager, 5);
-    manager.keeps(CALM_ONES + 10);
+    manager.preserves(CALM_ONES + 10);
     manager.kill();
     manager.start();
     live(&first);
     live(&second);
-    crowd.goes_on();
-    crowd.comes_back_exact();
+    mix.echoes_on();
+    mix.gets_exact_bytes();
 }
 
 #[test]
-fn a_shorter_delay_is_for_those_who_are_there_and_for_those_who_come() {
-    // Asked at the start, or when there is somebody to keep.
+fn a_shorter_preserve_after_is_for_open_and_for_new_connections() {
+    // Asked at the start, or when there is a connection to preserve.
     for certain in [true, false] {
         let mut manager = Manager::new();
         if certain {
@@ -382,12 +382,12 @@ fn a_shorter_delay_is_for_those_who_are_there_and_for_those_who_come() {
         manager.start();
         let there = clients(&manager, 3);
         if certain {
-            manager.keeps(0);
+            manager.preserves(0);
         }
         manager.reload("preserve-after = '0s'\n");
-        manager.keeps(3);
+        manager.preserves(3);
         let new = clients(&manager, 2);
-        manager.keeps(5);
+        manager.preserves(5);
         manager.kill();
         manager.start();
         live(&there);
@@ -396,14 +396,14 @@ fn a_shorter_delay_is_for_those_who_are_there_and_for_those_who_come() {
 }
 
 #[test]
-fn a_shorter_delay_lets_newcomers_overtake_nobody() {
+fn a_shorter_preserve_after_lets_no_new_connection_overtake() {
     let mut manager = Manager::new();
     manager.config(NEVER);
     manager.start();
     let there = clients(&manager, 1);
     manager.reload("preserve-after = '500ms'\n");
     let new = clients(&manager, 1);
-    manager.keeps(2);
+    manager.preserves(2);
     manager.kill();
     manager.start();
     live(&there);
@@ -411,15 +411,15 @@ fn a_shorter_delay_lets_newcomers_overtake_nobody() {
 }
 
 #[test]
-fn a_stop_rests_while_one_is_slow_and_many_are_dead() {
+fn a_stop_uses_no_time_while_one_peer_is_slow_and_many_are_gone() {
     let mut manager = Manager::new();
     manager.config("preserve-after = '0s'\n[limits]\nstop-timeout = '1m'\n");
     manager.start();
-    let flies = mayflies(&manager, 0);
+    let flies = short_lived(&manager, 0);
     let more = clients(&manager, 10);
     let mut slow = Slow::new(&manager, 1);
-    slow.says(60_000);
-    manager.keeps(DEAD + 11);
+    slow.status_has(60_000);
+    manager.preserves(DEAD + 11);
     manager.daemon().signal(Signal::TERM);
     manager.notified("STOPPING=1");
     for client in flies.iter().chain(&more) {
@@ -427,66 +427,66 @@ fn a_stop_rests_while_one_is_slow_and_many_are_dead() {
     }
     drop((flies, more));
     manager.daemon().rests();
-    slow.heard.expect_to_the_end(&slow.stream);
-    assert_eq!(slow.heard.position(), slow.said.position());
+    slow.received.expect_to_the_end(&slow.stream);
+    assert_eq!(slow.received.position(), slow.sent.position());
     assert!(manager.ended().success());
 }
 
 #[test]
-fn a_stop_rests_while_one_is_slow_that_would_have_been_kept() {
+fn a_stop_uses_no_time_while_a_connection_is_slow_that_would_have_been_preserved() {
     let mut manager = Manager::new();
     manager.config("preserve-after = '500ms'\n[limits]\nstop-timeout = '1m'\n");
     manager.start();
     let mut slow = Slow::new(&manager, 1);
-    slow.says(60_000);
+    slow.status_has(60_000);
     ping(manager.connect(), b"hello");
     manager.daemon().signal(Signal::TERM);
     manager.notified("STOPPING=1");
     manager.daemon().rests();
-    slow.heard.expect_to_the_end(&slow.stream);
-    assert_eq!(slow.heard.position(), slow.said.position());
+    slow.received.expect_to_the_end(&slow.stream);
+    assert_eq!(slow.received.position(), slow.sent.position());
     assert!(manager.ended().success());
     assert_eq!(manager.barriers(), 0);
 }
 
 #[test]
-fn a_hand_over_rests_while_one_is_slow_that_cannot_be_packed() {
+fn a_hand_over_uses_no_time_while_a_connection_is_slow_that_cannot_be_preserved() {
     let mut manager = Manager::new();
     manager.config("preserve-after = '0s'\n[limits]\nstop-timeout = '1m'\n");
     manager.start();
     let kept = clients(&manager, 1);
-    manager.keeps(1);
+    manager.preserves(1);
     let Some(tracer) = Tracer::of(&manager, "error=ETOOMANYREFS") else {
         return;
     };
     let mut slow = Slow::new(&manager, 1);
-    slow.says(60_000);
+    slow.status_has(60_000);
     manager.event(PRESERVE_FAILED);
     live(&kept);
     manager.daemon().signal(Signal::USR2);
-    // Whoever is packed is served on; and when it is, the signal has been heard.
+    // A preserved connection is served on; once it is served, the signal was handled.
     live(&kept);
     live(&kept);
     manager.daemon().rests();
     live(&kept);
     drop(tracer);
-    slow.heard.expect_to_the_end(&slow.stream);
-    assert_eq!(slow.heard.position(), slow.said.position());
+    slow.received.expect_to_the_end(&slow.stream);
+    assert_eq!(slow.received.position(), slow.sent.position());
     assert!(manager.ended().success());
     manager.start();
     live(&kept);
 }
 
 #[test]
-fn the_status_follows_when_somebody_who_is_kept_goes() {
+fn the_status_follows_when_a_preserved_connection_ends() {
     let mut manager = Manager::new();
     manager.start();
     let mut kept = clients(&manager, 5);
-    manager.keeps(5);
-    // Nothing is left to be told.
+    manager.preserves(5);
+    // No change is left to report.
     manager.daemon().rests();
     kept.truncate(2);
-    told(
+    status_contains(
         &manager,
         "; 2 connections preserved",
         Duration::from_secs(5),
@@ -494,7 +494,7 @@ fn the_status_follows_when_somebody_who_is_kept_goes() {
 }
 
 #[test]
-fn a_manager_that_does_not_answer_is_told_at_the_next_occasion() {
+fn a_manager_that_does_not_answer_is_reported_at_the_next_occasion() {
     let managers: Vec<(Manager, TcpStream)> = (0..2)
         .map(|_| {
             let mut manager = Manager::new();
@@ -516,12 +516,12 @@ fn a_manager_that_does_not_answer_is_told_at_the_next_occasion() {
         }
     }
     for (manager, _) in &managers {
-        told(manager, "does not answer", Duration::from_secs(3));
+        status_contains(manager, "does not answer", Duration::from_secs(3));
         manager.event(NOT_PRESERVING);
     }
 }
 
-/// Ends a daemon that has TCP connections and a Unix one, lets its successor fail again and again,
+/// Ends a daemon that has TCP connections and a Unix one, lets the next one fail again and again,
 /// as an address that it wants is taken, and then one succeed.  The failing ones may have other
 /// limits.
 #[track_caller]
@@ -535,8 +535,8 @@ fn fails_and_succeeds(planned: bool, limits: bool) {
     ping(&local, b"hello");
     let tcp = clients(&manager, 2);
     let mut slow = Slow::new(&manager, 1);
-    slow.says(60_000);
-    manager.keeps(4);
+    slow.status_has(60_000);
+    manager.preserves(4);
     let survivors = if planned {
         manager.hand_over();
         4
@@ -567,23 +567,26 @@ fn fails_and_succeeds(planned: bool, limits: bool) {
         ping(&local, b"still here");
     }
     live(&tcp);
-    assert!(slow.is_dealt_honestly(), "one who was owed something");
+    assert!(
+        slow.gets_no_wrong_byte(),
+        "the connection that was owed something"
+    );
 }
 
 #[test]
-fn a_start_that_fails_spoils_no_hand_over() {
+fn a_start_that_fails_does_not_spoil_a_hand_over() {
     fails_and_succeeds(true, false);
 }
 
 #[test]
-fn a_start_that_fails_under_other_limits_spoils_no_hand_over() {
+fn a_start_that_fails_under_other_limits_does_not_spoil_a_hand_over() {
     if has("prlimit") {
         fails_and_succeeds(true, true);
     }
 }
 
 #[test]
-fn starts_that_fail_after_a_crash_lose_nobody() {
+fn starts_that_fail_after_a_crash_lose_no_connection() {
     fails_and_succeeds(false, false);
     if has("prlimit") {
         fails_and_succeeds(false, true);
@@ -591,12 +594,12 @@ fn starts_that_fail_after_a_crash_lose_nobody() {
 }
 
 #[test]
-fn a_store_that_is_dropped_is_told_in_the_status_though_nobody_talks() {
+fn a_store_that_is_dropped_is_in_the_status_without_any_traffic() {
     let mut manager = Manager::new();
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");
-    manager.keeps(1);
+    manager.preserves(1);
     manager.drop_all("preserve-");
     eventually(SOON, "the status does not follow", || {
         let told = manager.notified_within("STATUS=", Duration::from_millis(50));
@@ -606,16 +609,16 @@ fn a_store_that_is_dropped_is_told_in_the_status_though_nobody_talks() {
 }
 
 #[test]
-fn who_waits_when_the_store_drops_the_old_parcel_is_packed_into_the_new_one() {
+fn connections_that_wait_when_the_store_drops_the_old_queue_go_into_the_new_one() {
     let mut manager = Manager::new();
     manager.start();
     let stay = manager.connect();
     ping(&stay, b"hello");
     let flies: Vec<TcpStream> = (0..70).map(|_| manager.connect()).collect();
     flies.iter().for_each(|fly| ping(fly, b"hello"));
-    manager.keeps(71);
+    manager.preserves(71);
     let old = manager.names();
-    let parcel = old.iter().find(|name| name.contains("queue")).unwrap();
+    let queue = old.iter().find(|name| name.contains("queue")).unwrap();
     manager.answers(false);
     let before = manager.barriers();
     drop(flies);
@@ -624,9 +627,9 @@ fn who_waits_when_the_store_drops_the_old_parcel_is_packed_into_the_new_one() {
     });
     let young = manager.connect();
     ping(&young, b"hello");
-    manager.drop_all(parcel);
+    manager.drop_all(queue);
     manager.answers(true);
-    manager.keeps(2);
+    manager.preserves(2);
     manager.kill();
     manager.start();
     ping(&stay, b"still here");
@@ -643,22 +646,22 @@ fn the_highest_number_in_a_name_is_no_number() {
         None,
     )
     .unwrap();
-    manager.put("preserve-queue-18446744073709551615", end);
+    manager.store("preserve-queue-18446744073709551615", end);
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");
-    manager.keeps(1);
+    manager.preserves(1);
 }
 
 #[test]
-fn under_a_limit_of_file_sizes_everybody_has_a_place_for_what_is_owed() {
+fn under_a_limit_of_file_sizes_every_connection_has_a_place_for_its_pending_output() {
     if !has("prlimit") {
         return;
     }
     let mut manager = Manager::new();
     manager.under(&["prlimit", "--fsize=1000000"]);
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &[(Stalled, 60)]);
+    let mut mix = ClientMix::new(manager.address(), &[(Stalled, 60)]);
     eventually(SOON, "it is not told", || {
         manager
             .daemon()
@@ -666,6 +669,6 @@ fn under_a_limit_of_file_sizes_everybody_has_a_place_for_what_is_owed() {
             .contains("there is no memory file")
             .then_some(())
     });
-    crowd.nobody_was_dropped();
-    crowd.comes_back_exact();
+    mix.none_was_dropped();
+    mix.gets_exact_bytes();
 }

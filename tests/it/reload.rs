@@ -1,9 +1,9 @@
 //! A new configuration for a daemon that goes on serving: what takes effect at once, what needs a
 //! restart and says so, and a wrong one, which changes nothing.
 //!
-//! The fixture's `reload` writes the file, sends HUP and waits for `READY=1`, so that whatever is
-//! asked afterwards is asked of a daemon that has acted.  Options of accepted connections are read
-//! from duplicates of the daemon's own sockets.
+//! The fixture's `reload` writes the file, sends HUP and waits for `READY=1`, so that the daemon has
+//! acted when a test goes on.  Options of accepted connections are read from duplicates of the daemon's
+//! own sockets.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -46,7 +46,7 @@ fn a_time_out_holds_for_connections_that_are_there_already() {
 }
 
 #[test]
-fn more_room_serves_those_who_wait() {
+fn more_room_serves_the_callers_that_wait() {
     let mut daemon = Plan::new()
         .config("[limits]\nmax-connections = 1\n")
         .start();
@@ -60,7 +60,7 @@ fn more_room_serves_those_who_wait() {
     let mut echo = [0; 6];
     second.read_exact(&mut echo).unwrap();
     assert_eq!(&echo, b"second");
-    // Less room ends nobody.
+    // A lower limit ends no connection.
     daemon.reload("[limits]\nmax-connections = 1\n");
     ping(&first, b"first still");
     ping(&second, b"second still");
@@ -157,7 +157,7 @@ fn options_hold_for_the_listener_and_for_what_it_accepts_from_then_on() {
 }
 
 #[test]
-fn callers_whose_handshake_was_earlier_have_the_new_options_too() {
+fn connections_from_the_queue_have_the_new_options_too() {
     let mut daemon = Daemon::start();
     daemon.freeze();
     // The kernel completes their handshakes, with the options of the listener as it is now.
@@ -266,7 +266,7 @@ fn a_passed_listener_gets_what_the_new_configuration_names_and_no_more() {
     assert!(!kept.tcp_nodelay().unwrap());
     daemon.reload("[listener.web]\nnodelay = true\n");
     assert!(kept.tcp_nodelay().unwrap());
-    // Nobody knows what the unit had said.
+    // What the socket unit had set is not known.
     assert!(kept.keepalive().unwrap());
     let client = daemon.connect();
     ping(&client, b"named");
@@ -319,7 +319,7 @@ fn what_needs_a_restart_is_named_and_stays_as_it_was() {
 }
 
 #[test]
-fn a_broken_file_changes_nothing_and_is_told_with_its_place() {
+fn a_broken_file_changes_nothing_and_is_reported_with_its_place() {
     let mut daemon = Plan::new()
         .config("[limits]\nidle-timeout = '1h'\n")
         .start();
@@ -507,7 +507,7 @@ fn a_reload_during_the_drain_is_harmless() {
     for _ in 0..5 {
         daemon.signal(Signal::HUP);
     }
-    // READY=1 now would tell the manager that it serves again.
+    // READY=1 now would mean that it serves again.
     assert_eq!(
         daemon.notified_within("READY=1", Duration::from_millis(300)),
         None

@@ -1,5 +1,5 @@
-//! Where memory is short, or an address is taken, the connections that wait for a successor are not
-//! in its way: it starts, and what it cannot serve is ended.
+//! Where memory is short, or an address is in use, preserved connections do not prevent the start of the
+//! next process: it starts, and ends those that it cannot serve.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -26,13 +26,13 @@ const PREDECESSOR_DROPPED: &str = id("PREDECESSOR_DROPPED");
 const START_FAILED: &str = id("START_FAILED");
 
 #[test]
-fn an_address_that_is_not_to_be_shared_is_no_obstacle_for_a_successor() {
+fn an_address_that_is_not_to_be_shared_is_no_obstacle_for_the_next_process() {
     let mut manager = Manager::without_listeners(91);
     manager.config("preserve-after = '0s'\n[socket]\nreuse-address = false\n");
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");
-    manager.keeps(1);
+    manager.preserves(1);
     for _ in 0..3 {
         manager.kill();
         manager.start();
@@ -63,7 +63,7 @@ fn connections_do_not_wait_for_ever_while_no_start_succeeds() {
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");
-    manager.keeps(1);
+    manager.preserves(1);
     manager.kill();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -91,11 +91,11 @@ fn connections_do_not_wait_for_ever_while_no_start_succeeds() {
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");
-    manager.keeps(1);
+    manager.preserves(1);
 }
 
 #[test]
-fn without_memory_for_what_one_does_not_read_that_one_ends() {
+fn without_memory_for_its_pending_output_a_connection_ends() {
     if !has("strace") {
         return;
     }
@@ -107,9 +107,9 @@ fn without_memory_for_what_one_does_not_read_that_one_ends() {
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");
-    manager.keeps(1);
+    manager.preserves(1);
     for _ in 0..3 {
-        // It sends and does not read, so that the daemon has to keep some of it.
+        // It sends and does not read, so that the daemon has pending output for it.
         let slow = connect_with_buffers(manager.address(), 4096, 64 * 1024);
         slow.set_write_timeout(Some(SOON)).unwrap();
         let end = eventually(SOON, "no end", || (&slow).write_all(&[7; 65_536]).err());
@@ -146,7 +146,7 @@ fn without_memory_for_a_record_a_connection_is_not_preserved_and_served() {
 struct Group(PathBuf);
 
 impl Group {
-    /// `None`: there is none to be had, which is said.
+    /// Where no group can be made, prints that the test skips, and returns `None`.
     fn new(bytes: usize) -> Option<Self> {
         let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap();
         let path = |line: &str| line.splitn(3, ':').nth(2).map(|path| path[1..].to_owned());
@@ -174,7 +174,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // What was in it may still be leaving.
+        // Its last process may not have ended yet.
         for _ in 0..100 {
             if std::fs::remove_dir(&self.0).is_ok() {
                 return;
@@ -185,7 +185,7 @@ impl Drop for Group {
 }
 
 #[test]
-fn what_a_process_was_killed_for_does_not_kill_its_successor() {
+fn what_a_process_was_killed_for_does_not_kill_the_next_one() {
     let Some(group) = Group::new(16 << 20) else {
         return;
     };
@@ -210,7 +210,7 @@ fn what_a_process_was_killed_for_does_not_kill_its_successor() {
             std::thread::sleep(Duration::from_millis(300));
         }
     }
-    manager.died();
+    manager.was_killed();
     let mut starts = 0;
     loop {
         starts += 1;
@@ -222,7 +222,7 @@ fn what_a_process_was_killed_for_does_not_kill_its_successor() {
         if ready && manager.is_running() {
             break;
         }
-        manager.died();
+        manager.was_killed();
     }
     let adopted = manager.event(RESTORED);
     assert!(
@@ -293,7 +293,7 @@ fn hands_a_fast_open_over() {
     let mut answer = [0; 5];
     client.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"hello");
-    manager.keeps(1);
+    manager.preserves(1);
     let sockets = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
     let local = format!(":{:04X} ", address.port());
     // include/net/tcp_states.h

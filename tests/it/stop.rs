@@ -1,9 +1,9 @@
 //! Stopping loses nothing that was acknowledged, and it ends.
 //!
-//! A stop is asked for by TERM, INT or USR2.  Whatever the kernel had acknowledged by then comes
-//! back, also from clients that were not accepted yet or do not read for a while, and every
-//! conversation ends with a FIN.  Who never reads is abandoned at `stop-timeout`, and who asks
-//! twice gets the end at once.  A daemon that was killed can be started again at once.
+//! TERM, INT or USR2 stops the daemon.  Whatever the kernel had acknowledged by then comes back, also
+//! to clients that were not accepted yet or do not read for a while, and every connection ends with a
+//! FIN.  A client that never reads is closed at `stop-timeout`, and a second signal ends the process at
+//! once.  A daemon that was killed can be started again at once.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -20,18 +20,18 @@ use crate::daemon::{
     listener, ping, unacknowledged,
 };
 
-/// What the issue allows beyond a deadline, and what a noisy machine needs on top.
+/// What may pass beyond a deadline, and what a noisy machine needs besides.
 const SLACK: Duration = Duration::from_millis(500);
 const NOISE: Duration = Duration::from_millis(2500);
 
-/// Waits until the kernel of the daemon has everything that a client sent.
+/// Waits until the kernel of the daemon has acknowledged everything that a client sent.
 fn is_acknowledged(client: &TcpStream) {
     eventually(SOON, "data stayed unacknowledged", || {
         (unacknowledged(client) == 0).then_some(())
     });
 }
 
-/// Asks for the stop and waits until the daemon has heard it.
+/// Sends TERM and waits until the daemon has begun to stop.
 fn ask(daemon: &Daemon, signal: Signal) {
     daemon.signal(signal);
     daemon.notified("STOPPING=1");
@@ -49,7 +49,7 @@ fn what_a_hundred_clients_had_in_flight_comes_back_and_then_a_fin() {
                 (client, Tape::new(seed), Tape::new(seed))
             })
             .collect();
-        // It stands still, so that all of it is in flight when the signal arrives.
+        // It is suspended, so that all bytes are in flight when the signal arrives.
         daemon.freeze();
         let mut clients = clients;
         for (client, said, _) in &mut clients {
@@ -88,7 +88,7 @@ fn clients_that_go_on_sending_get_a_prefix_and_a_fin() {
                     });
                     let mut said = Tape::new(seed);
                     while !ended.load(Ordering::Relaxed) {
-                        // Not faster than it comes back, as everybody does who waits for answers.
+                        // Not faster than it comes back, as a client sends that waits for answers.
                         if said.send(&stream, 5000).is_err() {
                             assert!(stopping.load(Ordering::Relaxed));
                             break;
@@ -106,7 +106,7 @@ fn clients_that_go_on_sending_get_a_prefix_and_a_fin() {
 }
 
 #[test]
-fn who_floods_without_a_pause_is_left_in_good_order_too() {
+fn a_peer_that_floods_without_a_pause_is_drained_too() {
     let mut daemon = Daemon::start();
     thread::scope(|scope| {
         let clients: Vec<TcpStream> = (0..4).map(|_| daemon.connect()).collect();
@@ -196,7 +196,7 @@ fn a_slow_reader_that_goes_on_sending_loses_nothing_of_what_was_acknowledged() {
 }
 
 #[test]
-fn callers_whose_handshake_was_complete_are_served() {
+fn callers_in_the_queue_are_served_at_a_stop() {
     let mut daemon = Daemon::start();
     daemon.freeze();
     let callers: Vec<TcpStream> = (0..150)
@@ -222,7 +222,7 @@ fn callers_whose_handshake_was_complete_are_served() {
 }
 
 #[test]
-fn callers_behind_the_connection_limit_are_served_as_the_others_leave() {
+fn callers_behind_the_connection_limit_are_served_as_connections_end() {
     let mut daemon = Plan::new()
         .config("[limits]\nmax-connections = 3\n")
         .start();
@@ -248,7 +248,7 @@ fn callers_behind_the_connection_limit_are_served_as_the_others_leave() {
 }
 
 #[test]
-fn a_client_that_never_reads_is_abandoned_at_the_stop_timeout() {
+fn a_client_that_never_reads_is_closed_at_the_stop_timeout() {
     let mut daemon = Plan::new()
         .config("[limits]\nstop-timeout = '1s'\n")
         .start();
@@ -273,7 +273,7 @@ fn idle_clients_are_gone_at_once() {
     clients.iter().for_each(|client| ping(client, b"hello"));
     let asked = Instant::now();
     daemon.signal(Signal::TERM);
-    // They keep their side open and say nothing; one of them notices the end.
+    // They leave their direction open and send nothing; one of them checks the end.
     assert_eq!(end_of(&clients[0]).unwrap(), b"");
     assert!(daemon.exited(SOON).success());
     let took = asked.elapsed();
@@ -284,7 +284,7 @@ fn idle_clients_are_gone_at_once() {
 }
 
 #[test]
-fn last_words_that_were_on_their_way_come_back_before_the_fin() {
+fn bytes_that_were_on_their_way_come_back_before_the_fin() {
     let mut daemon = Daemon::start();
     let clients: Vec<TcpStream> = (0..20).map(|_| daemon.connect()).collect();
     clients.iter().for_each(|client| ping(client, b"hello"));
@@ -312,14 +312,14 @@ fn last_words_that_were_on_their_way_come_back_before_the_fin() {
 }
 
 #[test]
-fn who_goes_on_talking_is_answered_for_a_while_after_a_stop_and_not_for_ever() {
+fn a_client_that_sends_on_is_answered_for_a_while_after_a_stop_and_not_for_ever() {
     let mut daemon = Daemon::start();
     let client = daemon.connect();
     ping(&client, b"hello");
     let asked = Instant::now();
     daemon.signal(Signal::TERM);
     let (mut said, mut heard) = (Tape::new(1), Tape::new(1));
-    // It waits for each answer, and is never silent for long enough.
+    // It waits for each answer, and never pauses for long enough.
     loop {
         if said.send(&client, 100).is_err() || heard.read(&client, 100).unwrap() == 0 {
             break;
@@ -357,7 +357,7 @@ fn the_second_request_ends_it_at_once() {
 }
 
 #[test]
-fn with_a_passed_listener_new_callers_wait_for_the_successor() {
+fn with_a_passed_listener_new_callers_wait_for_the_next_process() {
     let listener = listener();
     let address = listener.local_addr().unwrap();
     let copy = |listener: &TcpListener| vec![OwnedFd::from(listener.try_clone().unwrap())];
@@ -366,7 +366,7 @@ fn with_a_passed_listener_new_callers_wait_for_the_successor() {
     let mut said = Tape::new(1);
     said.fill(&stalled);
     ask(&old, Signal::TERM);
-    // A report comes in a later round than the last accept: it takes nobody any more, but is busy.
+    // The report comes in a later round than the last accept: it accepts no more, but is busy.
     old.signal(Signal::USR1);
     old.logged("connections: accepted");
     let waiting: Vec<TcpStream> = (0..20)
@@ -383,7 +383,7 @@ fn with_a_passed_listener_new_callers_wait_for_the_successor() {
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     waiting[0].set_read_timeout(Some(SOON)).unwrap();
     assert!(old.is_running());
-    // And the moment between the two.
+    // The moment between the two counts, too.
     let mut heard = Tape::new(1);
     heard.expect_to_the_end(&stalled);
     drop(stalled);
@@ -416,7 +416,7 @@ fn no_caller_is_refused_while_daemons_follow_each_other_on_a_passed_listener() {
                         caller.shutdown(Shutdown::Write).unwrap();
                         let mut heard = Tape::new(seed);
                         heard.expect_to_the_end(&caller);
-                        // Who is taken in and says nothing until our FIN is out comes too late.
+                        // A client that is accepted and sends nothing until the FIN is out is too late.
                         let served = heard.position();
                         assert!(served == 100 || served == 0, "{served}");
                         calls += usize::from(served > 0);
@@ -442,7 +442,7 @@ fn no_caller_is_refused_while_daemons_follow_each_other_on_a_passed_listener() {
 }
 
 #[test]
-fn on_our_own_listener_new_callers_are_refused_while_the_old_ones_leave() {
+fn on_a_listener_of_the_daemon_new_callers_are_refused_during_a_drain() {
     let daemon = Daemon::start();
     let client = daemon.connect();
     Tape::new(1).fill(&client);
@@ -473,7 +473,7 @@ fn after_a_kill_the_port_can_be_had_again_at_once() {
         clients.iter().for_each(|client| ping(client, b"hello"));
         daemon.signal(Signal::KILL);
         assert!(!daemon.exited(SOON).success());
-        // Our side went first, so it is the one in TIME-WAIT, or in FIN-WAIT as long as some stay.
+        // The daemon's end closed first, so it is in TIME-WAIT, or in FIN-WAIT while a client is open.
         drop(clients);
         let began = Instant::now();
         daemon = start(port);
@@ -498,7 +498,7 @@ fn other_signals_are_harmless() {
 }
 
 #[test]
-fn inherited_dispositions_and_a_blocked_mask_do_not_make_it_deaf() {
+fn signals_are_taken_whatever_dispositions_and_mask_were_inherited() {
     let sh = [
         "sh",
         "-c",

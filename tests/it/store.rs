@@ -1,6 +1,6 @@
-//! The fixture's manager does what systemd does: it keeps, refuses, removes, answers and passes on.
+//! The fixture's manager does what systemd does: it stores, refuses, removes, answers and passes on.
 //!
-//! Nothing here needs a daemon that survives; the client is one of the test's own.
+//! Most tests here need no daemon: the messages come from a client of the test.
 
 use std::fs::File;
 use std::io::IoSlice;
@@ -24,7 +24,7 @@ use crate::manager::{Manager, memory_file};
 const CLOSED: &str = id("CLOSED");
 const STOPPED: &str = id("STOPPED");
 
-/// A message of a client that is no daemon.
+/// Sends a message from a client that is not a daemon.
 fn notify(manager: &Manager, message: &str, descriptors: &[BorrowedFd<'_>]) {
     let socket = UnixDatagram::unbound().unwrap();
     let address = SocketAddrUnix::new(manager.path("notify")).unwrap();
@@ -43,7 +43,7 @@ fn notify(manager: &Manager, message: &str, descriptors: &[BorrowedFd<'_>]) {
     .unwrap();
 }
 
-/// Sends a barrier and waits for its answer.
+/// Sends a barrier; returns whether it is answered in time.
 fn barrier(manager: &Manager, within: Duration) -> bool {
     let (reader, writer) = UnixStream::pair().unwrap();
     notify(manager, "BARRIER=1", &[writer.as_fd()]);
@@ -54,7 +54,7 @@ fn barrier(manager: &Manager, within: Duration) -> bool {
 }
 
 #[test]
-fn the_manager_keeps_by_name_while_there_is_room_and_removes_by_name() {
+fn the_manager_stores_by_name_while_there_is_room_and_removes_by_name() {
     let manager = Manager::new();
     manager.capacity(3);
     let files: Vec<File> = (1..=4).map(memory_file).collect();
@@ -80,7 +80,7 @@ fn the_manager_keeps_by_name_while_there_is_room_and_removes_by_name() {
     assert!(barrier(&manager, SOON));
     assert_eq!(manager.one_of_each(), "preserve-queue-1");
     assert_eq!((manager.stored("preserve-"), manager.peak()), (3, 3));
-    assert_eq!(manager.arena().metadata().unwrap().len(), 1);
+    assert_eq!(manager.state_file().metadata().unwrap().len(), 1);
     notify(&manager, "FDSTOREREMOVE=1\nFDNAME=preserve-queue-1", &[]);
     notify(&manager, "STATUS=still here", &[]);
     assert_eq!(manager.notified("STATUS="), "STATUS=still here");
@@ -91,7 +91,7 @@ fn the_manager_keeps_by_name_while_there_is_room_and_removes_by_name() {
 }
 
 #[test]
-fn what_is_refused_is_closed_and_what_is_polled_goes_with_its_other_end() {
+fn a_refused_descriptor_is_closed_and_a_polled_one_is_removed_when_its_other_end_closes() {
     let manager = Manager::new();
     let hung_up = |end: &OwnedFd| {
         let mut ask = [PollFd::new(end, PollFlags::empty())];
@@ -117,7 +117,7 @@ fn what_is_refused_is_closed_and_what_is_polled_goes_with_its_other_end() {
 }
 
 #[test]
-fn a_deaf_manager_holds_its_answers_back() {
+fn a_manager_can_hold_its_answers_back() {
     let manager = Manager::new();
     manager.answers(false);
     assert!(!barrier(&manager, Duration::from_millis(100)));
@@ -142,7 +142,7 @@ fn many_descriptors_are_passed_by_name_and_daemons_follow_each_other() {
         ping(&local, b"hello");
         drop(local);
         assert_eq!(manager.event(CLOSED)["echo.received"], 5);
-        manager.says("echoed");
+        manager.status_has("echoed");
         manager.kill();
     }
     manager.start();
@@ -151,7 +151,7 @@ fn many_descriptors_are_passed_by_name_and_daemons_follow_each_other() {
 }
 
 #[test]
-fn a_daemon_that_listens_for_itself_keeps_its_port() {
+fn a_daemon_that_listens_for_itself_has_the_same_port_again() {
     let mut manager = Manager::without_listeners(0);
     manager.config("");
     manager.start();

@@ -1,9 +1,9 @@
-//! Connections live on when the daemon does not: over a restart, and over a kill at any time.
+//! Connections outlive the daemon: over a restart, and over a kill at any time.
 //!
 //! The manager is the fixture's ([`crate::manager`]), so that a restart takes milliseconds.  The
-//! clients ([`crate::crowd`]) notice everything; what they see of all this is a pause.  Here are
-//! the promises of a service whose manager keeps what it is given; what happens otherwise is in
-//! `degrade`, and a crash between any two system calls in `instants`.
+//! clients ([`crate::crowd`]) check every byte; all that they may see is a pause.  These are the
+//! promises of a service with a manager that stores what it is given; other cases are in `degrade`, and
+//! a crash between any two system calls is in `instants`.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -17,7 +17,7 @@ use rustix::process::Signal;
 
 use tcp_echo::log::events::id;
 
-use crate::crowd::{Crowd, Kind, Kind::*};
+use crate::crowd::{ClientMix, Kind, Kind::*};
 use crate::daemon::{
     Dice, SOON, Tape, connect, end_of, eventually, finish, ping, reset, unacknowledged,
 };
@@ -30,7 +30,7 @@ const HANDED_OVER: &str = id("HANDED_OVER");
 const CLOSED: &str = id("CLOSED");
 const COUNTERS: &str = id("COUNTERS");
 
-/// Nothing is packed before its time, which is never.
+/// Connections are not preserved, as `preserve-after` is never over.
 const NEVER: &str = "preserve-after = '1h'\n";
 
 /// Some of each kind.
@@ -45,7 +45,7 @@ const ALL: [(Kind, usize); 5] = [
 /// Some of each kind that is possible with large buffers.
 const WIDE: [(Kind, usize); 4] = [(Streaming, 6), (Idle, 4), (HalfClosed, 4), (Stalled, 4)];
 
-/// Waits until the kernel of the daemon has everything that a client sent.
+/// Waits until the kernel of the daemon has acknowledged everything that a client sent.
 #[track_caller]
 fn is_acknowledged(client: &TcpStream) {
     eventually(SOON, "data stayed unacknowledged", || {
@@ -53,7 +53,7 @@ fn is_acknowledged(client: &TcpStream) {
     });
 }
 
-/// Whether there is an end, of whatever kind; what comes before it is thrown away.
+/// Whether there is an end, of any kind; what comes before it is discarded.
 fn is_closed(mut stream: impl Read) -> bool {
     let end = stream.read_to_end(&mut Vec::new());
     !end.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
@@ -61,7 +61,7 @@ fn is_closed(mut stream: impl Read) -> bool {
 
 /// The event of the end of the connection from this client's address.
 #[track_caller]
-fn end_told(manager: &Manager, peer: &str) -> serde_json::Value {
+fn end_logged(manager: &Manager, peer: &str) -> serde_json::Value {
     let daemon = manager.daemon();
     eventually(SOON, "the end was not told", || {
         let log = daemon.log();
@@ -94,7 +94,7 @@ fn connections_live_through_a_kill() {
     manager.start();
     let clients: Vec<TcpStream> = (0..50).map(|_| manager.connect()).collect();
     clients.iter().for_each(|client| ping(client, b"hello"));
-    manager.keeps(50);
+    manager.preserves(50);
     for round in 0..5 {
         manager.kill();
         manager.start();
@@ -111,12 +111,12 @@ fn connections_live_through_a_kill() {
 fn streams_live_through_thirty_kills_in_a_row() {
     let mut manager = Manager::new();
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &[(Streaming, 24)]);
-    crowd.meanwhile(|progress| {
-        manager.keeps(24);
+    let mut mix = ClientMix::new(manager.address(), &[(Streaming, 24)]);
+    mix.meanwhile(|progress| {
+        manager.preserves(24);
         let mut dice = Dice::new(30);
         for _ in 0..30 {
-            // Somewhere in its work, but not before it has done a whole round.
+            // At any moment, but not before it has done a whole round.
             ping(manager.connect(), b"hello");
             thread::sleep(Duration::from_micros(dice.up_to(30_000) as u64));
             manager.kill();
@@ -124,17 +124,17 @@ fn streams_live_through_thirty_kills_in_a_row() {
         }
         progress.moves(100_000);
     });
-    crowd.nobody_was_dropped();
-    crowd.comes_back_exact();
+    mix.none_was_dropped();
+    mix.gets_exact_bytes();
 }
 
 #[test]
 fn streams_live_through_restarts_and_kills_in_turn() {
     let mut manager = Manager::new();
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &[(Streaming, 24)]);
-    crowd.meanwhile(|progress| {
-        manager.keeps(24);
+    let mut mix = ClientMix::new(manager.address(), &[(Streaming, 24)]);
+    mix.meanwhile(|progress| {
+        manager.preserves(24);
         let mut dice = Dice::new(31);
         for _ in 0..20 {
             ping(manager.connect(), b"hello");
@@ -148,12 +148,12 @@ fn streams_live_through_restarts_and_kills_in_turn() {
         }
         progress.moves(100_000);
     });
-    crowd.nobody_was_dropped();
-    crowd.comes_back_exact();
+    mix.none_was_dropped();
+    mix.gets_exact_bytes();
 }
 
 #[test]
-fn every_kind_of_client_gets_exactly_what_it_is_owed() {
+fn every_kind_of_client_gets_exactly_its_bytes() {
     for wide in [false, true] {
         for ways in [
             &[Way::Restart][..],
@@ -166,13 +166,13 @@ fn every_kind_of_client_gets_exactly_what_it_is_owed() {
                 (Manager::new(), &ALL[..])
             };
             manager.start();
-            let mut crowd = Crowd::new(manager.address(), kinds);
-            manager.keeps(18);
+            let mut mix = ClientMix::new(manager.address(), kinds);
+            manager.preserves(18);
             for way in ways {
                 manager.replace(*way);
-                crowd.goes_on();
+                mix.echoes_on();
             }
-            crowd.comes_back_exact();
+            mix.gets_exact_bytes();
         }
     }
 }
@@ -183,9 +183,9 @@ fn what_was_on_its_way_when_the_daemon_was_killed_comes_back() {
     manager.start();
     let clients: Vec<TcpStream> = (0..20).map(|_| manager.connect()).collect();
     clients.iter().for_each(|client| ping(client, b"hello"));
-    manager.keeps(20);
+    manager.preserves(20);
     let mut dice = Dice::new(1);
-    // It stands still, so that all of it is in the kernel and none was taken.
+    // It is suspended, so that all bytes are in the kernel and none was read.
     manager.daemon().freeze();
     let mut tapes: Vec<(Tape, Tape)> = (0..20)
         .map(|seed| (Tape::new(seed), Tape::new(seed)))
@@ -195,7 +195,7 @@ fn what_was_on_its_way_when_the_daemon_was_killed_comes_back() {
         is_acknowledged(client);
     }
     manager.kill();
-    // And while there is none.
+    // While there is no daemon, too.
     for (number, (client, (said, _))) in clients.iter().zip(&mut tapes).enumerate() {
         said.send(client, dice.up_to(20_000)).unwrap();
         if number % 2 == 0 {
@@ -220,7 +220,7 @@ fn an_urgent_byte_does_not_upset_the_sums() {
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");
-    manager.keeps(1);
+    manager.preserves(1);
     for _ in 0..3 {
         manager.daemon().freeze();
         (&client).write_all(b"before").unwrap();
@@ -237,7 +237,7 @@ fn an_urgent_byte_does_not_upset_the_sums() {
 }
 
 #[test]
-fn a_young_connection_survives_a_restart_and_is_closed_in_a_crash() {
+fn a_new_connection_survives_a_restart_and_is_closed_in_a_crash() {
     let mut manager = Manager::new();
     manager.config(NEVER);
     manager.start();
@@ -245,23 +245,23 @@ fn a_young_connection_survives_a_restart_and_is_closed_in_a_crash() {
     ping(&old, b"hello");
     manager.restart();
     ping(&old, b"still here");
-    // The hand-over has packed it, and a crash does no harm from now on.
-    manager.keeps(1);
+    // The hand-over has preserved it, so a crash does no harm from now on.
+    manager.preserves(1);
     let young = manager.connect();
     ping(&young, b"hello");
     manager.kill();
     assert!(is_closed(&young));
     manager.start();
     ping(&old, b"still here");
-    manager.keeps(1);
+    manager.preserves(1);
 }
 
 #[test]
-fn callers_who_come_while_there_is_no_daemon_are_served_by_the_next() {
+fn callers_that_come_while_there_is_no_daemon_are_served_by_the_next() {
     let mut manager = Manager::new();
     manager.start();
     for way in [Way::Restart, Way::Kill] {
-        manager.goes(way);
+        manager.ends(way);
         let caller = manager.connect();
         Tape::new(1).send(&caller, 5000).unwrap();
         manager.start();
@@ -274,14 +274,14 @@ fn callers_who_come_while_there_is_no_daemon_are_served_by_the_next() {
 fn a_daemon_that_listens_for_itself_hands_its_connections_over_too() {
     let mut manager = Manager::without_listeners(1);
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &WIDE);
-    manager.keeps(18);
+    let mut mix = ClientMix::new(manager.address(), &WIDE);
+    manager.preserves(18);
     for way in [Way::Restart, Way::Kill, Way::Restart] {
         manager.replace(way);
-        crowd.goes_on();
+        mix.echoes_on();
         ping(manager.connect(), b"a new one");
     }
-    crowd.comes_back_exact();
+    mix.gets_exact_bytes();
 }
 
 #[test]
@@ -318,12 +318,12 @@ fn unix_connections_survive_a_restart_and_end_in_a_crash() {
     heard.expect(&full, said.position());
     ping(&full, b"still here");
     drop(full);
-    // The listener itself is the manager's, and no end of a process touches it.
+    // The manager holds the listener, too, so it outlives the process.
     let other = UnixStream::connect(manager.path("local")).unwrap();
     other.set_read_timeout(Some(SOON)).unwrap();
     ping(&other, b"a new one");
     drop(other);
-    // The restart has packed them, but in a crash nobody can say what was taken from a Unix one.
+    // The restart has preserved them, but after a crash the position of a Unix stream is unknown.
     manager.kill();
     manager.start();
     assert!(is_closed(&client));
@@ -331,25 +331,25 @@ fn unix_connections_survive_a_restart_and_end_in_a_crash() {
 }
 
 #[test]
-fn a_stop_lets_everybody_go_and_leaves_nothing_in_the_store() {
+fn a_stop_drains_every_connection_and_empties_the_store() {
     for before in [None, Some(Way::Restart), Some(Way::Kill)] {
         let mut manager = Manager::new();
         manager.start();
-        let mut crowd = Crowd::new(manager.address(), &ALL);
-        manager.keeps(18);
+        let mut mix = ClientMix::new(manager.address(), &ALL);
+        manager.preserves(18);
         if let Some(way) = before {
             manager.replace(way);
-            crowd.goes_on();
+            mix.echoes_on();
         }
         manager.daemon().signal(Signal::TERM);
         manager.notified("STOPPING=1");
-        crowd.is_let_go();
+        mix.ends_with_fin();
         assert!(manager.ended().success());
         assert!(manager.names().is_empty(), "{:?}", manager.names());
         manager.start();
         let client = manager.connect();
         ping(&client, b"a new beginning");
-        manager.keeps(1);
+        manager.preserves(1);
     }
 }
 
@@ -361,7 +361,7 @@ fn numbers_durations_bytes_and_totals_go_on() {
     let first = manager.connect();
     ping(&first, &[1; 1000]);
     let peer = first.local_addr().unwrap().to_string();
-    manager.keeps(1);
+    manager.preserves(1);
     for round in 0..3 {
         manager.restart();
         ping(&first, &[2; 1000]);
@@ -369,7 +369,7 @@ fn numbers_durations_bytes_and_totals_go_on() {
         ping(&caller, &[3; 10]);
         let address = caller.local_addr().unwrap().to_string();
         drop(caller);
-        let told = end_told(&manager, &address);
+        let told = end_logged(&manager, &address);
         assert_eq!(told["echo.connection"], round + 2);
         assert_eq!(told["echo.received"], 10);
     }
@@ -380,13 +380,13 @@ fn numbers_durations_bytes_and_totals_go_on() {
     assert_eq!(totals["echo.open"], 1, "{totals}");
     assert_eq!(totals["echo.received"], 4030, "{totals}");
     assert_eq!(totals["echo.sent"], 4030, "{totals}");
-    // A crash takes nothing from what is known of a connection.
+    // Nothing that is recorded of a connection is lost in a crash.
     manager.kill();
     manager.start();
     ping(&first, &[4; 1000]);
     let lived = began.elapsed();
     drop(first);
-    let told = end_told(&manager, &peer);
+    let told = end_logged(&manager, &peer);
     assert_eq!(told["echo.connection"], 1, "{told}");
     assert_eq!(told["echo.received"], 5000, "{told}");
     assert_eq!(told["echo.sent"], 5000, "{told}");
@@ -398,14 +398,14 @@ fn numbers_durations_bytes_and_totals_go_on() {
 }
 
 #[test]
-fn the_greatest_age_counts_from_the_opening() {
+fn max_lifetime_counts_from_the_opening() {
     let mut manager = Manager::new();
     manager.config("preserve-after = '0s'\n[limits]\nmax-lifetime = '3s'\n");
     manager.start();
     let client = manager.connect();
     let began = Instant::now();
     ping(&client, b"hello");
-    manager.keeps(1);
+    manager.preserves(1);
     while began.elapsed() < Duration::from_secs(2) {
         manager.restart();
         manager.kill();
@@ -425,8 +425,8 @@ fn what_a_client_did_while_there_was_no_daemon_is_noticed() {
         manager.start();
         let clients: Vec<TcpStream> = (0..9).map(|_| manager.connect()).collect();
         clients.iter().for_each(|client| ping(client, b"hello"));
-        manager.keeps(9);
-        manager.goes(way);
+        manager.preserves(9);
+        manager.ends(way);
         let mut left = Vec::new();
         for (number, client) in clients.into_iter().enumerate() {
             match number % 3 {
@@ -437,20 +437,20 @@ fn what_a_client_did_while_there_was_no_daemon_is_noticed() {
         }
         manager.start();
         left.iter().for_each(|client| ping(client, b"still here"));
-        manager.says("3 connections, ");
+        manager.status_has("3 connections, ");
         let open = manager.daemon().descriptors();
         drop(left);
-        manager.says("0 connections, ");
+        manager.status_has("0 connections, ");
         manager.daemon().has_released(open - 3);
     }
 }
 
 #[test]
-fn status_and_events_tell_what_is_kept_handed_over_and_adopted() {
+fn status_and_events_report_what_is_preserved_handed_over_and_restored() {
     let mut manager = Manager::new();
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &[(Idle, 3), (Stalled, 2)]);
-    manager.keeps(5);
+    let mut mix = ClientMix::new(manager.address(), &[(Idle, 3), (Stalled, 2)]);
+    manager.preserves(5);
     let keeping = manager.event(PRESERVING);
     assert!(keeping["echo.max_connections"].as_u64().unwrap() > 0);
     assert_eq!(keeping["level"], "INFO");
@@ -471,30 +471,31 @@ fn status_and_events_tell_what_is_kept_handed_over_and_adopted() {
     assert_eq!(adopted["echo.planned"], true, "{adopted}");
     assert_eq!(adopted["echo.crashes"], 0, "{adopted}");
     assert_eq!(adopted["level"], "INFO", "{adopted}");
-    manager.keeps(5);
-    crowd.goes_on();
+    manager.preserves(5);
+    mix.echoes_on();
     manager.kill();
     manager.start();
     let adopted = manager.event(RESTORED);
     assert_eq!(adopted["echo.restored"], 5, "{adopted}");
     assert_eq!(adopted["echo.planned"], false, "{adopted}");
-    crowd.goes_on();
-    crowd.comes_back_exact();
+    mix.echoes_on();
+    mix.gets_exact_bytes();
 }
 
 #[test]
-fn many_restarts_leave_no_more_than_one() {
+fn after_many_restarts_the_store_holds_no_more_than_after_one() {
     let mut manager = Manager::new();
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &ALL);
-    manager.keeps(18);
+    let mut mix = ClientMix::new(manager.address(), &ALL);
+    manager.preserves(18);
     manager.restart();
-    crowd.goes_on();
+    mix.echoes_on();
     let mut dice = Dice::new(3);
     let measure = |manager: &Manager| {
-        let blocks = std::os::unix::fs::MetadataExt::blocks(&manager.arena().metadata().unwrap());
-        let parcel = manager.one_of_each();
-        (manager.daemon().descriptors(), parcel, blocks)
+        let blocks =
+            std::os::unix::fs::MetadataExt::blocks(&manager.state_file().metadata().unwrap());
+        let queue = manager.one_of_each();
+        (manager.daemon().descriptors(), queue, blocks)
     };
     let once = measure(&manager);
     for _ in 0..30 {
@@ -504,11 +505,11 @@ fn many_restarts_leave_no_more_than_one() {
             Way::Kill
         };
         manager.replace(way);
-        crowd.goes_on();
+        mix.echoes_on();
     }
-    manager.keeps(18);
+    manager.preserves(18);
     let often = measure(&manager);
-    // Adopted where they are: neither a new parcel nor a new arena.
+    // Restored in place: neither a new descriptor queue nor a new state file.
     assert_eq!(often.1, once.1);
     assert_eq!(manager.peak(), 3);
     assert!(often.0 <= once.0, "{} descriptors, {}", often.0, once.0);
@@ -519,10 +520,10 @@ fn many_restarts_leave_no_more_than_one() {
         often.2,
         once.2
     );
-    crowd.comes_back_exact();
+    mix.gets_exact_bytes();
     let stores = manager.messages();
     let stores = stores.iter().filter(|message| message.contains("FDSTORE="));
-    // The arena, and the ends of the parcel one by one.
+    // The state file, and the ends of the descriptor queue one by one.
     assert_eq!(stores.count(), 3);
 }
 
@@ -532,7 +533,7 @@ fn a_configuration_that_changes_meanwhile_is_the_one_in_effect() {
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");
-    manager.keeps(1);
+    manager.preserves(1);
     manager.config("preserve-after = '0s'\n[limits]\nidle-timeout = '1s'\n");
     manager.restart();
     ping(&client, b"still here");
@@ -546,22 +547,22 @@ fn connections_outlive_the_listener_that_accepted_them() {
     manager.start();
     let client = connect(manager.address());
     ping(&client, b"hello");
-    manager.keeps(1);
+    manager.preserves(1);
     for way in [Way::Restart, Way::Kill] {
-        manager.relist("other", TcpListener::bind("127.0.0.1:0").unwrap());
+        manager.replace_listeners("other", TcpListener::bind("127.0.0.1:0").unwrap());
         manager.replace(way);
         ping(&client, b"still here");
         ping(manager.connect(), b"a new one");
     }
     let peer = client.local_addr().unwrap().to_string();
     drop(client);
-    let told = end_told(&manager, &peer);
+    let told = end_logged(&manager, &peer);
     assert_eq!(told["echo.listener"], "echo", "{told}");
 }
 
 /// The queue of descriptors holds a socket until it is rotated: its memory must not stay as long.
 #[test]
-fn what_is_over_keeps_nothing_in_its_queues_and_a_stalled_peer_hears_of_it() {
+fn a_closed_connection_has_nothing_in_its_queues_and_a_stalled_peer_sees_the_end() {
     let mut manager = Manager::new();
     manager.config("preserve-after = '100ms'\n[limits]\nstall-timeout = '2s'\n");
     manager.start();
@@ -569,7 +570,7 @@ fn what_is_over_keeps_nothing_in_its_queues_and_a_stalled_peer_hears_of_it() {
     for client in &clients {
         ping(client, b"hello");
     }
-    manager.keeps(20);
+    manager.preserves(20);
     for mut client in &clients {
         client.set_nonblocking(true).unwrap();
         for _ in 0..20 {
@@ -587,7 +588,7 @@ fn what_is_over_keeps_nothing_in_its_queues_and_a_stalled_peer_hears_of_it() {
     let mut clients = clients;
     let stalled = clients.split_off(10);
     clients.into_iter().for_each(reset);
-    manager.keeps(0);
+    manager.preserves(0);
     assert!(!held().is_empty(), "nothing is over");
     for socket in held() {
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Survival, broken on purpose: the stories of `survival` have to fail then, or they prove nothing.
+//! Preservation, broken on purpose: the tests of `survival` have to fail then, or they prove nothing.
 //!
 //! `cargo test --features test-faults --test it -- test_faults::`
 
@@ -6,12 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::Duration;
 
-use crate::crowd::Crowd;
+use crate::crowd::ClientMix;
 use crate::crowd::Kind::{Stalled, Streaming};
 use crate::daemon::ping;
 use crate::manager::Manager;
 
-/// Kills while everybody streams; what went wrong, if anything.
+/// Kills daemons while all clients stream; returns what went wrong, if anything.
 fn story(control: Option<&str>, capacity: usize) -> Result<(), String> {
     let told = AssertUnwindSafe(|| {
         let mut manager = Manager::new();
@@ -21,10 +21,10 @@ fn story(control: Option<&str>, capacity: usize) -> Result<(), String> {
             manager.environment("TCP_ECHO_TEST_FAULT", control);
         }
         manager.start();
-        let mut crowd = Crowd::new(manager.address(), &[(Streaming, 12), (Stalled, 4)]);
-        crowd.meanwhile(|_| {
+        let mut mix = ClientMix::new(manager.address(), &[(Streaming, 12), (Stalled, 4)]);
+        mix.meanwhile(|_| {
             if capacity > 0 {
-                manager.keeps(16);
+                manager.preserves(16);
             }
             for round in 0..12 {
                 ping(manager.connect(), b"hello");
@@ -33,8 +33,8 @@ fn story(control: Option<&str>, capacity: usize) -> Result<(), String> {
                 manager.start();
             }
         });
-        crowd.nobody_was_dropped();
-        crowd.comes_back_exact();
+        mix.none_was_dropped();
+        mix.gets_exact_bytes();
     });
     catch_unwind(told).map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -43,24 +43,24 @@ fn story(control: Option<&str>, capacity: usize) -> Result<(), String> {
 }
 
 #[test]
-fn unbroken_it_works() {
+fn unbroken_preservation_works() {
     assert_eq!(story(None, 16), Ok(()));
 }
 
 #[test]
-fn without_the_kernels_counters_it_fails() {
+fn without_the_counters_of_the_kernel_preservation_fails() {
     let why = story(Some("no-counters"), 16).unwrap_err();
     eprintln!("{why}");
 }
 
 #[test]
-fn without_peeking_it_fails() {
+fn without_peeking_preservation_fails() {
     let why = story(Some("no-peek"), 16).unwrap_err();
     eprintln!("{why}");
 }
 
 #[test]
-fn without_a_store_it_fails() {
+fn without_a_store_preservation_fails() {
     let why = story(None, 0).unwrap_err();
     eprintln!("{why}");
 }

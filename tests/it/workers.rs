@@ -1,9 +1,9 @@
-//! Several loops serve as one does.
+//! Several workers serve as one does.
 //!
-//! All tests run with any number of workers (`TCP_ECHO_TEST_WORKERS`); here is what is about their
+//! All tests run with any number of workers (`TCP_ECHO_TEST_WORKERS`).  The tests here are about that
 //! number: that there are so many, that callers are shared evenly, that limits, counters, reload and
-//! stop are about all of them, that one which hangs is noticed, and that connections find their
-//! place when the next process has another number.
+//! stop apply to all of them, that one that hangs is noticed, and that connections are restored when the
+//! next process has another number.
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use tcp_echo::log::events::id;
 
-use crate::crowd::{Crowd, Kind, Kind::*};
+use crate::crowd::{ClientMix, Kind, Kind::*};
 use crate::daemon::{Daemon, Plan, SOON, Tape, eventually, finish, has, pattern, ping};
 use crate::manager::{Manager, Way};
 
@@ -94,7 +94,7 @@ fn counted(daemon: &Daemon) -> Value {
 }
 
 #[test]
-fn there_are_as_many_as_asked_for_and_one_is_the_main_thread() {
+fn there_are_as_many_workers_as_asked_for_and_one_is_the_main_thread() {
     for workers in [1, 2, 8] {
         let mut daemon = start(workers);
         ping(daemon.connect(), b"hello");
@@ -123,7 +123,7 @@ fn what_is_no_number_of_workers_is_named() {
 }
 
 #[test]
-fn callers_are_shared_evenly_and_everybody_gets_their_bytes() {
+fn callers_are_shared_evenly_and_every_client_gets_its_bytes() {
     for workers in [1, 2, 8] {
         let daemon = start(workers);
         let clients: Vec<TcpStream> = (0..40).map(|_| daemon.connect()).collect();
@@ -131,7 +131,7 @@ fn callers_are_shared_evenly_and_everybody_gets_their_bytes() {
             ping(client, &pattern(number as u64, 10_000));
         }
         assert_eq!(shares(&daemon), vec![40 / workers; workers]);
-        // Whoever comes goes where others have left.
+        // New callers go to the workers with connections that have ended.
         for client in clients.iter().step_by(workers) {
             finish(client);
         }
@@ -147,7 +147,7 @@ fn callers_are_shared_evenly_and_everybody_gets_their_bytes() {
 }
 
 #[test]
-fn a_limit_is_about_all_of_them_and_who_waits_gets_in_wherever_somebody_leaves() {
+fn a_limit_is_about_all_workers_and_a_caller_gets_in_wherever_a_connection_ends() {
     for workers in [2, 8] {
         let config = format!("workers = {workers}\n[limits]\nmax-connections = 16\n");
         let daemon = Plan::new().config(&config).start();
@@ -172,7 +172,7 @@ fn a_limit_is_about_all_of_them_and_who_waits_gets_in_wherever_somebody_leaves()
 }
 
 #[test]
-fn counters_limits_and_level_are_those_of_all() {
+fn counters_limits_and_level_are_those_of_all_workers() {
     for workers in [1, 2, 8] {
         let mut daemon = Plan::new()
             .config(&config(workers))
@@ -199,7 +199,7 @@ fn counters_limits_and_level_are_those_of_all() {
             assert_eq!(told[field], expected, "{field} with {workers}: {told}");
         }
         daemon.notified("STATUS=1 listener, 16 connections, 23.4 KiB echoed");
-        // The limits of those that are there change, too.
+        // The limits of open connections change, too.
         let text = config(workers) + "[limits]\nidle-timeout = '100ms'\n";
         daemon.reload(&text);
         eventually(SOON, "the idle were not closed", || {
@@ -216,7 +216,7 @@ fn counters_limits_and_level_are_those_of_all() {
 }
 
 #[test]
-fn a_stop_pays_everybody_and_leaves_no_thread_behind() {
+fn a_stop_echoes_everything_and_ends_every_thread() {
     for workers in [1, 2, 8] {
         let mut daemon = start(workers);
         let slow: Vec<(TcpStream, Tape)> = (0..16)
@@ -238,7 +238,7 @@ fn a_stop_pays_everybody_and_leaves_no_thread_behind() {
 }
 
 #[test]
-fn one_that_hangs_takes_the_watchdogs_food_away() {
+fn a_worker_that_hangs_leaves_the_watchdog_unfed() {
     if !has("strace") {
         return;
     }
@@ -278,12 +278,12 @@ fn one_that_hangs_takes_the_watchdogs_food_away() {
 }
 
 #[test]
-fn connections_find_their_place_whatever_the_number_of_the_next_process_is() {
+fn connections_are_restored_whatever_the_number_of_workers_of_the_next_process() {
     let mut manager = Manager::new();
     manager.config(&config(2));
     manager.start();
-    let mut crowd = Crowd::new(manager.address(), &ALL);
-    manager.keeps(28);
+    let mut mix = ClientMix::new(manager.address(), &ALL);
+    manager.preserves(28);
     for (round, workers) in [1, 2, 8, 8, 3, 2, 2, 1, 8].into_iter().enumerate() {
         manager.config(&config(workers));
         manager.replace(if round % 2 == 0 {
@@ -291,24 +291,24 @@ fn connections_find_their_place_whatever_the_number_of_the_next_process_is() {
         } else {
             Way::Kill
         });
-        crowd.goes_on();
+        mix.echoes_on();
         manager.one_of_each();
         let shares = shares(manager.daemon());
         assert_eq!(shares.len(), workers);
         assert_eq!(shares.iter().sum::<usize>(), 28);
     }
-    crowd.comes_back_exact();
+    mix.gets_exact_bytes();
 }
 
 #[test]
-fn kills_and_restarts_under_way_lose_nobody_with_any_number() {
+fn kills_and_restarts_lose_no_connection_with_any_number_of_workers() {
     for workers in [2, 8] {
         let mut manager = Manager::new();
         manager.config(&config(workers));
         manager.start();
-        let mut crowd = Crowd::new(manager.address(), &ALL);
-        manager.keeps(28);
-        crowd.meanwhile(|progress| {
+        let mut mix = ClientMix::new(manager.address(), &ALL);
+        manager.preserves(28);
+        mix.meanwhile(|progress| {
             for round in 0..12 {
                 progress.moves(200_000);
                 manager.replace(if round % 3 == 0 {
@@ -318,9 +318,9 @@ fn kills_and_restarts_under_way_lose_nobody_with_any_number() {
                 });
             }
         });
-        crowd.goes_on();
+        mix.echoes_on();
         manager.one_of_each();
-        crowd.comes_back_exact();
+        mix.gets_exact_bytes();
     }
 }
 
@@ -372,7 +372,7 @@ fn a_deadline_comes_in_time_however_long_the_worker_has_slept() {
 }
 
 #[test]
-fn at_the_limit_a_stop_is_over_when_the_last_one_has_left() {
+fn at_the_limit_a_stop_is_over_with_the_last_connection() {
     for workers in [1, 2] {
         let config = config(workers) + "[limits]\nmax-connections = 1\n";
         let mut daemon = Plan::new().config(&config).start();
@@ -455,13 +455,13 @@ fn the_totals_are_exact_after_a_crash_and_a_restart_however_many_there_are() {
         for client in &old {
             ping(client, b"before");
         }
-        manager.keeps(10);
+        manager.preserves(10);
         finish(&old.pop().unwrap());
         let young: Vec<TcpStream> = (0..6).map(|_| manager.connect()).collect();
         for client in &young {
             ping(client, b"young");
         }
-        manager.keeps(9);
+        manager.preserves(9);
         manager.kill();
         manager.start();
         let exact = |manager: &Manager| {

@@ -1,6 +1,6 @@
 """What a promise is, and what it may ask a box.
 
-A promise is a function whose name is a sentence about the installed package; it takes a box and
+A promise is a function with a name that is a sentence about the installed package; it takes a box and
 raises AssertionError, with what it saw, when the sentence is not true.  Each gets a box of its
 own in which the package is installed, as `apt install` leaves it: nothing enabled, nothing
 started.  `@promise(bare=True)` gives a box without the package, `alone=True` one beside which no
@@ -104,7 +104,8 @@ def has(text, part, what):
 
 
 def until(condition, what, seconds=SOON):
-    """Waits until a condition holds; returns its value.  `what` is said else, or says it."""
+    """Waits until a condition holds; returns its value.  `what`, a text or a function that
+    returns one, is the complaint otherwise."""
     end = time.monotonic() + seconds
     while True:
         if value := condition():
@@ -140,12 +141,12 @@ def readme(title):
 class System(Box):
     """A box, and what promises ask it in the package's words."""
 
-    # Connections of a crowd, and restarts in a row (run --crowd, run --restarts).
-    crowd = 1000
+    # Connections of one promise, and restarts in a row (run --connections, run --restarts).
+    connections = 1000
     restarts = 100
 
     def start(self):
-        """What the README says first: start the socket."""
+        """Starts the socket, which is the first step in the README."""
         self.run(f"systemctl start {SOCKET}")
 
     def show(self, unit, name):
@@ -170,7 +171,7 @@ class System(Box):
         self.write(f"{CONFIG}.d/50-own.toml", text)
 
     def status(self):
-        """What the daemon says of itself in systemctl status."""
+        """The status of the daemon, as systemctl status shows it."""
         return self.show(SERVICE, "StatusText")
 
     def example(self, name):
@@ -179,7 +180,7 @@ class System(Box):
         self.run(f"cp {path} /etc/systemd/system/{name} && systemctl daemon-reload")
 
     def echo(self, data=b"hi", **where):
-        """One conversation: what comes back for these bytes."""
+        """What comes back for these bytes over a connection of their own."""
         with self.connect(**where) as client:
             client.sendall(data)
             client.shutdown(socket.SHUT_WR)
@@ -190,12 +191,12 @@ class System(Box):
         equal(self.echo(b"hello", **where), b"hello", f"the echo {where or ''}")
 
     def refuses(self, **where):
-        """Fails unless nobody listens there."""
+        """Fails unless the port is closed."""
         try:
             self.connect(**where).close()
         except ConnectionRefusedError:
             return
-        raise AssertionError(f"somebody listens {where}")
+        raise AssertionError(f"a socket listens {where}")
 
     def sockets(self):
         """The listening sockets themselves: address and inode of each."""
@@ -207,7 +208,7 @@ class System(Box):
                         + " ".join(matches))
         return [json.loads(text) for text in said.splitlines()]
 
-    def told(self, message_id, *matches, unit=SERVICE):
+    def events(self, message_id, *matches, unit=SERVICE):
         """The entries of one event, of which there is at least one soon."""
         return until(lambda: self.journal(f"MESSAGE_ID={message_id}", *matches, unit=unit),
                      f"an event {message_id} {matches}")
@@ -217,6 +218,6 @@ class System(Box):
         self.figures.append((name, value))
 
     def evidence(self):
-        """The last that the journal says about the package."""
+        """The last entries of the journal about the package."""
         _, said = self.try_("journalctl -q --no-pager -o short-precise -n 12 -u 'tcp-echo*'")
         return said

@@ -104,7 +104,7 @@ def rootfs(suite):
 
 
 class Work:
-    """The folder and the cgroups of one run, and the janitor who removes them."""
+    """The folder and the cgroups of one run, and the process that removes them."""
 
     def __init__(self):
         self.path = pathlib.Path(tempfile.mkdtemp(prefix="tcp-echo-bench."))
@@ -222,7 +222,7 @@ class Box:
         return self
 
     def listen(self):
-        """Hears what process 1 says, as long as the box lives.
+        """Reads the messages of process 1, as long as the box runs.
 
         It says more than that it is ready, such as how long a job runs, and waits until it is heard:
         with a full queue on this side everything in the box would stand still."""
@@ -231,7 +231,7 @@ class Box:
         self.notified.close()
 
     def wait_for_boot(self):
-        """Waits until process 1 says that it is ready."""
+        """Waits until process 1 reports that it is ready."""
         end = time.monotonic() + PATIENCE
         self.leader = None
         ready = False
@@ -262,7 +262,7 @@ class Box:
         self.notified.shutdown(socket.SHUT_RD)
 
     def console(self):
-        """What the box said on its console, its end."""
+        """The end of what the box has written to its console."""
         return (self.path / "console").read_text(errors="replace")[-2000:]
 
     def file(self, path):
@@ -283,7 +283,7 @@ class Box:
             env=ENVIRONMENT, **options)
 
     def try_(self, command):
-        """Runs a shell command in the box; returns its status and what it said."""
+        """Runs a shell command in the box; returns its status and its output."""
         process = self.begin(command)
         try:
             said, _ = process.communicate(timeout=PATIENCE)
@@ -293,7 +293,7 @@ class Box:
         return process.returncode, said
 
     def run(self, command):
-        """Runs a shell command that must succeed; returns what it said."""
+        """Runs a shell command that must succeed; returns its output."""
         status, said = self.try_(command)
         if status != 0:
             raise AssertionError(f"`{' '.join(command.split())}` ended with {status}: {said.strip()}")

@@ -1,25 +1,25 @@
 #!/usr/bin/env python3
-"""A crowd: thousands of connections to a box, each of which checks every byte that comes back.
+"""Thousands of connections to a box, each of which checks every byte that comes back.
 
 It is a process of its own, so that a promise may wait while it goes on, and so that it has
 descriptors and a processor for itself.  It enters the network of the box before it makes its
-sockets; lines on its standard input tell it what to do, and it answers each with a report (JSON)
+sockets; it takes commands, one a line, on its standard input, and answers each with a report (JSON)
 on its standard output.
 
 Every connection has its own pattern: the byte at a position of its stream is the byte at that
-position, and an offset, of one long random text whose period is a prime.  So a byte that is lost,
-doubled, or another connection's is found, and to check a piece is one memcmp.
+position, and an offset, of one long random text with a prime as its period.  So a byte that is lost,
+doubled, or of another connection is found, and to check a piece is one memcmp.
 
-What they do:
+The kinds of connections:
 
-    stream   speaks, waits for the echo, and speaks again when its turn comes; up to a hundred of
-             them are *probes*: while the crowd is loud they keep a window of bytes in flight
-    idle     speaks rarely
+    stream   sends a message, waits for the echo, and sends again in its turn; up to a hundred of
+             them are *probes*: in the state "loud" they always have a window of bytes in flight
+    idle     sends rarely
     half     sent something more than the kernel holds, then its FIN, and reads only in the end
     stalled  sends until nothing more fits, and reads only in the end
 
 A *gap* is the longest time for which a connection that is owed something got nothing.  A probe is
-always owed something while the crowd is loud, so its gap around an event is what the event costs a
+always owed something in the state "loud", so its gap around an event is what the event costs a
 client; median and worst are those of the probes, `longest` is that of all.
 """
 
@@ -55,13 +55,13 @@ SIZES = (1, 17, 300, 1460, 3000, 9000, 40000)
 # What a half-closed connection sends: more than fits into the kernel's buffers on the way back.
 HALVES = (150_000, 180_000, 210_000, 240_000)
 
-# Messages a second of all that are no loud probes: the crowd must leave the machine some time.
+# Messages a second of all that are no loud probes, so that the machine has time for the daemon.
 RATE = 4000
 
-# Probes at most: they alone keep a processor busy.
+# Probes at most: these alone use a whole processor.
 PROBES = 100
 
-# Seconds between two turns of speaking.
+# Seconds between two rounds of messages.
 TICK = 0.01
 
 # Seconds after which a connection that is full is taken for full, and those after which one is late.
@@ -75,7 +75,7 @@ SMALL = 8192
 
 
 class Client:
-    """One connection: where its stream is, and what it is about."""
+    """One connection: the positions of its stream, and its kind."""
 
     __slots__ = ("number", "kind", "socket", "offset", "size", "sent", "wanted", "received", "since",
                  "gap", "mask", "reads", "last", "over")
@@ -106,8 +106,8 @@ class Client:
         self.socket.connect((host, 7))
         self.socket.setblocking(False)
 
-    def rests(self):
-        """Whether everything that it wanted to say came back."""
+    def is_answered(self):
+        """Whether everything that it was to send came back."""
         return self.over or self.received == self.wanted
 
 
@@ -123,8 +123,8 @@ def kinds(size, only):
     return found
 
 
-class Clients:
-    """The crowd's own side: one thread, one epoll."""
+class Driver:
+    """The connections, in a process of their own: one thread, one epoll."""
 
     def __init__(self, size, only):
         self.poll = select.epoll()
@@ -134,7 +134,7 @@ class Clients:
         self.by_number = {}
         self.counts = collections.Counter()
         self.problems = []
-        # What the crowd does: talking, loud, still, or on the way to an answer.
+        # What the connections do: talking, loud, or still.
         self.state = "talking"
         self.now = self.ticked = time.monotonic()
 
@@ -162,22 +162,22 @@ class Clients:
         client.socket.close()
 
     def watch(self, client):
-        """Asks the kernel for what the connection waits for."""
+        """Registers the events that the connection waits for."""
         mask = ((select.EPOLLIN if client.reads else 0)
                 | (select.EPOLLOUT if client.sent < client.wanted else 0))
         if mask != client.mask:
             client.mask = mask
             self.poll.modify(client.socket, mask)
 
-    def say(self, client, size):
-        """Wants to send so many more bytes."""
+    def send_more(self, client, size):
+        """Lets a connection send so many more bytes."""
         if client.received == client.sent:
             client.since = time.monotonic()
         client.wanted += size
         self.push(client)
 
     def push(self, client):
-        """Sends what is wanted, as far as it goes."""
+        """Sends what is to be sent, as far as it fits."""
         try:
             while client.sent < client.wanted:
                 start = (client.offset + client.sent) % PERIOD
@@ -218,26 +218,26 @@ class Clients:
             client.wanted = client.received + client.size
             self.push(client)
 
-    def speak(self):
-        """Gives the next ones their turn to speak."""
+    def start_messages(self):
+        """Lets the next connections send a message."""
         quota = int(RATE * min(self.now - self.ticked, 5 * TICK))
         self.ticked = self.now
         for _ in range(min(quota, len(self.turns))):
             client = self.turns[0]
             self.turns.rotate(-1)
-            if client.rests() and not client.over and (client.kind != "idle" or random.random() < 0.1):
-                self.say(client, client.size)
+            if client.is_answered() and not client.over and (client.kind != "idle" or random.random() < 0.1):
+                self.send_more(client, client.size)
 
     def step(self, ready=()):
-        """One round; returns the words that were heard meanwhile."""
-        heard = []
+        """One round; returns the commands that came meanwhile."""
+        words = []
         found = self.poll.poll(TICK, len(self.clients) + 1)
-        # The time at which they all were ready: what the crowd itself takes for a round is no gap.
+        # The time at which they all were ready: the time of this process in a round is no gap.
         self.now = time.monotonic()
         for number, events in found:
             client = self.by_number.get(number)
             if number == 0:
-                heard = os.read(0, 4096).decode().split() or ["gone"]
+                words = os.read(0, 4096).decode().split() or ["gone"]
             elif not client:
                 continue
             elif events & select.EPOLLERR:
@@ -249,11 +249,11 @@ class Clients:
                 if not client.over and events & (select.EPOLLIN | select.EPOLLHUP):
                     self.pull(client)
         if self.state in ("talking", "loud") and self.now - self.ticked >= TICK:
-            self.speak()
-        return heard
+            self.start_messages()
+        return words
 
     def until(self, condition):
-        """Goes on until all connections are as they should be; the others are late."""
+        """Goes on until the condition holds for all connections; the others are late."""
         end = time.monotonic() + LATE
         waiting = self.clients
         while waiting and time.monotonic() < end:
@@ -266,7 +266,7 @@ class Clients:
 
     def is_settled(self, client):
         """Whether nothing is in flight that should not be."""
-        return (client.rests() if client.reads else
+        return (client.is_answered() if client.reads else
                 client.sent == client.wanted if client.kind == "half" else self.now - client.since > FULL)
 
     def report(self):
@@ -281,18 +281,18 @@ class Clients:
         print(json.dumps(found), flush=True)
 
     def begin(self):
-        """Everybody is connected and was echoed once, or is full."""
+        """Connects all; each gets one echo, or is full."""
         self.connect()
-        self.everybody_once()
+        self.echo_once()
         self.state = "talking"
         self.report()
 
-    def everybody_once(self):
-        """Whoever reads speaks once and is answered."""
+    def echo_once(self):
+        """Lets every connection that reads send once and get the echo."""
         self.state = "still"
         for client in self.speakers:
             if not client.over:
-                self.say(client, client.size)
+                self.send_more(client, client.size)
         self.until(self.is_settled)
 
     def loud(self):
@@ -300,22 +300,22 @@ class Clients:
         self.state = "loud"
         for client in self.speakers:
             client.gap = 0.0
-            if client.kind == "probe" and not client.over and client.rests():
-                self.say(client, client.size)
+            if client.kind == "probe" and not client.over and client.is_answered():
+                self.send_more(client, client.size)
         self.report()
 
     def settle(self):
-        """Everything in flight comes back; then everybody speaks once more, and is still."""
+        """Waits for everything in flight; then each connection gets one more echo, and is still."""
         self.state = "still"
         self.until(self.is_settled)
         gaps = [client.gap for client in self.clients]
-        self.everybody_once()
+        self.echo_once()
         for client, gap in zip(self.clients, gaps):
             client.gap = gap
         self.report()
 
     def finish(self):
-        """Everybody takes the rest, then sends and gets the end of the stream."""
+        """Lets every connection read the rest, then send and get the end of the stream."""
         self.state = "still"
         for client in list(self.by_number.values()):
             client.reads = True
@@ -326,7 +326,7 @@ class Clients:
         self.report()
 
     def run(self):
-        """Does what it is told, until nobody is there to tell."""
+        """Takes commands until its standard input ends."""
         self.begin()
         self.poll.register(0, select.EPOLLIN)
         while True:
@@ -336,8 +336,8 @@ class Clients:
                 {"loud": self.loud, "look": self.report, "settle": self.settle, "finish": self.finish}[word]()
 
 
-class Crowd:
-    """A crowd as promises see it.  Use it in a with statement."""
+class Clients:
+    """The process of many connections, as a promise uses it, in a with statement."""
 
     def __init__(self, box, size, only="all"):
         self.size = size
@@ -347,7 +347,7 @@ class Crowd:
 
     def __enter__(self):
         try:
-            self.whole(self.hear(), "at the beginning")
+            self.whole(self.read_report(), "at the beginning")
         except BaseException:
             self.__exit__()
             raise
@@ -361,31 +361,31 @@ class Crowd:
             self.process.kill()
             self.process.wait()
 
-    def hear(self):
+    def read_report(self):
         """The next report."""
         text = self.process.stdout.readline()
         if not text:
-            raise AssertionError(f"the crowd is gone: {self.process.stderr.read()[-500:]}")
+            raise AssertionError(f"the process of the connections has ended: {self.process.stderr.read()[-500:]}")
         report = types.SimpleNamespace(**json.loads(text))
         report.dropped = report.ended + report.cut + report.reset
         return report
 
     def ask(self, word):
-        """Tells the crowd something; returns its report."""
+        """Sends a command; returns the report."""
         self.process.stdin.write(word + "\n")
         self.process.stdin.flush()
-        return self.hear()
+        return self.read_report()
 
     def loud(self):
         """Makes the probes stream without a pause, and gaps begin anew."""
         return self.ask("loud")
 
     def look(self):
-        """How it stands."""
+        """The report of this moment."""
         return self.ask("look")
 
     def settle(self, what="after it"):
-        """Waits for all echoes; fails unless everybody is there and everything was right."""
+        """Waits for all echoes; fails unless every connection is open and every byte was right."""
         return self.whole(self.ask("settle"), what)
 
     def finish(self):
@@ -395,7 +395,7 @@ class Crowd:
         return report
 
     def whole(self, report, what, left=None):
-        """Fails unless nobody was dropped, late or given wrong bytes."""
+        """Fails unless no connection was dropped, was late or got wrong bytes."""
         wrong = report.dropped or report.mismatches or report.late or report.open != (self.size if left is None else left)
         assert not wrong, (
             f"of {self.size} connections {what}: {report.open} open, {report.mismatches} with wrong bytes, "
@@ -405,7 +405,7 @@ class Crowd:
 
 
 class Caller:
-    """Calls again and again in a thread, beside what a promise does.  Use it in a with statement."""
+    """Connects again and again in a thread, beside what a promise does; for a with statement."""
 
     # Seconds between two calls.
     PAUSE = 0.002
@@ -426,7 +426,7 @@ class Caller:
         self.thread.join()
 
     def call(self):
-        """One conversation after the other."""
+        """One connection after the other."""
         while not self.over.wait(self.PAUSE):
             begin = time.monotonic()
             try:
@@ -448,21 +448,21 @@ class Caller:
             self.longest = max(self.longest, time.monotonic() - begin)
 
     def check(self, least=20, may_be_cut=False):
-        """Fails unless nobody was refused, and unless everybody was served who may not be cut off.
+        """Fails if a caller was refused, or was cut off where that may not be.
 
-        A crash ends conversations that are younger than what is kept."""
+        A crash ends connections that are not preserved yet."""
         assert not self.refused, f"{len(self.refused)} refused beside {self.served} served: {self.refused[:3]}"
         assert may_be_cut or not self.cut, f"{len(self.cut)} cut off beside {self.served} served: {self.cut[:3]}"
         assert self.served >= least, f"{self.served} callers only"
 
 
 def main():
-    """The process of a crowd: crowd.py LEADER SIZE all|speakers."""
+    """The process of the connections: crowd.py LEADER SIZE all|speakers."""
     leader, size, only = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     boxes.enter(leader)
-    Clients(size, only).run()
+    Driver(size, only).run()
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@
 //! | `keys TABLE` | the keys of a table of the configuration, `main` for those before the first |
 //! | `signals`, `exit statuses`, `environment` | as their names say |
 //! | `reasons` | why connections end |
+//! | `cases` | what `tcp-echo probe` tries |
 //! | `messages` | the ids of the messages, with their subjects in the catalog |
 
+use tcp_echo::client::probe::CASES;
 use tcp_echo::commands::{self, ENVIRONMENT, Exit};
 use tcp_echo::config::keys::{Effect, KEYS, Value};
 use tcp_echo::echo::end_reason::EndReason;
@@ -42,6 +44,7 @@ fn written(page: &str, region: &str) -> String {
     match (name, rest) {
         ("title", page) => title(page),
         ("options", command) => options(command),
+        ("cases", "") => cases(),
         ("keys", "main") => keys(""),
         ("keys", table) => keys(table),
         ("signals", "") => signals(),
@@ -70,6 +73,15 @@ fn title(page: &str) -> String {
     )
 }
 
+/// What the probe tries, case by case.
+fn cases() -> String {
+    let mut made = String::new();
+    for case in CASES {
+        made += &format!(".TP\n.B {}\n{}\n", hyphened(case.id), escaped(case.about));
+    }
+    made
+}
+
 /// The section of clap_mangen, in the manner of the rest of the page.
 fn options(command: &str) -> String {
     let mut all = commands::command();
@@ -78,6 +90,8 @@ fn options(command: &str) -> String {
         "" => all,
         name => all.find_subcommand(name).unwrap().clone(),
     };
+    // The page is about these options; a heading of their own is for the help of other commands.
+    let of = of.mut_args(|argument| argument.help_heading(None::<&str>));
     let mut made = Vec::new();
     clap_mangen::Man::new(of)
         .render_options_section(&mut made)

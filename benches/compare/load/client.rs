@@ -1,4 +1,4 @@
-//! One conversation of the load.
+//! One client of the load.
 //!
 //! A client is its position in its stream; everything else follows from the [`Talk`], which all
 //! of a kind share: how much may be under way, how much goes into one write, and after how much
@@ -23,7 +23,7 @@ const SOURCES: usize = 200;
 /// The most that is written with one call in bulk, in bytes.
 const CHUNK: usize = 256 * 1024;
 
-/// How a client talks.
+/// How a client sends.
 #[derive(Clone, Copy, Debug)]
 pub struct Talk {
     /// Bytes that may be under way.
@@ -148,7 +148,7 @@ impl Client {
         }
     }
 
-    /// Reads once and compares; returns how many bytes came back.  `record` is told when each
+    /// Reads once and compares; returns how many bytes came back.  `record` is called when each
     /// write that is back now began.
     pub fn read(
         &mut self,

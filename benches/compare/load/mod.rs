@@ -1,15 +1,15 @@
-//! The load: any number of verified conversations in one thread of a process of its own.
+//! The load: any number of verified connections in one thread of a process of its own.
 //!
 //! It stands apart from the comparison so that it can be pinned apart from the server, and so that
-//! its own processor time is nobody else's.  It must cost less than the server that it measures:
+//! its processor time is measured apart.  It must cost less than the server that it measures:
 //! a level-triggered epoll, one receive and one send for a message, one reading of the clock for
 //! both, and nothing that has to be made while it runs.  It looks at the server's processor time
 //! itself, right before and right after the measured span.
 //!
 //! At the end nothing more is sent, and everything that is under way must come back: a server that
-//! has lost an edge has forgotten somebody, and that is a failure like a wrong byte.
+//! has lost an edge has forgotten a connection, and that is a failure like a wrong byte.
 //!
-//! In reading order: `work` (asked, seen), `pattern` (what is said), `client` (who says it), and
+//! In reading order: `work` (asked, seen), `pattern` (the bytes), `client` (a connection), and
 //! the loop in this file.
 
 mod client;
@@ -95,7 +95,7 @@ struct Load<'a> {
     poll: OwnedFd,
     buffer: Vec<u8>,
     clients: Vec<Client>,
-    /// They have talked, and are kept.
+    /// They have had one message, and stay open.
     _idle: Vec<Client>,
     /// Clients so far.
     number: usize,
@@ -125,7 +125,7 @@ impl<'a> Load<'a> {
             // A nanosecond to a minute, to a thousandth.
             latencies: Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap(),
         };
-        // Those that will be idle talk once, like the others, and are then no longer listened to.
+        // Those that will be idle send once, like the others, and then get no further turn.
         let once = Work::new(Mode::PingPong, work.idle, 64);
         for key in 0..work.idle {
             load.seat(key, Talk::of(&once, key))?;
@@ -143,7 +143,7 @@ impl<'a> Load<'a> {
         Ok(load)
     }
 
-    /// Gives a client the seat of one that is gone, or a new one, and lets it speak first.
+    /// Gives a client the place of one that has ended, or a new one, and lets it send.
     fn seat(&mut self, key: usize, talk: Talk) -> Result<(), String> {
         let began = Instant::now();
         let mut client = Client::connect(self.work, self.number, talk)?;
@@ -167,7 +167,7 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
-    /// Lets them talk for a while.
+    /// Lets the clients send and read for a while.
     fn drive(&mut self, span: Duration) -> Result<(), String> {
         let end = Instant::now() + span;
         let mut events = Vec::with_capacity(1024);

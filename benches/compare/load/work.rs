@@ -30,7 +30,7 @@ pub struct Work {
     /// How the clients behave
     #[arg(long, default_value = "ping-pong")]
     pub mode: Mode,
-    /// Clients that talk
+    /// Clients that send
     #[arg(long, default_value_t = 64)]
     pub connections: usize,
     /// Clients that have talked once and are silent

@@ -351,6 +351,36 @@ impl World {
         }
     }
 
+    /// As the server does it.
+    fn hand_over(&mut self) {
+        self.feed(Input::Ending);
+        self.feed(Input::Ask);
+        for _ in 0..4 {
+            self.settle_rotation();
+            if *self.machine.store_state() != StoreState::Preserving {
+                return;
+            }
+            self.feed(Input::PreserveAll);
+            if self.machine.waiting().is_empty() || self.machine.answer_due().is_none() {
+                return;
+            }
+        }
+    }
+
+    fn settle_rotation(&mut self) {
+        if self.machine.answer_due().is_some() {
+            if self.manner == Manner::Answers {
+                let rotation = self.rotation;
+                let held = rotation.is_some_and(|generation| self.is_stored(generation));
+                self.feed(Input::RotationOver {
+                    answered: true,
+                    held,
+                });
+            }
+            self.feed(Input::AbandonRotation);
+        }
+    }
+
     fn rounds(&mut self, count: usize) {
         for _ in 0..count {
             self.round(SECOND / 4);
@@ -473,6 +503,31 @@ fn dissolving_leaves_nothing_wherever_it_comes() {
     }
 }
 
+#[test]
+fn at_a_hand_over_without_room_in_flight_the_old_queue_stays() {
+    let mut world = World::new(16);
+    world.enable();
+    (0..20).for_each(|_| world.open());
+    world.rounds(8);
+    let numbers: Vec<u64> = world.open.keys().copied().collect();
+    assert_eq!(world.found().len(), 20);
+    // The queue has to be replaced, and the messages about the new one are dropped.
+    for _ in 0..80 {
+        world.open();
+    }
+    world.rounds(8);
+    let some: Vec<u64> = world.open.keys().skip(20).copied().collect();
+    some.into_iter().for_each(|number| world.close(number));
+    world.manner = Manner::AnswersLate;
+    world.round(SECOND);
+    assert!(world.machine.answer_due().is_some(), "no rotation");
+    world.exhausted = true;
+    world.manner = Manner::Answers;
+    world.hand_over();
+    world.check();
+    assert_eq!(world.found(), numbers.into_iter().collect());
+}
+
 /// A step of a random history.
 #[derive(Clone, Debug)]
 enum Step {
@@ -483,6 +538,8 @@ enum Step {
     Manner(Manner),
     Room(u16),
     DropAll,
+    /// A hand-over: what is stored is all that there is, and then the process ends.
+    HandOver,
     /// The process crashes after so many more effects, or at the end of the next rounds.
     Crash(u8),
 }
@@ -500,6 +557,7 @@ fn step() -> impl Strategy<Value = Step> {
         ].prop_map(Step::Manner),
         1 => (10..1000_u16).prop_map(Step::Room),
         1 => Just(Step::DropAll),
+        1 => Just(Step::HandOver),
         3 => (0..12_u8).prop_map(Step::Crash),
     ]
 }
@@ -530,6 +588,18 @@ proptest! {
                     world.drop_unheld();
                     // The sending end hangs up at once.
                     world.round(Duration::ZERO);
+                }
+                Step::HandOver => {
+                    let before = world.found();
+                    let reported = world.reported;
+                    world.hand_over();
+                    let after = world.found();
+                    if !reported && !world.reported {
+                        let lost: Vec<_> = before.difference(&after).collect();
+                        prop_assert!(lost.is_empty(), "{lost:?} were in the store: {world:#?}");
+                    }
+                    world.check();
+                    world.crash();
                 }
                 Step::Crash(effects) => {
                     let before = world.found();

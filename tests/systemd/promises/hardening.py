@@ -21,11 +21,11 @@ def the_exposure_of_the_service_is_0_2_at_most(box):
 @promise([line(SERVICE, ("PrivateUsers=yes", "PrivateUser=yes")),
           shell("sed -i s/SocketMode/SocketMod/ /usr/share/doc/tcp-echo/examples/tcp-echo-unix.socket"),
           line(STANDALONE, ("ProcSubset=all", "ProcSubset=some"))])
-def systemd_analyze_verify_has_nothing_to_say(box):
+def systemd_analyze_verify_finds_nothing(box):
     for name in EXAMPLES:
         box.example(name)
     units = " ".join([SOCKET, SERVICE, STANDALONE, *EXAMPLES]).replace("@.", "@7007.")
-    # Only what it says of ours: other packages' units have warnings of their own.
+    # Only warnings about these units: other packages' units have warnings of their own.
     said = box.try_(f"systemd-analyze verify --man=no {units}")[1]
     equal([text for text in said.splitlines() if "tcp-echo" in text], [], "systemd-analyze verify")
 
@@ -53,11 +53,11 @@ def the_daemon_has_no_privilege_no_network_and_leaves_no_core(box):
 
 @promise([line(SERVICE, ("RestrictAddressFamilies=AF_UNIX", "")),
           line(SERVICE, ("RestartPreventExitStatus=2 69 77 78", "RestartPreventExitStatus=2 78"))])
-def it_cannot_listen_by_itself_and_says_what_to_do(box):
+def it_cannot_listen_by_itself_and_reports_what_to_do(box):
     box.write(CONFIG, '[listener.own]\naddress = "127.0.0.1:9999"\n')
     box.run(f"systemctl start --no-block {SERVICE}")
     until(lambda: box.state(SERVICE) in ("failed", "active"), "the start is over")
-    has(box.told(START_FAILED)[0]["MESSAGE"], STANDALONE, "the message")
+    has(box.events(START_FAILED)[0]["MESSAGE"], STANDALONE, "the message")
 
 
 @promise(shell(f"chmod 600 {CONFIG}"))
@@ -81,5 +81,5 @@ def the_service_can_write_nowhere_that_lasts(box):
                        "find / -type d ( -path /proc -o -path /sys -o -path /dev ) -prune -o "
                        "-type d -writable -print 2>/dev/null".replace("(", "'('").replace(")", "')'"))
     found = {path for path in said.splitlines() if not path.startswith("/run/host")}
-    # Its own, and gone with it; the lock folder is everybody's, in memory.
+    # Its own folders, removed with it; the lock folder is for all users, in memory.
     assert found <= {"/tmp", "/var/tmp", "/run/lock"}, f"it can write to {sorted(found)}"

@@ -1,4 +1,4 @@
-"""The journal: what it tells, how it is searched, and that it never stands in the way."""
+"""The journal: what it has, how it is searched, and that it never delays the service."""
 
 import re
 import time
@@ -11,12 +11,12 @@ JOURNALD = "systemd-journald.service"
 
 
 @promise(line(SERVICE, (EXEC, EXEC + " --log-format text")))
-def the_end_of_a_connection_is_told_with_fields_that_can_be_searched(box):
+def the_end_of_a_connection_is_logged_with_fields_that_can_be_searched(box):
     box.start()
     with box.connect() as client:
         port = client.getsockname()[1]
     box.serves(host="::1")
-    until(lambda: len(box.journal(f"MESSAGE_ID={CLOSED}")) == 2, "both ends are told")
+    until(lambda: len(box.journal(f"MESSAGE_ID={CLOSED}")) == 2, "both ends are logged")
     for match in (f"ECHO_PEER=127.0.0.1:{port}", "ECHO_REASON=peer-closed ECHO_LOCAL=127.0.0.1:7", "ECHO_SENT=0"):
         equal(len(box.journal(match)), 1, match)
     entry = box.journal("'ECHO_LOCAL=[::1]:7'", f"MESSAGE_ID={CLOSED}")[0]
@@ -35,7 +35,7 @@ def journalctl_x_explains_the_end_of_a_connection(box):
     box.start()
     with box.connect() as client:
         peer = "{}:{}".format(*client.getsockname())
-    box.told(CLOSED)
+    box.events(CLOSED)
     text = box.run(f"journalctl -q --no-pager -x -o short MESSAGE_ID={CLOSED}")
     explained = "\n".join(text for text in text.splitlines() if text.startswith("░░"))
     has(text, "░░", "journalctl -x")
@@ -44,11 +44,11 @@ def journalctl_x_explains_the_end_of_a_connection(box):
 
 
 @promise(line(SERVICE, (EXEC, EXEC + " --log off")))
-def usr1_tells_the_counters_and_the_queues_of_the_sockets(box):
+def usr1_reports_the_counters_and_the_queues_of_the_sockets(box):
     box.start()
     box.serves()
     box.run("systemctl kill -s USR1 tcp-echo")
-    entry = box.told(COUNTERS)[0]
+    entry = box.events(COUNTERS)[0]
     equal((entry["ECHO_ACCEPTED"], entry["ECHO_SENT"]), ("1", "5"), "counters")
     equal(sorted(entry["ECHO_QUEUES"].split(", ")),
           [f"{host}:7 0 of 4096 waiting and 0 dropped" for host in ("127.0.0.1", "[::1]")], "queues")
@@ -56,12 +56,12 @@ def usr1_tells_the_counters_and_the_queues_of_the_sockets(box):
 
 @promise([line(SERVICE, ("ProcSubset=pid", "ProcSubset=all"), ("ProtectProc=invisible", "")),
           shell("echo 1000 > /proc/sys/net/core/somaxconn")])
-def what_the_sandbox_hides_is_left_out_and_what_the_socket_knows_is_told(box):
+def what_the_sandbox_hides_is_not_logged_and_what_the_socket_knows_is(box):
     box.start()
     box.serves()
-    has(box.told(KERNEL)[0]["MESSAGE"], "its settings cannot be seen from here", "the kernel's settings")
-    equal([name for name in box.told(KERNEL)[0] if name.startswith("ECHO_")], [], "fields of the kernel")
-    for entry in box.told(LISTENING):
+    has(box.events(KERNEL)[0]["MESSAGE"], "its settings cannot be seen from here", "the kernel's settings")
+    equal([name for name in box.events(KERNEL)[0] if name.startswith("ECHO_")], [], "fields of the kernel")
+    for entry in box.events(LISTENING):
         has(entry["ECHO_OPTIONS"], "backlog=4096", "options of the listener")
 
 
@@ -73,7 +73,7 @@ def journald_may_be_restarted_and_no_entry_is_lost(box):
             box.run(f"systemctl restart {JOURNALD}")
         box.serves()
         time.sleep(0.02)
-    until(lambda: len(box.journal(f"MESSAGE_ID={CLOSED}")) == 60, "sixty ends are told", 5)
+    until(lambda: len(box.journal(f"MESSAGE_ID={CLOSED}")) == 60, "sixty ends are logged", 5)
 
 
 @promise([line(SERVICE, (EXEC, EXEC + " --log off")),
@@ -83,7 +83,7 @@ def a_frozen_journald_does_not_stop_the_echo_and_what_is_lost_is_counted(box):
     box.write(CONFIG, "[log]\nconnection-rate = 1000000\n")
     box.start()
     box.serves()
-    box.told(CLOSED)
+    box.events(CLOSED)
     journald = box.pid(JOURNALD)
     box.run(f"kill -STOP {journald}; echo STOP > /etc/freeze")
     try:
@@ -100,7 +100,7 @@ def a_frozen_journald_does_not_stop_the_echo_and_what_is_lost_is_counted(box):
         count = sum(int(entry["ECHO_COUNT"]) for entry in box.journal(f"MESSAGE_ID={LOST}"))
         return len(box.journal(f"MESSAGE_ID={CLOSED}")) + count == 3002
 
-    until(accounted, "told and lost ends make 3002", 10)
+    until(accounted, "logged and lost ends make 3002", 10)
     assert int(lost[0]["ECHO_COUNT"]) > 0, "nothing lost"
 
 
@@ -115,4 +115,4 @@ def at_level_trace_the_journal_takes_every_entry(box):
             equal(client.recv(1), b"x", "the echo")
             # Not faster than the daemon's own queue for the log is emptied.
             time.sleep(0.001)
-    until(lambda: len(box.journal(f"MESSAGE_ID={MOVED}")) >= 2000, "two thousand turns are told", 5)
+    until(lambda: len(box.journal(f"MESSAGE_ID={MOVED}")) >= 2000, "two thousand turns are logged", 5)

@@ -1,4 +1,4 @@
-"""Who can reach it: loopback, a network with an allow-list, and listeners of its own."""
+"""From where it can be reached: loopback, a network with an allow-list, and listeners of its own."""
 
 from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, Change, equal, has, later, line, promise, readme,
                    shell, until)
@@ -26,17 +26,17 @@ def reach(box):
     return {name for name, source in (("friend", FRIEND), ("stranger", STRANGER)) if answers(box, source)}
 
 
-def allow_everybody(box):
+def allow_every_address(box):
     """An allow-list that allows everything."""
     box.write(f"/etc/systemd/system/{SOCKET}.d/z.conf", "[Socket]\nIPAddressAllow=any\n")
 
 
-@promise(Change(f"{SOCKET}: IPAddressAllow=any", allow_everybody))
-def the_drop_in_of_the_readme_opens_it_to_a_network_and_keeps_strangers_out(box):
+@promise(Change(f"{SOCKET}: IPAddressAllow=any", allow_every_address))
+def the_drop_in_of_the_readme_opens_it_to_a_network_and_to_no_other(box):
     net(box)
     box.edit(SOCKET, readme(SOCKET))
     box.run(f"systemctl restart {SOCKET}")
-    equal(reach(box), {"friend"}, "who gets an echo")
+    equal(reach(box), {"friend"}, "the hosts that get an echo")
     box.serves()
 
 
@@ -45,11 +45,11 @@ def an_allow_list_that_is_changed_is_in_force_after_a_restart_of_the_socket(box)
     net(box)
     box.edit(SOCKET, readme(SOCKET))
     box.run(f"systemctl restart {SOCKET}")
-    equal(reach(box), {"friend"}, "who gets an echo before")
+    equal(reach(box), {"friend"}, "the hosts that get an echo before")
     changed = readme(SOCKET).replace("192.0.2.0/24", "203.0.113.0/24")
     box.edit(SOCKET, readme(SOCKET) if hasattr(box, "forgetful") else changed)
     box.run(f"systemctl restart {SOCKET}")
-    equal(reach(box), {"stranger"}, "who gets an echo after")
+    equal(reach(box), {"stranger"}, "the hosts that get an echo after")
 
 
 @promise([line(STANDALONE, ("PrivateNetwork=no", "PrivateNetwork=yes")),
@@ -75,18 +75,18 @@ def the_standalone_unit_listens_where_the_configuration_says(box):
     box.serves(port=7007)
     box.serves(host="/run/tcp-echo/echo.sock")
     # For root and the service itself, until the configuration says otherwise.
-    nobody = "printf hi | setpriv --reuid nobody --clear-groups nc -N -U /run/tcp-echo/echo.sock"
-    assert box.try_(nobody)[1].strip() != "hi", "another user has an echo over the Unix socket"
+    other_user = "printf hi | setpriv --reuid nobody --clear-groups nc -N -U /run/tcp-echo/echo.sock"
+    assert box.try_(other_user)[1].strip() != "hi", "another user has an echo over the Unix socket"
     box.write(CONFIG, '[listener.local]\naddress = "unix:/run/tcp-echo/echo.sock"\nmode = "0666"\n'
                       '[listener.lost]\naddress = "unix:/tmp/echo.sock"\n')
     box.run(f"systemctl restart {STANDALONE}")
     warned = [entry["MESSAGE"] for entry in box.journal("PRIORITY=4", unit=STANDALONE)]
     has("\n".join(warned), "(PrivateTmp= in the unit)", "warnings")
-    equal(box.run(nobody), "hi", "a user's echo over the Unix socket")
+    equal(box.run(other_user), "hi", "a user's echo over the Unix socket")
 
 
 @promise(shell("ip link add spare0 type veth peer name spare1"))
-def the_standalone_unit_warns_when_nobody_outside_can_reach_it(box):
+def the_standalone_unit_warns_when_no_other_host_can_reach_it(box):
     box.edit(STANDALONE, "[Service]\nExecStart=\nExecStart=/usr/bin/tcp-echo --listen *:7\n")
     box.run(f"systemctl start {STANDALONE}")
     until(lambda: box.journal(unit=STANDALONE), "the journal")

@@ -42,7 +42,7 @@ def an_installation_where_systemd_is_not_installed_enables_nothing(box):
 
 @promise([package("newer", "sed -i '2i systemctl restart tcp-echo.socket' DEBIAN/postinst"),
           package("newer", "printf '#!/bin/sh\\nexit 0\\n' > DEBIAN/postinst")])
-def an_upgrade_refuses_nobody_and_brings_the_new_version(box):
+def an_upgrade_refuses_no_caller_and_brings_the_new_version(box):
     box.start()
     sockets = box.sockets()
     with box.connect() as connected, Caller(box) as caller:
@@ -54,10 +54,10 @@ def an_upgrade_refuses_nobody_and_brings_the_new_version(box):
         waiting = box.connect()
         waiting.sendall(b"w")
         box.run(UPGRADE)
-        equal(waiting.recv(1), b"w", "the echo for who waited")
+        equal(waiting.recv(1), b"w", "the echo for a waiting caller")
         waiting.close()
         connected.sendall(b"b")
-        equal(connected.recv(1), b"b", "the connected client afterwards, who goes on")
+        equal(connected.recv(1), b"b", "the connected client afterwards, which goes on")
     caller.check(least=1)
     equal(box.sockets(), sockets, "the sockets, which were never closed")
     has(box.run("dpkg-query -W tcp-echo"), "+newer", "the version")
@@ -85,7 +85,7 @@ def an_upgrade_keeps_what_was_enabled(box):
 
 
 @promise(package("newer", "echo '# new' >> etc/tcp-echo/config.toml", "sed -i /config.toml/d DEBIAN/conffiles"))
-def a_local_edit_of_the_configuration_survives_an_upgrade(box):
+def a_local_edit_of_the_configuration_outlasts_an_upgrade(box):
     edited = box.file(CONFIG).read_text() + "\n# edited\n"
     box.write(CONFIG, edited)
     box.run(UPGRADE)
@@ -147,6 +147,7 @@ def binary_units_configuration_and_examples_are_where_they_belong(box):
     for path in ("/usr/bin/tcp-echo", CONFIG, f"{UNITS}/{SOCKET}", f"{UNITS}/{SERVICE}", f"{UNITS}/{STANDALONE}",
                  "/usr/share/doc/tcp-echo/examples/tcp-echo@.service", "/usr/share/doc/tcp-echo/copyright",
                  "/usr/share/man/man8/tcp-echo.8.gz", "/usr/share/man/man5/tcp-echo.toml.5.gz",
+                 "/usr/share/man/man1/tcp-echo-ping.1.gz", "/usr/share/man/man1/tcp-echo-probe.1.gz", "/usr/share/doc/tcp-echo/docs/ping-summary.schema.json",
                  "/usr/lib/systemd/catalog/tcp-echo.catalog"):
         assert box.file(path).exists(), f"{path} is not there"
     equal(box.run("dpkg -L tcp-echo | grep ^/lib/ || true"), "", "files below /lib")

@@ -1,4 +1,4 @@
-"""Reloading: synchronous, whole or not at all, and nobody notices."""
+"""Reloading: synchronous, whole or not at all, and without an effect on open connections."""
 
 import time
 
@@ -22,7 +22,7 @@ def a_reload_returns_when_the_daemon_has_done_it_and_not_before(box):
         equal(reload.poll(), None, f"the reload before the daemon knows of it, {late} s late")
         box.run(f"kill -CONT {box.pid()}")
         equal(reload.wait(20), 0, "the reload")
-        equal(len(box.journal(f"MESSAGE_ID={RELOADED}")), before + 1, "reloads told when it returns")
+        equal(len(box.journal(f"MESSAGE_ID={RELOADED}")), before + 1, "reloads logged when it returns")
 
 
 @promise([line(SERVICE, (CHECK, "")), line(SERVICE, ("ExecStart=/usr/bin/tcp-echo", "ExecStart=/usr/bin/tcp-echo\n"

@@ -1,4 +1,4 @@
-"""Starting: who starts the service, when, and what is said when it cannot."""
+"""Starting: what starts the service, when, and what is logged when it cannot start."""
 
 import re
 import time
@@ -8,7 +8,7 @@ from bench import (CONFIG, LISTENING, REPOSITORY, SERVICE, SOCKET, STANDALONE, S
 
 
 @promise(line(SOCKET, ("Documentation=man:tcp-echo(8)", "Wants=tcp-echo.service")))
-def nothing_runs_before_the_first_caller_who_starts_the_service(box):
+def nothing_runs_before_the_first_caller_which_starts_the_service(box):
     box.start()
     equal(box.state(SOCKET), "active", "the socket")
     equal(box.state(SERVICE), "inactive", "the service before the first caller")
@@ -36,12 +36,12 @@ def it_listens_on_port_7_of_loopback_and_nowhere_else(box):
 @promise([line(SOCKET, ("FileDescriptorName=tcp-echo", "")),
           shell("sed -i '/FileDescriptorName=/d' /usr/share/doc/tcp-echo/examples/tcp-echo-unix.socket"),
           shell("sed -i '/SocketMode=/d' /usr/share/doc/tcp-echo/examples/tcp-echo-unix.socket")])
-def ipv4_ipv6_and_a_unix_socket_of_another_unit_are_told_apart_by_name(box):
+def ipv4_ipv6_and_a_unix_socket_of_another_unit_are_distinguished_by_name(box):
     box.example("tcp-echo-unix.socket")
     box.run("systemctl start tcp-echo.socket tcp-echo-unix.socket")
     for host in ("127.0.0.1", "::1", "/run/tcp-echo.sock"):
         box.serves(host=host)
-    found = {(entry["ECHO_LISTENER"], entry["ECHO_LOCAL"]) for entry in box.told(LISTENING)}
+    found = {(entry["ECHO_LISTENER"], entry["ECHO_LOCAL"]) for entry in box.events(LISTENING)}
     equal(found, {("tcp-echo", "127.0.0.1:7"), ("tcp-echo", "[::1]:7"), ("unix", "unix:/run/tcp-echo.sock")},
           "listeners")
     equal(box.run("stat -c %a /run/tcp-echo.sock"), "660", "the mode of the Unix socket")
@@ -70,15 +70,15 @@ def systemctl_status_shows_listeners_connections_and_bytes(box):
 
 @promise([line(SERVICE, ("RestartPreventExitStatus=2 69 77 78", "")),
           shell("printf '#!/bin/sh\\nexit 78\\n' > /usr/bin/tcp-echo")])
-def a_broken_configuration_is_said_once_and_not_tried_again(box):
+def a_broken_configuration_is_reported_once_and_not_tried_again(box):
     box.write(CONFIG, "[limits]\nno-such-key = 1\n")
     box.run(f"systemctl start --no-block {SERVICE}")
     until(lambda: box.state(SERVICE) == "failed", "the service is failed")
     equal(box.show(SERVICE, "ExecMainStatus"), "78", "the exit status")
     time.sleep(1)
-    told = box.told(START_FAILED)
-    equal(len(told), 1, "attempts")
-    has(told[0]["MESSAGE"], "/etc/tcp-echo/config.toml: TOML parse error at line 2, column 1", "the message")
+    found = box.events(START_FAILED)
+    equal(len(found), 1, "attempts")
+    has(found[0]["MESSAGE"], "/etc/tcp-echo/config.toml: TOML parse error at line 2, column 1", "the message")
 
 
 def no_limits(box):

@@ -1,4 +1,4 @@
-"""Stopping: nobody is cut off, and who comes next is served."""
+"""Stopping: no connection is cut off, and the next caller is served."""
 
 import fcntl
 import struct
@@ -29,7 +29,7 @@ def fill(client):
 @promise([line(SERVICE, ("TimeoutStopSec=30s", "TimeoutStopSec=30s\nKillSignal=SIGKILL")),
           line(SERVICE, ("TimeoutStopSec=30s", "TimeoutStopSec=500ms"), ("NotifyAccess=exec", "Type=exec"),
                ("WatchdogSec=10s", ""))])
-def a_stop_gives_everybody_back_what_had_arrived_then_the_end(box):
+def a_stop_echoes_what_had_arrived_then_ends_every_connection(box):
     box.start()
     with box.connect() as owed, box.connect() as idle:
         sent = fill(owed)

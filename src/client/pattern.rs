@@ -1,0 +1,624 @@
+//! The bytes that a conversation sends, and where bytes that come back belong.
+//!
+//! Each word of eight bytes is an invertible mix of the seed of the run, the number of the
+//! connection and the place of the word.  So nothing that was sent has to be stored to check what
+//! comes back, and a word that comes at a wrong place says which connection it was sent on, and
+//! at which offset: bytes are missing, came twice, came late, or belong to another connection;
+//! what decodes to nothing that was sent was changed, or inserted.
+
+use std::fmt;
+
+/// Bytes in a word.
+const WORD: usize = 8;
+
+/// Bits of a word's number: a stream repeats itself after 8 TiB.
+const INDEX_BITS: u32 = 40;
+
+/// Streams of one seed: connection numbers are below this.
+pub const CONNECTIONS: u32 = 1 << (64 - INDEX_BITS);
+
+/// Findings that a [`Checker`] keeps; further ones are counted.
+const KEPT: usize = 16;
+
+/// The multipliers of the mix (the finalizer of SplitMix64), and their inverses modulo 2^64.
+const FIRST: u64 = 0xbf58_476d_1ce4_e5b9;
+const SECOND: u64 = 0x94d0_49bb_1331_11eb;
+const FIRST_INVERSE: u64 = inverse(FIRST);
+const SECOND_INVERSE: u64 = inverse(SECOND);
+
+/// The inverse of an odd number modulo 2^64, by Newton's method.
+const fn inverse(odd: u64) -> u64 {
+    let mut found = odd;
+    let mut round = 0;
+    while round < 6 {
+        found = found.wrapping_mul(2_u64.wrapping_sub(odd.wrapping_mul(found)));
+        round += 1;
+    }
+    found
+}
+
+const fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(FIRST);
+    let value = (value ^ (value >> 27)).wrapping_mul(SECOND);
+    value ^ (value >> 31)
+}
+
+const fn unmix(value: u64) -> u64 {
+    let value = (value ^ (value >> 31) ^ (value >> 62)).wrapping_mul(SECOND_INVERSE);
+    let value = (value ^ (value >> 27) ^ (value >> 54)).wrapping_mul(FIRST_INVERSE);
+    value ^ (value >> 30) ^ (value >> 60)
+}
+
+/// A place in what a run sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The number of the connection, below [`CONNECTIONS`].
+    pub connection: u32,
+    /// Bytes from the beginning of what is sent on it.
+    pub offset: u64,
+}
+
+/// What one connection sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    key: u64,
+    connection: u32,
+}
+
+impl Stream {
+    /// The stream of a connection in the run of a seed.
+    ///
+    /// # Panics
+    /// The number of the connection is not below [`CONNECTIONS`].
+    #[must_use]
+    pub const fn new(seed: u64, connection: u32) -> Self {
+        assert!(connection < CONNECTIONS, "too many connections");
+        let key = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
+        Self { key, connection }
+    }
+
+    /// The stream of another connection in the same run.
+    const fn other(self, connection: u32) -> Self {
+        Self { connection, ..self }
+    }
+
+    const fn word(self, index: u64) -> [u8; WORD] {
+        let index = index & ((1 << INDEX_BITS) - 1);
+        mix(((self.connection as u64) << INDEX_BITS | index) ^ self.key).to_le_bytes()
+    }
+
+    /// Where a word belongs that begins at a multiple of eight.
+    const fn place(self, word: [u8; WORD]) -> Place {
+        let value = unmix(u64::from_le_bytes(word)) ^ self.key;
+        Place {
+            connection: (value >> INDEX_BITS) as u32,
+            offset: (value & ((1 << INDEX_BITS) - 1)) * WORD as u64,
+        }
+    }
+
+    /// Writes what is sent from `offset` on.
+    pub fn fill(self, offset: u64, buffer: &mut [u8]) {
+        let (mut index, skip) = split(offset);
+        let head = buffer.len().min((WORD - skip) % WORD);
+        let (head, rest) = buffer.split_at_mut(head);
+        if !head.is_empty() {
+            head.copy_from_slice(&self.word(index)[skip..skip + head.len()]);
+            index += 1;
+        }
+        let mut words = rest.chunks_exact_mut(WORD);
+        for word in &mut words {
+            word.copy_from_slice(&self.word(index));
+            index += 1;
+        }
+        let tail = words.into_remainder();
+        tail.copy_from_slice(&self.word(index)[..tail.len()]);
+    }
+
+    /// How many bytes are those that are sent from `offset` on, up to the first that is not.
+    #[must_use]
+    pub fn agreeing(self, offset: u64, bytes: &[u8]) -> usize {
+        let (mut index, skip) = split(offset);
+        let head = bytes.len().min((WORD - skip) % WORD);
+        let (head, rest) = bytes.split_at(head);
+        let mut right = 0;
+        if !head.is_empty() {
+            right = common(&self.word(index)[skip..], head);
+            if right < head.len() {
+                return right;
+            }
+            index += 1;
+        }
+        let mut words = rest.chunks_exact(WORD);
+        for came in &mut words {
+            let word = self.word(index);
+            if came != word {
+                return right + common(&word, came);
+            }
+            right += WORD;
+            index += 1;
+        }
+        right + common(&self.word(index), words.remainder())
+    }
+
+    /// How many bytes at the end of `bytes` are those that are sent just before `offset`.
+    fn agreeing_before(self, offset: u64, bytes: &[u8]) -> usize {
+        let most = usize::try_from(offset).map_or(WORD, |offset| offset.min(WORD));
+        let span = bytes.len().min(most);
+        let mut expected = [0; WORD];
+        self.fill(offset - span as u64, &mut expected[..span]);
+        let pairs = bytes.iter().rev().zip(expected[..span].iter().rev());
+        pairs.take_while(|(came, sent)| came == sent).count()
+    }
+}
+
+/// The number of the word that an offset is in, and the byte in it.
+fn split(offset: u64) -> (u64, usize) {
+    #[expect(clippy::cast_possible_truncation, reason = "it is below eight")]
+    (offset / WORD as u64, (offset % WORD as u64) as usize)
+}
+
+/// How many bytes two slices have in common at their beginning.
+fn common(one: &[u8], other: &[u8]) -> usize {
+    one.iter().zip(other).take_while(|(a, b)| a == b).count()
+}
+
+/// What is wrong at one place of what came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// Bytes that were sent are left out.
+    Missing {
+        /// The offset of the first of them in what was sent.
+        offset: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// Bytes come that have come before.
+    Repeated {
+        /// Where, in bytes received.
+        at: u64,
+        /// Their offset in what was sent.
+        offset: u64,
+    },
+    /// Bytes come that were left out before.
+    Late {
+        /// Where, in bytes received.
+        at: u64,
+        /// Their offset in what was sent.
+        offset: u64,
+    },
+    /// Bytes come that were sent on another connection.
+    Foreign {
+        /// Where, in bytes received.
+        at: u64,
+        /// Where they were sent.
+        place: Place,
+    },
+    /// Bytes came changed, as many as were sent.
+    Changed {
+        /// The offset of the first of them in what was sent.
+        offset: u64,
+        /// From the first to the last that is wrong.
+        bytes: u64,
+    },
+    /// Bytes come that were never sent, between those that were.
+    Inserted {
+        /// Where, in bytes received.
+        at: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// Bytes come that were never sent, and none behind them that were.
+    Strange {
+        /// Where, in bytes received.
+        at: u64,
+        /// How many.
+        bytes: u64,
+    },
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { offset, bytes } => write!(f, "{bytes} bytes missing at {offset}"),
+            Self::Repeated { at, offset } => {
+                write!(f, "the bytes sent at {offset} come again at {at}")
+            }
+            Self::Late { at, offset } => write!(f, "the bytes sent at {offset} come late, at {at}"),
+            Self::Foreign { at, place } => write!(
+                f,
+                "at {at} come bytes that were sent on connection {} at {}",
+                place.connection, place.offset
+            ),
+            Self::Changed { offset, bytes } => write!(f, "{bytes} bytes changed at {offset}"),
+            Self::Inserted { at, bytes } => write!(f, "{bytes} bytes inserted at {at}"),
+            Self::Strange { at, bytes } => {
+                write!(f, "{bytes} bytes that were never sent at {at}")
+            }
+        }
+    }
+}
+
+/// Checks what comes back on one connection.
+#[derive(Clone, Debug)]
+pub struct Checker {
+    stream: Stream,
+    received: u64,
+    /// What should come next.
+    next: Place,
+    /// The offset up to which everything came, or is in `missing`.
+    furthest: u64,
+    missing: Vec<std::ops::Range<u64>>,
+    /// Bytes since the first wrong one, while their place is not known.
+    lost: Vec<u8>,
+    wrong: Vec<Wrong>,
+    count: u64,
+}
+
+impl Checker {
+    /// A checker for what comes back on a stream.
+    #[must_use]
+    pub fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            received: 0,
+            next: Place {
+                connection: stream.connection,
+                offset: 0,
+            },
+            furthest: 0,
+            missing: Vec::new(),
+            lost: Vec::new(),
+            wrong: Vec::new(),
+            count: 0,
+        }
+    }
+
+    /// Bytes that came.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// How many findings there were.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The first findings.
+    #[must_use]
+    pub fn wrong(&self) -> &[Wrong] {
+        &self.wrong
+    }
+
+    /// Whether a byte came that is not in its place, even if it is not known yet where it belongs.
+    #[must_use]
+    pub fn is_wrong(&self) -> bool {
+        self.count > 0 || !self.lost.is_empty()
+    }
+
+    /// Takes the next bytes that came; `sent` bytes were sent on this connection by now.
+    ///
+    /// Returns whether each of them is in its place.
+    pub fn feed(&mut self, bytes: &[u8], sent: u64) -> bool {
+        let count = self.count;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            rest = match self.lost.is_empty() {
+                true => self.follow(rest, sent),
+                false => self.search(rest, sent),
+            };
+        }
+        self.count == count && self.lost.is_empty()
+    }
+
+    /// No more bytes come.
+    pub fn finish(&mut self) {
+        if !self.lost.is_empty() {
+            let bytes = self.lost.len() as u64;
+            let at = self.received - bytes;
+            // What is too short to say where it belongs: bytes that are changed at the end.
+            let changed = bytes < 2 * WORD as u64 && self.next.connection == self.stream.connection;
+            self.lost.clear();
+            self.record(match changed {
+                true => Wrong::Changed {
+                    offset: self.next.offset,
+                    bytes,
+                },
+                false => Wrong::Strange { at, bytes },
+            });
+        }
+    }
+
+    /// Goes on where the bytes are as expected; returns the rest.
+    fn follow<'a>(&mut self, bytes: &'a [u8], sent: u64) -> &'a [u8] {
+        let own = self.next.connection == self.stream.connection;
+        let stream = self.stream.other(self.next.connection);
+        let most = match own {
+            // More than was sent cannot be an echo.
+            true => usize::try_from(sent - sent.min(self.next.offset)).unwrap_or(usize::MAX),
+            false => usize::MAX,
+        };
+        let right = stream.agreeing(self.next.offset, &bytes[..bytes.len().min(most)]);
+        self.received += right as u64;
+        self.next.offset += right as u64;
+        if own {
+            self.furthest = self.furthest.max(self.next.offset);
+        }
+        let rest = &bytes[right..];
+        if let Some((first, rest)) = rest.split_first() {
+            self.lost.push(*first);
+            self.received += 1;
+            return rest;
+        }
+        rest
+    }
+
+    /// Looks for a word that says where it belongs; returns the rest.
+    fn search<'a>(&mut self, bytes: &'a [u8], sent: u64) -> &'a [u8] {
+        for (index, byte) in bytes.iter().enumerate() {
+            self.lost.push(*byte);
+            self.received += 1;
+            if let Some((place, length)) = self.belongs(sent) {
+                self.found(place, length);
+                return &bytes[index + 1..];
+            }
+        }
+        &[]
+    }
+
+    /// Where the last bytes that came belong, and how many of them say so.
+    fn belongs(&self, sent: u64) -> Option<(Place, usize)> {
+        let place = self.stream.place(*self.lost.last_chunk::<WORD>()?);
+        if place.connection == self.stream.connection {
+            return (place.offset + WORD as u64 <= sent).then_some((place, WORD));
+        }
+        // How much was sent on another connection is not known here, so by chance any word would
+        // belong to some: two in a row would not.
+        let two = self.lost.last_chunk::<{ 2 * WORD }>()?;
+        let first = self.stream.place(*two.first_chunk::<WORD>()?);
+        let next = Place {
+            offset: first.offset + WORD as u64,
+            ..first
+        };
+        (next == place).then_some((first, 2 * WORD))
+    }
+
+    /// The last `length` bytes that came belong to `place`.
+    fn found(&mut self, mut place: Place, length: usize) {
+        let stream = self.stream.other(place.connection);
+        let before = &self.lost[..self.lost.len() - length];
+        let back = stream.agreeing_before(place.offset, before);
+        let strange = (before.len() - back) as u64;
+        let at = self.received - self.lost.len() as u64;
+        let length = (back + length) as u64;
+        place.offset -= back as u64;
+        self.lost.clear();
+        let own = place.connection == self.stream.connection;
+        let was_own = self.next.connection == self.stream.connection;
+        let begin = at + strange;
+        if own && was_own && strange > 0 && place.offset == self.next.offset + strange {
+            self.record(Wrong::Changed {
+                offset: self.next.offset,
+                bytes: strange,
+            });
+        } else {
+            if strange > 0 {
+                self.record(Wrong::Inserted { at, bytes: strange });
+            }
+            self.jumped(begin, place, own);
+        }
+        self.next = Place {
+            offset: place.offset + length,
+            ..place
+        };
+        if own {
+            self.furthest = self.furthest.max(self.next.offset);
+        }
+    }
+
+    fn jumped(&mut self, at: u64, place: Place, own: bool) {
+        let offset = place.offset;
+        if !own {
+            self.record(Wrong::Foreign { at, place });
+        } else if offset > self.furthest {
+            let bytes = offset - self.furthest;
+            self.record(Wrong::Missing {
+                offset: self.furthest,
+                bytes,
+            });
+            if self.missing.len() < KEPT {
+                self.missing.push(self.furthest..offset);
+            }
+        } else if offset < self.furthest {
+            match self.missing.iter().any(|range| range.contains(&offset)) {
+                true => self.record(Wrong::Late { at, offset }),
+                false => self.record(Wrong::Repeated { at, offset }),
+            }
+        }
+    }
+
+    fn record(&mut self, wrong: Wrong) {
+        self.count += 1;
+        if self.wrong.len() < KEPT {
+            self.wrong.push(wrong);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const OURS: Stream = Stream::new(0x5eed, 3);
+    const SENT: u64 = 10_000;
+
+    fn sent(range: std::ops::Range<u64>) -> Vec<u8> {
+        of(OURS, range)
+    }
+
+    fn of(stream: Stream, range: std::ops::Range<u64>) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).expect("small")];
+        stream.fill(range.start, &mut bytes);
+        bytes
+    }
+
+    /// What is found in pieces of each of some lengths, which must not matter.
+    #[track_caller]
+    fn findings(parts: &[Vec<u8>]) -> Vec<Wrong> {
+        let bytes = parts.concat();
+        let in_pieces = |length: usize| {
+            let mut checker = Checker::new(OURS);
+            let mut right = true;
+            for piece in bytes.chunks(length) {
+                right &= checker.feed(piece, SENT);
+            }
+            assert_eq!(right, !checker.is_wrong());
+            checker.finish();
+            assert_eq!(checker.received(), bytes.len() as u64);
+            assert_eq!(checker.count(), checker.wrong().len() as u64);
+            checker.wrong().to_vec()
+        };
+        let found = in_pieces(bytes.len());
+        for length in [1, 7, 8, 64, 1000] {
+            assert_eq!(in_pieces(length), found, "in pieces of {length}");
+        }
+        found
+    }
+
+    #[test]
+    fn the_mix_can_be_inverted() {
+        for value in [0, 1, u64::MAX, 0x5eed, 1 << 63] {
+            assert_eq!(unmix(mix(value)), value);
+            assert_eq!(mix(unmix(value)), value);
+        }
+    }
+
+    #[test]
+    fn what_is_right_is_right() {
+        assert_eq!(findings(&[sent(0..SENT)]), []);
+    }
+
+    #[test]
+    fn bytes_that_are_missing() {
+        for (offset, bytes) in [(0, 512), (1000, 1), (1003, 17), (1024, 4096)] {
+            assert_eq!(
+                findings(&[sent(0..offset), sent(offset + bytes..SENT)]),
+                [Wrong::Missing { offset, bytes }]
+            );
+        }
+    }
+
+    #[test]
+    fn bytes_that_come_again() {
+        for (from, to) in [(0, 512), (900, 1000), (901, 1003)] {
+            assert_eq!(
+                findings(&[sent(0..to), sent(from..SENT)]),
+                [Wrong::Repeated {
+                    at: to,
+                    offset: from
+                }]
+            );
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_displaced() {
+        let parts = [
+            sent(0..100),
+            sent(603..1100),
+            sent(100..603),
+            sent(1100..SENT),
+        ];
+        let missing = Wrong::Missing {
+            offset: 100,
+            bytes: 503,
+        };
+        let late = Wrong::Late {
+            at: 597,
+            offset: 100,
+        };
+        assert_eq!(findings(&parts), [missing, late]);
+    }
+
+    #[test]
+    fn bytes_of_another_connection() {
+        let place = Place {
+            connection: 1,
+            offset: 77,
+        };
+        let other = of(Stream::new(0x5eed, 1), 77..177);
+        // Between ours, and instead of ours.
+        assert_eq!(
+            findings(&[sent(0..1001), other.clone(), sent(1001..SENT)]),
+            [Wrong::Foreign { at: 1001, place }]
+        );
+        assert_eq!(
+            findings(&[sent(0..1001), other, sent(1101..SENT)]),
+            [
+                Wrong::Foreign { at: 1001, place },
+                Wrong::Missing {
+                    offset: 1001,
+                    bytes: 100
+                }
+            ]
+        );
+    }
+
+    #[test]
+    fn bytes_that_were_changed_or_inserted() {
+        let flipped = |from: u64, bytes: u64| {
+            let bytes: Vec<u8> = sent(from..from + bytes).iter().map(|b| !b).collect();
+            bytes
+        };
+        for (offset, bytes) in [(0, 1), (500, 1), (503, 20), (SENT - 3, 3)] {
+            assert_eq!(
+                findings(&[
+                    sent(0..offset),
+                    flipped(offset, bytes),
+                    sent(offset + bytes..SENT)
+                ]),
+                [Wrong::Changed { offset, bytes }]
+            );
+        }
+        assert_eq!(
+            findings(&[b"220 ready\r\n".to_vec(), sent(0..SENT)]),
+            [Wrong::Inserted { at: 0, bytes: 11 }]
+        );
+        assert_eq!(
+            findings(&[sent(0..50), vec![0; 50]]),
+            [Wrong::Strange { at: 50, bytes: 50 }]
+        );
+        // Of a run with another seed.
+        assert_eq!(
+            findings(&[of(Stream::new(1, 3), 0..50)]),
+            [Wrong::Strange { at: 0, bytes: 50 }]
+        );
+    }
+
+    #[test]
+    fn more_than_was_sent_is_no_echo() {
+        let mut checker = Checker::new(OURS);
+        assert!(checker.feed(&sent(0..100), 100));
+        assert!(!checker.feed(&sent(100..150), 100));
+        checker.finish();
+        assert_eq!(checker.wrong(), [Wrong::Strange { at: 100, bytes: 50 }]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_pieces_do_not_matter(from in 0..5000_u64, span in 0..200_u64, cut in 0..200_u64) {
+            let whole = sent(from..from + span);
+            let cut = cut.min(span);
+            prop_assert_eq!(&whole, &[sent(from..from + cut), sent(from + cut..from + span)].concat());
+            prop_assert_eq!(OURS.agreeing(from, &whole), whole.len());
+            if let Some(last) = whole.len().checked_sub(1) {
+                let mut changed = whole;
+                changed[last] ^= 1;
+                prop_assert_eq!(OURS.agreeing(from, &changed), last);
+            }
+        }
+    }
+}

@@ -24,16 +24,6 @@
     unreachable_pub
 )]
 
-#[allow(dead_code)]
-#[path = "../../tests/it/daemon.rs"]
-mod daemon;
-#[allow(dead_code)]
-#[path = "../common/process.rs"]
-mod process;
-#[allow(dead_code)]
-#[path = "../common/report.rs"]
-mod report;
-
 mod bare;
 mod load;
 mod options;
@@ -45,13 +35,13 @@ mod scenarios;
 mod servers;
 
 use std::process::ExitCode;
-use std::time::Instant;
 
 use clap::Parser;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use testkit::report::Report;
+use testkit::{plenty_of_descriptors, process};
 
 use options::Options;
-use report::Report;
 use rounds::Compared;
 use scale::Point;
 
@@ -70,7 +60,7 @@ fn main() -> ExitCode {
         println!("nothing is compared without --bench or the name of a scenario");
         return ExitCode::SUCCESS;
     }
-    daemon::plenty_of_descriptors();
+    plenty_of_descriptors();
     match words[1].as_str() {
         BARE => {
             // It ends by being killed.
@@ -99,13 +89,26 @@ fn work(work: &load::Work) -> ExitCode {
 }
 
 /// All that was measured.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 struct Results {
     compared: Vec<Compared>,
-    scale: Vec<(&'static str, Vec<Point>)>,
+    scale: Vec<(String, Vec<Point>)>,
 }
 
 fn compare(options: &Options) -> ExitCode {
+    if let Some(path) = &options.from {
+        let earlier = std::fs::read(path).and_then(|text| Ok(serde_json::from_slice(&text)?));
+        return match earlier {
+            Ok(results) => {
+                show(&results, options);
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("{}: {error}", path.display());
+                ExitCode::FAILURE
+            }
+        };
+    }
     let scenarios = scenarios::all();
     let names = scenarios.iter().map(|scenario| scenario.name);
     let names: Vec<&str> = names.chain([REPEAT, SCALE]).collect();
@@ -116,8 +119,7 @@ fn compare(options: &Options) -> ExitCode {
         println!("there are: {}", names.join(" "));
         return ExitCode::from(u8::from(options.words != ["list"]) * 2);
     }
-    let began = Instant::now();
-    let mut report = Report::default();
+    let mut report = Report::new(names.iter().filter(|name| is_chosen(name)).count());
     report.note(&format!(
         "{} processors, load {}; {} rounds of {} s for each side",
         process::processors().len(),
@@ -143,20 +145,25 @@ fn compare(options: &Options) -> ExitCode {
     if let Some(path) = &options.json {
         std::fs::write(path, serde_json::to_string_pretty(&results).unwrap()).unwrap();
     }
+    show(&results, options);
+    report.end()
+}
+
+/// What the options ask for besides the lines.
+fn show(results: &Results, options: &Options) {
     if let Some(path) = &options.plot {
         if !results.compared.is_empty() {
-            std::fs::write(path, plot::ratios(&results.compared)).unwrap();
+            std::fs::write(path, plot::ratios(&results.compared).unwrap()).unwrap();
         }
         if !results.scale.is_empty() {
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
             let path = path.with_file_name(format!("{name}-scale.svg"));
-            std::fs::write(path, plot::scale(&results.scale)).unwrap();
+            std::fs::write(path, plot::scale(&results.scale).unwrap()).unwrap();
         }
     }
     if options.markdown {
         table(&results.compared);
     }
-    report.end(began.elapsed())
 }
 
 /// A table for the README.
@@ -166,7 +173,7 @@ fn table(all: &[Compared]) {
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     for one in all {
-        let (ours, other) = (one.sides[0].1, one.sides[1]);
+        let (ours, other) = (one.sides[0].1, &one.sides[1]);
         let goals: Vec<String> = one
             .verdicts
             .iter()

@@ -30,8 +30,11 @@ pub struct Options {
     #[arg(long)]
     pub markdown: bool,
     /// Write all figures into this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE.json")]
     pub json: Option<PathBuf>,
+    /// Measure nothing: take the figures of an earlier run from the file that --json wrote
+    #[arg(long, value_name = "FILE.json", conflicts_with_all = ["words", "json"])]
+    pub from: Option<PathBuf>,
     /// Cargo says so
     #[arg(long, hide = true)]
     pub bench: bool,

@@ -1,190 +1,175 @@
-//! Plots, drawn by hand: a few bars and lines need no library.
+//! The pictures of a run, as SVG.
 
-use std::fmt::Write;
+use std::error::Error;
+
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::ValueFormatter;
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::rounds::Compared;
 use crate::scale::Point;
 
-const INK: &str = "#24292f";
-const FAINT: &str = "#d0d7de";
-const COLOURS: [&str; 2] = ["#1f6feb", "#e16f24"];
+const COLOURS: [RGBColor; 2] = [RGBColor(0x1f, 0x6f, 0xeb), RGBColor(0xe1, 0x6f, 0x24)];
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn = Result<(), Box<dyn Error>>;
+
+/// Draws a picture of a size in pixels.
+fn picture(
+    size: (u32, u32),
+    draw: impl FnOnce(&Area<'_>) -> Drawn,
+) -> Result<String, Box<dyn Error>> {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        area.fill(&WHITE)?;
+        draw(&area)?;
+        area.present()?;
+    }
+    Ok(svg)
+}
+
+fn text(horizontal: HPos) -> TextStyle<'static> {
+    let centred = Pos::new(horizontal, VPos::Center);
+    TextStyle::from(("sans-serif", 13).into_font()).pos(centred)
+}
+
+/// What is drawn of a comparison.
+type Ratio = fn(&Compared) -> f64;
 
 /// The ratios of server CPU and of rate, as bars on both sides of one.
-pub fn ratios(all: &[Compared]) -> String {
-    const LEFT: f64 = 190.0;
-    const WIDE: f64 = 430.0;
-    let against_bare: Vec<_> = all.iter().filter(|one| one.sides[1].0 == "bare").collect();
-    let height = 74.0 + 34.0 * against_bare.len() as f64;
-    let mut svg = open(LEFT + WIDE + 70.0, height);
-    text(
-        &mut svg,
-        12.0,
-        22.0,
-        "start",
-        "tcp-echo against a bare epoll loop (= 1.00)",
-    );
-    for (index, name) in ["server CPU, less is better", "rate, more is better"]
-        .iter()
-        .enumerate()
-    {
-        let x = LEFT + 220.0 * index as f64;
-        bar(&mut svg, x, 36.0, 10.0, 10.0, COLOURS[index]);
-        text(&mut svg, x + 15.0, 45.0, "start", name);
-    }
-    let both = against_bare
-        .iter()
-        .flat_map(|one| [one.ratios.processor, one.ratios.rate]);
+pub fn ratios(all: &[Compared]) -> Result<String, Box<dyn Error>> {
+    let all: Vec<_> = all.iter().filter(|one| one.sides[1].0 == "bare").collect();
+    let rows = all.len() as u32;
+    let series: [(&str, Ratio); 2] = [
+        ("server CPU, less is better", |one| one.ratios.processor),
+        ("rate, more is better", |one| one.ratios.rate),
+    ];
+    let both = all.iter().flat_map(|one| series.map(|(_, of)| of(one)));
     let most = both.fold(1.5, f64::max);
-    let x = |ratio: f64| LEFT + ratio / most * WIDE;
-    line(&mut svg, &[(x(1.0), 54.0), (x(1.0), height - 12.0)], INK);
-    for (row, one) in against_bare.iter().enumerate() {
-        let y = 58.0 + 34.0 * row as f64;
-        text(&mut svg, LEFT - 8.0, y + 17.0, "end", one.scenario);
-        for (index, ratio) in [one.ratios.processor, one.ratios.rate]
-            .into_iter()
-            .enumerate()
-        {
-            let y = y + 13.0 * index as f64;
-            bar(&mut svg, LEFT, y, x(ratio) - LEFT, 11.0, COLOURS[index]);
-            // The number keeps clear of the line.
-            let end = match x(1.0) - x(ratio) {
-                0.0..35.0 => x(1.0),
-                _ => x(ratio),
-            };
-            text(
-                &mut svg,
-                end + 5.0,
-                y + 9.5,
-                "start",
-                &format!("{ratio:.2}"),
-            );
+    picture((720, 90 + 34 * rows), |area| {
+        let mut chart = ChartBuilder::on(area)
+            .caption(
+                "tcp-echo against a bare epoll loop (= 1.00)",
+                ("sans-serif", 15),
+            )
+            .margin(10)
+            .margin_right(50)
+            .x_label_area_size(30)
+            .y_label_area_size(180)
+            .build_cartesian_2d(0.0..most, 0.0..f64::from(rows) + 1.0)?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .disable_y_axis()
+            .light_line_style(WHITE)
+            .x_label_formatter(&|ratio| format!("{ratio:.1}"))
+            .draw()?;
+        // From the top: the legend, then a row for each scenario.
+        let middle = |row: usize| f64::from(rows) - row as f64 - 0.5;
+        for (index, (name, of)) in series.into_iter().enumerate() {
+            let colour = COLOURS[index];
+            let below = |row| middle(row) - 0.38 * index as f64;
+            let bars = all.iter().enumerate().map(|(row, one)| {
+                let corners = [(0.0, below(row)), (of(one), below(row) + 0.34)];
+                Rectangle::new(corners, colour.filled())
+            });
+            chart.draw_series(bars)?.label(name).legend(move |(x, y)| {
+                Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled())
+            });
+            chart.draw_series(all.iter().enumerate().map(|(row, one)| {
+                // The number keeps clear of the line.
+                let end = match of(one) {
+                    0.85..1.0 => 1.0,
+                    ratio => ratio,
+                };
+                EmptyElement::at((end, below(row) + 0.17))
+                    + Text::new(format!("{:.2}", of(one)), (5, 0), text(HPos::Left))
+            }))?;
         }
-    }
-    svg + "</svg>\n"
+        let one = [(1.0, 0.0), (1.0, f64::from(rows))];
+        chart.draw_series(LineSeries::new(one, BLACK.stroke_width(2)))?;
+        chart.draw_series(all.iter().enumerate().map(|(row, one)| {
+            EmptyElement::at((0.0, middle(row)))
+                + Text::new(one.scenario.clone(), (-8, 0), text(HPos::Right))
+        }))?;
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .margin(2)
+            .label_font(("sans-serif", 13))
+            .draw()?;
+        Ok(())
+    })
 }
+
+/// The points of each server.
+pub type Lines = [(String, Vec<Point>)];
 
 /// What is drawn of a point.
 type Of = fn(&Point) -> f64;
 
 /// Memory and processor time over the number of connections.
-pub fn scale(lines: &[(&'static str, Vec<Point>)]) -> String {
-    const SIZE: (f64, f64) = (340.0, 190.0);
-    let mut svg = open(2.0 * SIZE.0 + 160.0, SIZE.1 + 100.0);
-    let panels: [(&str, Of); 2] = [
-        ("server CPU for each message, us", |point| point.processor),
-        // Of one connection it is a page or none.
-        ("memory in user space for all, KiB", |point| {
-            point.memory * point.count as f64 / 1024.0
-        }),
-    ];
-    for (panel, (title, of)) in panels.into_iter().enumerate() {
-        let left = 55.0 + panel as f64 * (SIZE.0 + 75.0);
-        let bottom = 50.0 + SIZE.1;
-        let points = lines.iter().flat_map(|(_, points)| points);
-        let most = round_up(points.clone().map(of).fold(0.0, f64::max));
-        let widest = points.map(|point| point.count).max().unwrap_or(1) as f64;
-        let place = |point: &Point| {
-            let x = if panel == 0 {
-                (point.count as f64).ln() / widest.ln().max(1e-9)
-            } else {
-                point.count as f64 / widest
-            };
-            (
-                left + x * SIZE.0,
-                bottom - of(point).max(0.0) / most * SIZE.1,
-            )
-        };
-        text(&mut svg, left, 22.0, "start", title);
-        line(
-            &mut svg,
-            &[(left, 40.0), (left, bottom), (left + SIZE.0, bottom)],
-            INK,
-        );
-        for step in 0..=4 {
-            let value = most * f64::from(step) / 4.0;
-            let y = bottom - SIZE.1 * f64::from(step) / 4.0;
-            line(&mut svg, &[(left - 4.0, y), (left, y)], INK);
-            let digits = usize::from(most < 100.0);
-            text(
-                &mut svg,
-                left - 6.0,
-                y + 4.0,
-                "end",
-                &format!("{value:.digits$}"),
-            );
-        }
-        for (index, (name, points)) in lines.iter().enumerate() {
-            let places: Vec<_> = points.iter().map(place).collect();
-            line(&mut svg, &places, COLOURS[index]);
-            for (x, y) in &places {
-                let _ = writeln!(
-                    svg,
-                    r#"<circle cx="{x:.1}" cy="{y:.1}" r="3" fill="{}"/>"#,
-                    COLOURS[index]
-                );
-            }
-            let x = left + 12.0 + 90.0 * index as f64;
-            bar(&mut svg, x, bottom + 28.0, 10.0, 10.0, COLOURS[index]);
-            text(&mut svg, x + 15.0, bottom + 37.0, "start", name);
-        }
-        let counts = if panel == 0 {
-            [1, 10, 100, 1000, 10_000]
-        } else {
-            [0, 5000, 10_000, 15_000, 19_000]
-        };
-        for count in counts {
-            let x = if panel == 0 {
-                f64::from(count).ln() / widest.ln().max(1e-9)
-            } else {
-                f64::from(count) / widest
-            };
-            let x = left + x * SIZE.0;
-            line(&mut svg, &[(x, bottom), (x, bottom + 4.0)], INK);
-            text(&mut svg, x, bottom + 17.0, "middle", &count.to_string());
-        }
-        text(&mut svg, left + SIZE.0, bottom + 37.0, "end", "connections");
+pub fn scale(lines: &Lines) -> Result<String, Box<dyn Error>> {
+    let points = || lines.iter().flat_map(|(_, points)| points);
+    let widest = points().map(|point| point.count).max().unwrap_or(1).max(2) as f64;
+    let highest = |of: Of| points().map(of).fold(1e-3, f64::max) * 1.1;
+    let processor: Of = |point| point.processor;
+    // Of one connection it is a page or none.
+    let memory: Of = |point| (point.memory * point.count as f64 / 1024.0).max(0.0);
+    picture((840, 320), |area| {
+        let (left, right) = area.split_horizontally(420);
+        let chart = panel(&left, "server CPU for each message, us")
+            .build_cartesian_2d((1.0..widest).log_scale(), 0.0..highest(processor))?;
+        draw(chart, lines, processor)?;
+        let chart = panel(&right, "memory in user space for all, KiB")
+            .build_cartesian_2d(0.0..widest, 0.0..highest(memory))?;
+        draw(chart, lines, memory)
+    })
+}
+
+fn panel<'a, 'b>(area: &'a Area<'b>, title: &str) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
+    let mut builder = ChartBuilder::on(area);
+    builder
+        .caption(title, ("sans-serif", 15))
+        .margin(10)
+        .margin_right(25)
+        .x_label_area_size(40)
+        .y_label_area_size(50);
+    builder
+}
+
+fn draw<'a, 'b: 'a, X>(
+    mut chart: ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, RangedCoordf64>>,
+    lines: &Lines,
+    of: Of,
+) -> Drawn
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .x_desc("connections")
+        .x_labels(5)
+        .x_label_formatter(&|count| format!("{count:.0}"))
+        .y_label_formatter(&|value| format!("{value:.1}").trim_end_matches(".0").to_owned())
+        .draw()?;
+    for ((name, points), colour) in lines.iter().zip(COLOURS) {
+        let places = points.iter().map(|point| (point.count as f64, of(point)));
+        let line = LineSeries::new(places, colour.stroke_width(2)).point_size(3);
+        chart
+            .draw_series(line)?
+            .label(name)
+            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled()));
     }
-    svg + "</svg>\n"
-}
-
-/// The next number that can be divided by four without an odd rest.
-fn round_up(value: f64) -> f64 {
-    let unit = 10_f64.powf(value.max(1e-3).log10().floor());
-    let steps = [1.2, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0];
-    let step = steps.into_iter().find(|step| step * unit >= value);
-    step.unwrap_or(12.0) * unit
-}
-
-fn open(width: f64, height: f64) -> String {
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" \
-         width=\"{width:.0}\" height=\"{height:.0}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\" stroke=\"{FAINT}\"/>\n"
-    )
-}
-
-fn text(svg: &mut String, x: f64, y: f64, anchor: &str, words: &str) {
-    let _ = writeln!(
-        svg,
-        r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}" fill="{INK}">{words}</text>"#
-    );
-}
-
-fn bar(svg: &mut String, x: f64, y: f64, width: f64, height: f64, colour: &str) {
-    let _ = writeln!(
-        svg,
-        r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}" fill="{colour}"/>"#
-    );
-}
-
-fn line(svg: &mut String, points: &[(f64, f64)], colour: &str) {
-    let points: Vec<String> = points
-        .iter()
-        .map(|(x, y)| format!("{x:.1},{y:.1}"))
-        .collect();
-    let _ = writeln!(
-        svg,
-        r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="1.5"/>"#,
-        points.join(" ")
-    );
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .margin(8)
+        .label_font(("sans-serif", 13))
+        .draw()?;
+    Ok(())
 }

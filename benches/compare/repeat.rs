@@ -4,9 +4,10 @@
 //! warm-up, so that every run has its beginning.  The load waits at its end until everything is
 //! back: no connection may be forgotten.
 
+use testkit::report::Report;
+
 use crate::load::{Mode, Work};
 use crate::options::Options;
-use crate::report::Report;
 use crate::rounds::{placed, run};
 use crate::scenarios::Place;
 use crate::servers::{Kind, Server};
@@ -20,6 +21,7 @@ pub fn repeat(options: &Options, report: &mut Report) {
     let server = Server::start(&Kind::OURS, &options.config, &cpus);
     let mut messages = 0.0;
     for time in 0..TIMES {
+        report.doing(&format!("burst {} of {TIMES}", time + 1));
         let work = Work {
             cpu,
             seconds: 0.03,

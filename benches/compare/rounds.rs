@@ -8,17 +8,17 @@
 
 use std::process::Command;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use testkit::process::processors;
+use testkit::report::{Report, median};
 
 use crate::load::{Outcome, Work};
 use crate::options::Options;
-use crate::process::processors;
-use crate::report::{Report, median};
 use crate::scenarios::{Place, Scenario, Side};
 use crate::servers::{Kind, PEERS, Server, config, is_known};
 
 /// One side in one round; or the medians of many; or the ratios of two.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct Figures {
     /// Processor time of the server for each unit, in microseconds.
     pub processor: f64,
@@ -37,22 +37,22 @@ pub struct Figures {
 type Of = fn(&Figures) -> f64;
 
 /// A goal and what became of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Verdict {
-    pub figure: &'static str,
+    pub figure: String,
     pub ratio: f64,
     pub goal: String,
     pub is_met: bool,
 }
 
 /// A scenario and what came out.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Compared {
-    pub scenario: &'static str,
+    pub scenario: String,
     /// What is counted.
-    pub unit: &'static str,
+    pub unit: String,
     /// The medians of each side; from the third on they are peers.
-    pub sides: Vec<(&'static str, Figures)>,
+    pub sides: Vec<(String, Figures)>,
     /// The medians of the rounds' ratios of the first side to the second.
     pub ratios: Figures,
     pub verdicts: Vec<Verdict>,
@@ -100,6 +100,7 @@ pub fn compare(scenario: &Scenario, options: &Options, report: &mut Report) -> O
         .collect();
     let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); sides.len()];
     for round in 0..options.rounds {
+        report.doing(&format!("round {} of {}", round + 1, options.rounds));
         let mut order: Vec<usize> = (0..sides.len()).collect();
         if round % 2 == 1 {
             order.swap(0, 1);
@@ -136,19 +137,19 @@ pub fn compare(scenario: &Scenario, options: &Options, report: &mut Report) -> O
     let ratio = Figures::medians(&ratios);
     let named = sides.iter().map(|side| side.name);
     let compared = Compared {
-        scenario: scenario.name,
-        unit: scenario.sides[0].work.unit(),
+        scenario: scenario.name.into(),
+        unit: scenario.sides[0].work.unit().into(),
         sides: named
             .zip(&rounds)
             .filter(|(_, rounds)| !rounds.is_empty())
-            .map(|(name, rounds)| (name, Figures::medians(rounds)))
+            .map(|(name, rounds)| (name.into(), Figures::medians(rounds)))
             .collect(),
         ratios: ratio,
         verdicts: scenario
             .goals
             .iter()
             .map(|goal| Verdict {
-                figure: goal.name,
+                figure: goal.name.into(),
                 ratio: (goal.of)(&ratio),
                 goal: goal.text(),
                 is_met: goal.is_met((goal.of)(&ratio)),
@@ -243,7 +244,7 @@ impl Figures {
 }
 
 fn print(compared: &Compared, scenario: &Scenario, ratios: &[Figures], report: &mut Report) {
-    let unit = compared.unit;
+    let unit = &compared.unit;
     for (name, figures) in &compared.sides {
         let mut text = format!(
             "{:.3} us of server CPU for each {unit}, {:.0} each second (load {:.3} us)",

@@ -6,12 +6,12 @@
 //! closed, and it must be given back.  The kernel's own memory is reported for both ends of a
 //! connection, as they live on the same machine here.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use testkit::process::{memory, slabs};
+use testkit::report::Report;
 
 use crate::load::{Mode, Work};
 use crate::options::Options;
-use crate::process::{memory, slabs};
-use crate::report::Report;
 use crate::rounds::{placed, run};
 use crate::scenarios::Place;
 use crate::servers::{Kind, Server};
@@ -19,7 +19,7 @@ use crate::servers::{Kind, Server};
 const COUNTS: [usize; 9] = [1, 10, 100, 1000, 2000, 5000, 10_000, 15_000, 19_000];
 
 /// What a server needed for a number of connections.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Point {
     pub count: usize,
     /// Bytes in user space for each connection.
@@ -35,12 +35,13 @@ pub struct Point {
 }
 
 /// The daemon's points, and those of the bare loop.
-pub fn scale(options: &Options, report: &mut Report) -> Option<Vec<(&'static str, Vec<Point>)>> {
+pub fn scale(options: &Options, report: &mut Report) -> Option<Vec<(String, Vec<Point>)>> {
     let servers = [("tcp-echo", Kind::OURS), ("bare", Kind::Bare)];
     let mut lines = Vec::new();
     for (name, kind) in servers {
         let mut points = Vec::new();
         for count in COUNTS {
+            report.doing(&format!("{name}, {count} connection(s)"));
             match point(&kind, count, options) {
                 Ok(point) => points.push(point),
                 Err(error) => {
@@ -49,7 +50,7 @@ pub fn scale(options: &Options, report: &mut Report) -> Option<Vec<(&'static str
                 }
             }
         }
-        lines.push((name, points));
+        lines.push((name.into(), points));
     }
     for (name, points) in &lines {
         for point in points {

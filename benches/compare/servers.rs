@@ -9,9 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-
-use crate::daemon::{Daemon, Folder, PROGRAM, Plan, SOON, ping};
-use crate::process::{family, family_time, pin};
+use testkit::process::{family, family_time, pin};
+use testkit::{Daemon, Folder, Plan, SOON, ping, program};
 
 /// What every daemon is configured to do; keys of the root come first.
 const FEATURES: &str = r#"
@@ -61,7 +60,7 @@ pub fn config(root: &str, socket: &str, extra: &str) -> String {
 pub fn is_known(config: &str) -> bool {
     let folder = Folder::new();
     let path = folder.write("config.toml", config);
-    let check = Command::new(PROGRAM)
+    let check = Command::new(program())
         .args(["check", "--config-only", "--config"])
         .arg(path)
         .stdout(Stdio::null())
@@ -107,7 +106,7 @@ impl Server {
                 .for_each(|pid| pin(pid, cpus));
         }
         // Before the first connection some have yet to allocate.
-        ping(&mut crate::daemon::connect(server.address), &[b'.'; 64]);
+        ping(&mut testkit::connect(server.address), &[b'.'; 64]);
         std::thread::sleep(Duration::from_millis(20));
         server.descriptors = server.count();
         server

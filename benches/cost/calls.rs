@@ -10,9 +10,9 @@ use std::fs::read_to_string;
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
+use testkit::report::Report;
+use testkit::{Daemon, SOON, eventually, has};
 
-use crate::daemon::{Daemon, SOON, eventually, has};
-use crate::report::Report;
 use crate::{connected, plan, talk, visit};
 
 pub fn calls(report: &mut Report) {

@@ -13,8 +13,9 @@
 
 use std::fs::{read_dir, read_to_string};
 
-use crate::daemon::{Daemon, Folder, has};
-use crate::report::Report;
+use testkit::report::Report;
+use testkit::{Daemon, Folder, has};
+
 use crate::{connected, plan, talk, visit};
 
 pub fn instructions(report: &mut Report) {

@@ -22,25 +22,14 @@
 //! [`compare`]: ../compare/main.rs
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
-#[allow(dead_code)]
-#[path = "../../tests/it/daemon.rs"]
-mod daemon;
-#[allow(dead_code)]
-#[path = "../common/load.rs"]
-mod load;
-#[allow(dead_code)]
-#[path = "../common/report.rs"]
-mod report;
-
 mod calls;
 mod instructions;
 
 use std::process::ExitCode;
-use std::time::Instant;
 
-use daemon::{Daemon, Plan, SOON, eventually, ping};
-use load::{Load, Talk};
-use report::Report;
+use testkit::load::{Load, Talk};
+use testkit::report::Report;
+use testkit::{Daemon, Plan, SOON, eventually, ping};
 
 /// All that is reckoned for a connection is reckoned; see above for the rate.
 const CONFIG: &str = r#"
@@ -71,15 +60,16 @@ fn main() -> ExitCode {
         .skip(1)
         .filter(|word| !word.starts_with('-'))
         .collect();
-    let began = Instant::now();
-    let mut report = Report::default();
-    for (name, measure) in COSTS {
-        if words.is_empty() || words.iter().any(|word| name.contains(&**word)) {
-            report.section(name);
-            measure(&mut report);
-        }
+    let chosen: Vec<_> = COSTS
+        .iter()
+        .filter(|(name, _)| words.is_empty() || words.iter().any(|word| name.contains(&**word)))
+        .collect();
+    let mut report = Report::new(chosen.len());
+    for (name, measure) in chosen {
+        report.section(name);
+        measure(&mut report);
     }
-    report.end(began.elapsed())
+    report.end()
 }
 
 fn plan() -> Plan {

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use testkit::process::processor_time;
+use testkit::report::{Report, ms};
+use testkit::{Daemon, SOON};
 
 use crate::client::{ping, reset, scan};
-use crate::daemon::{Daemon, SOON};
-use crate::process::processor_time;
-use crate::report::{Report, ms};
 
 pub fn churn(report: &mut Report) {
     let daemon = Daemon::start();

@@ -8,9 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
-
-use crate::daemon::{SOON, connect};
-use crate::load::{Load, Talk};
+use testkit::load::{Load, Talk};
+use testkit::{SOON, connect};
 
 /// Addresses of this host to come from, so that those in TIME-WAIT do not use up the ports.
 const SOURCES: u64 = 200;

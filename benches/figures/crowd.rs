@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use testkit::load::{Client, Load, Talk};
+use testkit::report::{Report, median, ms, percentile};
+use testkit::{Daemon, Plan, SOON, eventually};
 
 use crate::client::ping;
-use crate::daemon::{Daemon, Plan, SOON, eventually};
-use crate::load::{Client, Load, Talk};
-use crate::report::{Report, median, ms, percentile};
 
 pub fn crowd(report: &mut Report) {
     all_echoing(report);

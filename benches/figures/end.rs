@@ -4,12 +4,12 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use testkit::load::{End, Load, Talk};
+use testkit::process::unacknowledged;
+use testkit::report::{Report, median, ms};
+use testkit::{Daemon, Plan, SOON};
 
 use crate::client::{mebibytes, ping, stalled};
-use crate::daemon::{Daemon, Plan, SOON};
-use crate::load::{End, Load, Talk};
-use crate::process::unacknowledged;
-use crate::report::{Report, median, ms};
 
 pub fn stop(report: &mut Report) {
     in_flight(report);

@@ -6,9 +6,10 @@
 
 use std::time::Duration;
 
+use testkit::Daemon;
+use testkit::report::{Report, median, ms, percentile};
+
 use crate::client::{Background, Company, ping_pong};
-use crate::daemon::Daemon;
-use crate::report::{Report, median, ms, percentile};
 
 const SPAN: Duration = Duration::from_millis(1200);
 const RUNS: usize = 3;

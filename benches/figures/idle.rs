@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, prlimit};
+use testkit::load::{Load, Talk};
+use testkit::process::processor_time;
+use testkit::report::{Report, median};
+use testkit::{Daemon, Plan, SOON};
 
 use crate::client::stalled;
-use crate::daemon::{Daemon, Plan, SOON};
-use crate::load::{Load, Talk};
-use crate::process::processor_time;
-use crate::report::{Report, median};
 
 /// For so many seconds.
 const SPAN: usize = 5;

@@ -5,12 +5,11 @@
 //! Each line has what was measured, the target and whether it was met.  A missed target is reported
 //! and does not fail the run: the machine may be busy.  Bytes that are lost or wrong do.
 //!
-//! The measuring client stands apart from the figures: `load` drives any number of verified
-//! clients in one thread, `client` has those that misbehave on purpose and the
-//! ping-pong that times the polite ones, `process` reads what the kernel knows of the daemon.
-//! The daemon comes from the fixture of the integration tests.  What can be counted instead of
-//! timed is the business of the bench `cost`; how much another server would have needed, of
-//! `compare`.
+//! The measuring client stands apart from the figures: [`testkit::load`] drives any number of verified
+//! clients in one thread, `client` has those that misbehave on purpose and the ping-pong that times the
+//! polite ones, [`testkit::process`] reads what the kernel knows of the daemon.  What can be counted
+//! instead of timed is the business of the bench `cost`; how much another server would have needed,
+//! of `compare`.
 //!
 //! The targets are those of a quiet machine with two processors; the first line reports its load
 //! average.  Client and daemon share the processors.  Where that colours a figure, the same client is
@@ -18,17 +17,6 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod client;
-#[allow(dead_code)]
-#[path = "../../tests/it/daemon.rs"]
-mod daemon;
-#[path = "../common/load.rs"]
-mod load;
-#[allow(dead_code)]
-#[path = "../common/process.rs"]
-mod process;
-#[allow(dead_code)]
-#[path = "../common/report.rs"]
-mod report;
 
 mod churn;
 mod crowd;
@@ -40,10 +28,10 @@ mod transfer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::time::Instant;
 
-use report::Report;
 use rustix::process::{Resource, getrlimit};
+use testkit::report::Report;
+use testkit::{plenty_of_descriptors, process};
 
 type Measure = fn(&mut Report);
 
@@ -81,11 +69,10 @@ fn main() -> ExitCode {
         eprintln!("no such figure; there are: {}", names.join(" "));
         return ExitCode::from(2);
     }
-    daemon::plenty_of_descriptors();
+    plenty_of_descriptors();
     let limit = getrlimit(Resource::Nofile).current;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let began = Instant::now();
-    let mut report = Report::default();
+    let mut report = Report::new(chosen.len());
     report.note(&format!(
         "{processors} processors, {} descriptors, load {}",
         limit.map_or("any number of".into(), |limit| limit.to_string()),
@@ -99,5 +86,5 @@ fn main() -> ExitCode {
             report.broken("not measured: see above");
         }
     }
-    report.end(began.elapsed())
+    report.end()
 }

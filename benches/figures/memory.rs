@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use testkit::load::{Load, Talk};
+use testkit::process;
+use testkit::report::Report;
+use testkit::{Daemon, SOON, eventually};
+
 use crate::client::stalled;
-use crate::daemon::{Daemon, SOON, eventually};
-use crate::load::{Load, Talk};
-use crate::process;
-use crate::report::Report;
 
 pub fn memory(report: &mut Report) {
     idle(report);
@@ -17,7 +18,7 @@ pub fn memory(report: &mut Report) {
 /// A daemon without preservation, as descriptors are counted.
 fn alone(config: &str) -> Daemon {
     let config = format!("preserve-connections = false\n{config}");
-    crate::daemon::Plan::new().config(&config).start()
+    testkit::Plan::new().config(&config).start()
 }
 
 fn idle(report: &mut Report) {

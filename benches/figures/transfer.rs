@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use testkit::load::{Load, Talk};
+use testkit::process::{memory, processor_time};
+use testkit::report::{Report, median};
+use testkit::{Daemon, Plan, SOON};
 
 use crate::client::mebibytes;
-use crate::daemon::{Daemon, Plan, SOON};
-use crate::load::{Load, Talk};
-use crate::process::{memory, processor_time};
-use crate::report::{Report, median};
 
 const TOTAL: u64 = 256 << 20;
 

@@ -1,7 +1,7 @@
 //! Ways to break preservation on purpose, to see that the tests notice it.
 //!
 //! They exist in a build with the feature `test-faults` only, in which the environment variable
-//! `TCP_ECHO_TEST_FAULT` selects one by its name.  `tests/it/test_faults.rs` expects a failure of the
+//! `TCP_ECHO_TEST_FAULT` selects one by its name.  `tests/it/preserve/test_faults.rs` expects a failure of the
 //! tests with each of them.
 
 /// Recovery takes the positions of a connection from its record instead of the kernel.

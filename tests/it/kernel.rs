@@ -21,8 +21,7 @@ use rustix::net::{
 };
 use socket2::{SockRef, TcpKeepalive};
 use tcp_echo::sys::sockopt::accept_queue;
-
-use crate::daemon::{Folder, SOON, connect, eventually, listener};
+use testkit::{Folder, SOON, connect, eventually, listener};
 
 /// How long a test waits for what should not come.
 const NEVER: Duration = Duration::from_millis(100);

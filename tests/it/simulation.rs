@@ -99,14 +99,11 @@ impl Chance {
     }
 }
 
-/// The bytes of every stream, from a position on: their period is a prime number, so that nothing
-/// that is lost, doubled or moved looks right.
+/// The bytes of every stream, from a position on.
 fn bytes_at(position: u64, most: usize) -> &'static [u8] {
-    const PERIOD: usize = 131_071;
-    static NOISE: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
-    let noise = NOISE.get_or_init(|| crate::daemon::pattern(3, PERIOD));
-    let from = usize::try_from(position % PERIOD as u64).unwrap();
-    &noise[from..(from + most).min(PERIOD)]
+    static PATTERN: std::sync::OnceLock<testkit::Pattern> = std::sync::OnceLock::new();
+    let pattern = PATTERN.get_or_init(|| testkit::Pattern::new(3, 1 << 16));
+    pattern.piece(position, most)
 }
 
 /// How a peer behaves.

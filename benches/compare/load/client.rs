@@ -13,9 +13,12 @@ use std::time::Instant;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::{Domain, Socket, Type};
+use testkit::Pattern;
 
-use super::pattern::{self, Pattern, WHOLE};
 use super::work::{Mode, Work};
+
+/// A piece up to this length is one slice.
+pub const WHOLE: usize = 4096;
 
 /// Addresses of this host to come from, so that those in TIME-WAIT do not use up the ports.
 const SOURCES: usize = 200;
@@ -98,7 +101,7 @@ impl Client {
         Ok(Self {
             socket: socket.into(),
             talk,
-            start: pattern::start(number),
+            start: Pattern::start(number),
             sent: 0,
             received: 0,
             writes: VecDeque::with_capacity(1),
@@ -126,7 +129,7 @@ impl Client {
             let taken = if piece <= WHOLE {
                 send(
                     &self.socket,
-                    pattern.whole(position, piece),
+                    pattern.piece(position, piece),
                     SendFlags::NOSIGNAL,
                 )
             } else {

@@ -9,11 +9,10 @@
 //! At the end nothing more is sent, and everything that is under way must come back: a server that
 //! has lost an edge has forgotten a connection, and that is a failure like a wrong byte.
 //!
-//! In reading order: `work` (asked, seen), `pattern` (the bytes), `client` (a connection), and
+//! In reading order: `work` (asked, seen), `client` (a connection), and
 //! the loop in this file.
 
 mod client;
-mod pattern;
 mod work;
 
 use std::os::fd::OwnedFd;
@@ -24,10 +23,10 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::process::{Pid, getpid};
+use testkit::Pattern;
+use testkit::process::{family_time, memory, pin, processor_time, slabs};
 
-use crate::process::{family_time, memory, pin, processor_time, slabs};
-use client::{Client, Talk};
-use pattern::Pattern;
+use client::{Client, Talk, WHOLE};
 pub use work::{Mode, Outcome, Work};
 
 /// How long the last bytes may take to come back.
@@ -112,7 +111,7 @@ impl<'a> Load<'a> {
     fn connect(work: &'a Work) -> Result<Self, String> {
         let mut load = Self {
             work,
-            pattern: Pattern::new(),
+            pattern: Pattern::new(862, WHOLE),
             poll: epoll::create(CreateFlags::CLOEXEC).map_err(|error| error.to_string())?,
             buffer: vec![0; 256 * 1024],
             clients: Vec::new(),

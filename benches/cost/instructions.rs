@@ -39,7 +39,7 @@ pub fn instructions(report: &mut Report) {
     );
 }
 
-/// Tells a cost beside what it shall be one day, and fails beyond what it has been brought to.
+/// Prints a cost beside its target, and fails above its bound.
 fn report_of(report: &mut Report, name: &str, cost: Cost, (target, bound): (f64, f64)) {
     report.bound(
         name,

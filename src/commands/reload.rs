@@ -36,7 +36,7 @@ pub(super) fn run() -> Exit {
     // The daemon sends the same message, only later, so the reload goes on.
     if let Some(error) = notify_manager() {
         complain(&format!(
-            "the service manager cannot be told (NOTIFY_SOCKET): {error}"
+            "the service manager cannot be reached (NOTIFY_SOCKET): {error}"
         ));
     }
     match kill_process(pid, Signal::HUP) {

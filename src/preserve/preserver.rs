@@ -10,7 +10,7 @@
 //! A rotation replaces the queue in the same way: all open connections go into a new one, it is
 //! stored, the answer is awaited, and only then the old one is removed from the store.  Until then no
 //! connection is preserved, as the new queue would not have it.  So there are two copies in flight for
-//! a while, and there is never none.
+//! a while.  Only where there is no room in flight for two, the store is emptied and then filled anew.
 //!
 //! The machine has no effects of its own.  [`Preserver::on`] takes what has happened and returns what is
 //! to be done ([`Effect`]), and what comes of that is the next input.
@@ -65,7 +65,7 @@ pub(crate) enum Input {
     Dissolve,
     /// The process is about to end: the store is not emptied any more to be filled anew.
     Ending,
-    /// The manager is to be asked now, if it waits for a first connection.
+    /// The manager is to be asked now, if that was put off until there is a first connection.
     Ask,
     /// Time has passed.
     Time,

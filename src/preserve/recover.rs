@@ -449,9 +449,10 @@ impl<'a> Examiner<'a> {
                 owed,
             }),
             Err(why) => {
-                // Bytes that were written to a connection of Multipath TCP would wait for a peer that
-                // does not read, for as long as a descriptor queue holds the socket.
-                let reset = why == SHORT_OF_MEMORY || !is_counted(&socket);
+                // Where bytes are given up, an end of the stream would say that all came back.  And bytes
+                // that were written to a connection of Multipath TCP would wait for a peer that does not
+                // read, for as long as a descriptor queue holds the socket.
+                let reset = is_owed(&socket) || !is_counted(&socket);
                 end(&socket, reset);
                 *self.lost.entry(why).or_default() += 1;
             }
@@ -553,6 +554,12 @@ fn recorded_positions(record: &Record) -> Positions {
         over: false,
         quiet: Duration::ZERO,
     }
+}
+
+/// Whether bytes were read from a connection and not written to it, by the kernel's counters.
+fn is_owed(socket: &OwnedFd) -> bool {
+    let found = positions(socket);
+    found.is_ok_and(|found| !found.finished && found.received != found.sent)
 }
 
 /// Whether the kernel counts the bytes of a stream.  It does not count those of a Unix stream, and not
@@ -711,15 +718,16 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_whose_owed_bytes_are_nowhere_is_closed() {
+    fn a_connection_whose_owed_bytes_are_nowhere_is_reset() {
         let mut process = Process::new();
         process.read(0, b"overwritten by the next", false);
         process.read(1, b"next", false);
         let recovered = process.recover(9);
         assert_eq!(recovered.connections.len(), 1);
         assert_eq!(recovered.lost["the bytes that are owed were not found"], 1);
-        // Its client reads the end of the stream.
-        assert_eq!(process.sockets[0].1.read(&mut [0]).unwrap(), 0);
+        // The end of the stream would say that all came back.
+        let error = process.sockets[0].1.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
 
     #[test]

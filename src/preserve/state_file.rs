@@ -247,6 +247,11 @@ impl StateFile {
             return None;
         }
         let place = self.listener_name(index);
+        let first = place.text[0].get();
+        if first == 0 {
+            // Never used: the length of a name stands in the first word.
+            return None;
+        }
         let words = place.text.each_ref().map(Word::get);
         if place.check.get() != check(&words) {
             return None;

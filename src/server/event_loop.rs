@@ -37,6 +37,7 @@ pub(crate) trait Rounds {
 ///
 /// # Errors
 /// Those of epoll_wait(2), except for EINTR, and those of [`Rounds::finish`].
+#[inline]
 pub(crate) fn run(poll: &mut Poll, rounds: &mut impl Rounds) -> io::Result<()> {
     let mut events = Events::with_capacity(EVENTS);
     while rounds.goes_on() {

@@ -373,14 +373,14 @@ impl Server {
         let (life, now) = (self.life, self.now);
         let preserver = &mut self.preserver;
         let mut lost = Vec::new();
-        self.pool.deliver(|worker, number, stream| {
+        self.pool.deliver(|worker, of, stream| {
             let preserve = stream.can_be_preserved();
-            let (name, listener) = (stream.number, stream.listener);
+            let (number, listener) = (stream.number, stream.listener);
             match worker.admit(stream, now) {
                 Ok(key) if matches!(life, Life::Stopping { .. }) => {
                     worker.connections.drain(key, now);
                 }
-                Ok(key) if preserve => preserver.opened(number, key, name, now),
+                Ok(key) if preserve => preserver.opened(of, key, number, now),
                 Ok(_) => {}
                 Err(error) => lost.push((listener as usize, error)),
             }
@@ -450,7 +450,7 @@ impl Server {
             self.pool.trouble().map_or(Ok(()), Err)?;
             self.agenda.everything = self.acceptor.listeners.is_empty();
             self.record_totals();
-            let due = [self.preserver.next_due(), self.reporter.next_due()];
+            let due = [self.preserver.next_due(), self.reporter.summary_due()];
             self.agenda.wake_by(earliest(due));
             self.agenda.changed = false;
         }
@@ -605,6 +605,7 @@ impl Rounds for Server {
         self.agenda.begin(now);
     }
 
+    #[inline]
     fn take(&mut self, event: &Announced) {
         match EventSource::from(event.token()) {
             EventSource::Connection(key) => self.pool.own.announced(key, event),

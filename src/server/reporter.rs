@@ -68,8 +68,13 @@ impl Reporter {
     /// When the first of those seconds is over.
     #[must_use]
     pub(crate) fn next_due(&self) -> Option<MonoTime> {
-        let ended = lock(&self.close_summary).next_due();
-        earliest([ended, self.rate_limits.next_due()])
+        earliest([self.summary_due(), self.rate_limits.next_due()])
+    }
+
+    /// When the second of the closed connections is over that are not logged yet.
+    #[must_use]
+    pub(crate) fn summary_due(&self) -> Option<MonoTime> {
+        lock(&self.close_summary).next_due()
     }
 }
 

@@ -160,6 +160,7 @@ impl Rounds for ThreadLoop<'_> {
         worker.begin(clock::now(), announced);
     }
 
+    #[inline]
     fn take(&mut self, event: &Event) {
         // The timer and the waker only have to wake the poll.
         if let (Some(worker), EventSource::Connection(key)) =

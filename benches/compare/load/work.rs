@@ -57,7 +57,7 @@ pub struct Work {
     /// The server's process, to read its processor time
     #[arg(long)]
     pub server: Option<i32>,
-    /// Tell the outcome as JSON
+    /// Print the outcome as JSON
     #[arg(long)]
     pub json: bool,
     #[arg(long, hide = true)]

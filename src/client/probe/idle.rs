@@ -6,7 +6,7 @@
 //! shortest that was not, and one connection tries a keepalive that should hold.
 //!
 //! A keepalive of the other end keeps a middlebox awake, and hides how long that would wait: segments
-//! come that carry no data.  Whoever speaks first after a silence matters as well: here it is this
+//! come that carry no data.  Which side speaks first after a silence matters as well: here it is this
 //! end, as an echo server does not speak by itself.
 
 use std::time::{Duration, Instant};

@@ -686,7 +686,7 @@ fn the_reload_command_reloads_without_a_manager_and_reports_one_that_it_cannot_r
         let (code, text) = reload(Some(&pid), Some(manager));
         assert_eq!(code, Some(0), "{manager}: {text}");
         assert!(
-            text.contains("the service manager cannot be told"),
+            text.contains("the service manager cannot be reached"),
             "{manager}: {text:?}"
         );
         daemon.notified("READY=1");

@@ -29,6 +29,14 @@ pub fn connect_with_buffers(address: SocketAddr, receive: usize, send: usize) ->
     socket.into()
 }
 
+/// Writes, without reading, until nothing more goes in.
+pub fn fill(stream: &mut TcpStream) {
+    stream
+        .set_write_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    while stream.write(&[9; 65536]).is_ok() {}
+}
+
 /// Closes with a RST (`SO_LINGER` of zero).
 pub fn reset(stream: TcpStream) {
     SockRef::from(&stream)

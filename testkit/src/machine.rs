@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -61,6 +62,47 @@ pub fn has(tool: &str) -> bool {
         std::env::split_paths(&path).any(|folder| Path::new(&folder).join(tool).is_file())
     });
     is_there(found, &format!("{tool} is not installed"))
+}
+
+/// Whether unshare(1) with these arguments succeeds, of which the last ones are a command that shows
+/// what the namespaces can do; where it does not, the test says that it skips.
+pub fn has_namespaces(arguments: &[&str]) -> bool {
+    if !has("unshare") {
+        return false;
+    }
+    let output = Command::new("unshare").args(arguments).output().unwrap();
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr);
+        eprintln!("skipped: unshare {}: {why}", arguments.join(" "));
+    }
+    output.status.success()
+}
+
+/// Runs the test of this name once more, alone and in a network of its own: there `setup`, of the
+/// language of sh(1), runs first, and then `inside` instead of the rest of the test.
+#[track_caller]
+pub fn in_a_network(name: &str, setup: &str, inside: impl FnOnce()) {
+    const INSIDE: &str = "TCP_ECHO_IT_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        return inside();
+    }
+    let script = format!("{setup} && exec \"$@\"");
+    let network = ["-rn", "sh", "-c", &script, "sh"];
+    if !has("ip") || !has_namespaces(&[&network[..], &["true"]].concat()) {
+        return;
+    }
+    let output = Command::new("unshare")
+        .args(network)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
 }
 
 fn is_there(found: bool, complaint: &str) -> bool {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use socket2::{Domain, SockRef, Socket, Type};
-use testkit::{Daemon, Folder, Plan, SOON, has, has_terminals, program};
+use testkit::{Daemon, Folder, Plan, SOON, has, has_namespaces, has_terminals, program};
 
 use super::schema;
 
@@ -255,15 +255,7 @@ fn an_accept_queue_that_is_full() {
 
 #[test]
 fn a_network_without_a_way() {
-    if !has("unshare") {
-        return;
-    }
-    let possible = Command::new("unshare")
-        .args(["-rn", "true"])
-        .output()
-        .unwrap();
-    if !possible.status.success() {
-        eprintln!("skipped: no user namespace for a network of our own");
+    if !has_namespaces(&["-rn", "true"]) {
         return;
     }
     for _ in 0..TIMES {
@@ -486,14 +478,7 @@ fn a_pause_is_named_with_its_place() {
 /// In a network of its own: a daemon, and a ping during which what is sent to it is dropped after half
 /// a second for `span` seconds.
 fn ping_while_dropped(span: &str, arguments: &str) -> Option<Ran> {
-    if !has("unshare") || !has("nft") || !has("ss") {
-        return None;
-    }
-    let possible = Command::new("unshare")
-        .args(["-rn", "nft", "add", "table", "ip", "t"])
-        .output();
-    if !possible.unwrap().status.success() {
-        eprintln!("skipped: no user namespace for a network of our own");
+    if !has("nft") || !has("ss") || !has_namespaces(&["-rn", "nft", "add", "table", "ip", "t"]) {
         return None;
     }
     let script = format!(

@@ -3,47 +3,23 @@
 
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 use testkit::manager::Manager;
-use testkit::{SOON, Tape, end_of, eventually, has, ping};
+use testkit::{SOON, Tape, end_of, eventually, in_a_network, ping};
 
 /// Connections of Multipath TCP with two subflows each, in a network of our own, where this test runs
 /// itself once more.
 #[test]
 fn over_multipath_tcp_a_restart_preserves_connections_and_a_crash_ends_them_at_once() {
-    const INSIDE: &str = "TCP_ECHO_IT_INSIDE";
-    const NAME: &str = "preserve::multipath::over_multipath_tcp_a_restart_preserves_connections_and_a_crash_ends_them_at_once";
-    if std::env::var_os(INSIDE).is_some() {
-        return (0..20).for_each(|_| multipath());
-    }
-    if !has("unshare") || !has("ip") {
-        return;
-    }
-    let network = "ip link set lo up && ip mptcp limits set subflow 2 add_addr_accepted 2 && \
-                   ip mptcp endpoint add 127.0.0.2 dev lo subflow && exec \"$@\"";
-    let inside = |words: &[&str]| {
-        let mut command = Command::new("unshare");
-        command.args(["-rn", "sh", "-c", network, "sh"]).args(words);
-        command
-    };
-    if !inside(&["true"]).output().unwrap().status.success() {
-        eprintln!("skipped: {NAME}: no network of our own with Multipath TCP");
-        return;
-    }
-    let program = std::env::current_exe().unwrap();
-    let output = inside(&[program.to_str().unwrap(), "--exact", NAME, "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
+    in_a_network(
+        "preserve::multipath::over_multipath_tcp_a_restart_preserves_connections_and_a_crash_ends_them_at_once",
+        "ip link set lo up && ip mptcp limits set subflow 2 add_addr_accepted 2 && \
+         ip mptcp endpoint add 127.0.0.2 dev lo subflow",
+        || (0..20).for_each(|_| multipath()),
     );
 }
 

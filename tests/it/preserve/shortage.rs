@@ -13,7 +13,9 @@ use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 use tcp_echo::log::events::id;
 use testkit::manager::Manager;
-use testkit::{SOON, connect_with_buffers, eventually, finish, has, ping};
+use testkit::{
+    SOON, connect_with_buffers, eventually, finish, has, has_namespaces, in_a_network, ping,
+};
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
 const RESTORED: &str = id("RESTORED");
@@ -44,16 +46,8 @@ fn an_address_that_is_not_to_be_shared_is_no_obstacle_for_the_next_process() {
 
 #[test]
 fn connections_do_not_wait_for_ever_while_no_start_succeeds() {
-    if !has("unshare") {
-        return;
-    }
     let ahead = ["unshare", "--time", "--fork", "--monotonic", "100"];
-    let possible = Command::new(ahead[0])
-        .args(&ahead[1..])
-        .arg("true")
-        .output();
-    if !possible.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: no time namespace");
+    if !has_namespaces(&[&ahead[1..], &["true"]].concat()) {
         return;
     }
     let usual = "preserve-after = '0s'\n";
@@ -237,38 +231,16 @@ fn what_a_process_was_killed_for_does_not_kill_the_next_one() {
 /// connection with data in its SYN (TCP Fast Open, RFC 7413) is in SYN-RECEIVED when it is handed over.
 #[test]
 fn a_connection_without_the_end_of_its_handshake_is_handed_over() {
-    const INSIDE: &str = "TCP_ECHO_IT_INSIDE";
-    const NAME: &str =
-        "preserve::shortage::a_connection_without_the_end_of_its_handshake_is_handed_over";
-    if std::env::var_os(INSIDE).is_some() {
-        return hands_a_fast_open_over();
-    }
-    if !has("unshare") || !has("ip") || !has("nft") {
-        return;
-    }
-    let script = "ip link set lo up && echo 1543 >/proc/sys/net/ipv4/tcp_fastopen && \
+    let setup = "ip link set lo up && echo 1543 >/proc/sys/net/ipv4/tcp_fastopen && \
         nft add table ip t && \
-        nft add chain ip t out '{ type filter hook output priority 0; }' && exec \"$@\"";
-    let run = |words: &[&str]| {
-        Command::new("unshare")
-            .args(["-rn", "sh", "-c", script, "sh"])
-            .args(words)
-            .env(INSIDE, "1")
-            .output()
-            .unwrap()
-    };
-    let possible = run(&["true"]);
-    if !possible.status.success() {
-        let why = String::from_utf8_lossy(&possible.stderr).into_owned();
-        eprintln!("skipped: no network namespace with nftables and TCP Fast Open: {why}");
+        nft add chain ip t out '{ type filter hook output priority 0; }'";
+    if !has("nft") {
         return;
     }
-    let own = std::env::current_exe().unwrap();
-    let output = run(&[own.to_str().unwrap(), "--exact", NAME, "--nocapture"]);
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
+    in_a_network(
+        "preserve::shortage::a_connection_without_the_end_of_its_handshake_is_handed_over",
+        setup,
+        hands_a_fast_open_over,
     );
 }
 

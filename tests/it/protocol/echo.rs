@@ -10,7 +10,6 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -18,8 +17,8 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustix::process::Signal;
 use socket2::SockRef;
 use testkit::{
-    Daemon, Dice, Folder, Plan, SOON, Tape, connect, connect_with_buffers, finish, has, pattern,
-    ping, reset,
+    Daemon, Dice, Folder, Plan, SOON, Tape, connect, connect_with_buffers, finish, has,
+    has_namespaces, pattern, ping, reset,
 };
 
 const MIB: usize = 1 << 20;
@@ -383,12 +382,7 @@ fn a_path_has_the_mode_and_the_group_that_are_asked_for() {
 /// As under `PrivateTmp=` of systemd.exec(5).
 #[test]
 fn a_path_in_a_private_tmp_is_warned_of() {
-    if !has("unshare") {
-        return;
-    }
-    let possible = Command::new("unshare").args(["-rm", "true"]).status();
-    if !possible.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: there are no user namespaces here");
+    if !has_namespaces(&["-rm", "true"]) {
         return;
     }
     let warning = "cannot be reached from outside: the service has this folder for itself";

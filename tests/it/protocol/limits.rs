@@ -7,14 +7,13 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use testkit::load::{Load, Talk};
 use testkit::{
-    Daemon, Plan, SOON, Tape, connect_with_buffers, end_of, eventually, has, pattern, ping,
-    plenty_of_descriptors, seconds_since,
+    Daemon, Plan, SOON, Tape, connect_with_buffers, end_of, eventually, in_a_network, pattern,
+    ping, plenty_of_descriptors, seconds_since,
 };
 
 fn limited(limits: &str) -> Daemon {
@@ -116,34 +115,10 @@ fn one_source_has_no_cap_when_it_is_this_host() {
 /// itself once more.
 #[test]
 fn one_source_beyond_its_cap_is_closed_at_once_and_counted() {
-    const INSIDE: &str = "TCP_ECHO_IT_INSIDE";
-    const NAME: &str = "protocol::limits::one_source_beyond_its_cap_is_closed_at_once_and_counted";
-    if std::env::var_os(INSIDE).is_some() {
-        return the_cap_of_a_source();
-    }
-    if !has("unshare") || !has("ip") {
-        return;
-    }
-    let possible = Command::new("unshare")
-        .args(["-rn", "ip", "link", "set", "lo", "up"])
-        .output()
-        .unwrap();
-    if !possible.status.success() {
-        eprintln!("skipped: no user namespace for a network of our own");
-        return;
-    }
-    let script = "ip link set lo up && ip addr add 192.0.2.1/32 dev lo && exec \"$@\"";
-    let output = Command::new("unshare")
-        .args(["-rn", "sh", "-c", script, "sh"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", NAME, "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
+    in_a_network(
+        "protocol::limits::one_source_beyond_its_cap_is_closed_at_once_and_counted",
+        "ip link set lo up && ip addr add 192.0.2.1/32 dev lo",
+        the_cap_of_a_source,
     );
 }
 

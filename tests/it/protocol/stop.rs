@@ -8,7 +8,6 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use testkit::{
     Daemon, Dice, Plan, SOON, Tape, connect, connect_with_buffers, end_of, eventually, has,
-    listener, ping,
+    has_namespaces, listener, ping,
 };
 
 use crate::unacknowledged;
@@ -537,12 +536,7 @@ fn signals_are_taken_whatever_dispositions_and_mask_were_inherited() {
 /// The file of hosts is a pipe that nothing writes, so that a name is never resolved.
 #[test]
 fn a_stop_while_a_name_is_resolved_is_obeyed_at_once() {
-    if !has("unshare") || !has("mkfifo") {
-        return;
-    }
-    let possible = Command::new("unshare").args(["-rm", "true"]).status();
-    if !possible.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: there are no user namespaces here");
+    if !has("mkfifo") || !has_namespaces(&["-rm", "true"]) {
         return;
     }
     for signal in [Signal::TERM, Signal::INT] {

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use testkit::{Daemon, Folder, Plan, has, program};
+use testkit::{Daemon, Folder, Plan, has, has_namespaces, program};
 
 fn check(config: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let mut plan = Plan::bare().config(config).argument("check");
@@ -255,12 +255,7 @@ const HOST: &str = "
 
 #[test]
 fn the_check_and_the_daemon_never_disagree() {
-    if !has("unshare") || !has("ip") || !has("setpriv") {
-        return;
-    }
-    let possible = Command::new("unshare").args(["-rmn", "true"]).status();
-    if !possible.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: there are no user namespaces here");
+    if !has("ip") || !has("setpriv") || !has_namespaces(&["-rmn", "true"]) {
         return;
     }
     let another = "another listener of the configuration";

@@ -10,12 +10,12 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Command;
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use testkit::{
-    Daemon, Folder, Plan, SOON, connect, eventually, finish, has, listener, ping, program,
+    Daemon, Folder, Plan, SOON, connect, eventually, fill, finish, has, has_namespaces, listener,
+    ping, program,
 };
 
 /// A client of the test, and the socket at the other end, to be passed.
@@ -613,11 +613,7 @@ fn callers_that_come_during_a_drain_wait_for_the_next_process() {
         .start();
     // One that does not read keeps the daemon from its end.
     let mut stalled = daemon.connect();
-    stalled
-        .set_write_timeout(Some(Duration::from_millis(300)))
-        .unwrap();
-    let chunk = [7; 65536];
-    while stalled.write(&chunk).is_ok() {}
+    fill(&mut stalled);
     daemon.signal(rustix::process::Signal::TERM);
     daemon.notified("STOPPING=1");
     eventually(SOON, "the queue was not emptied", || {
@@ -688,12 +684,7 @@ fn systemd_socket_activate_passes_connections() {
 
 #[test]
 fn a_table_of_another_instance_is_no_warning() {
-    if !has("unshare") {
-        return;
-    }
-    let possible = Command::new("unshare").args(["-rm", "true"]).status();
-    if !possible.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: there are no user namespaces here");
+    if !has_namespaces(&["-rm", "true"]) {
         return;
     }
     for (unit, priority) in [

@@ -5,7 +5,7 @@
 //! cannot be written never delays the echo or the end of the process.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -21,8 +21,8 @@ use serde_json::Value;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tcp_echo::log::events::id;
 use testkit::{
-    Daemon, Folder, Plan, SOON, end_of, eventually, finish, has, has_terminals, pattern, ping,
-    program,
+    Daemon, Folder, Plan, SOON, end_of, eventually, fill, finish, has, has_namespaces,
+    has_terminals, pattern, ping, program,
 };
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
@@ -304,14 +304,6 @@ fn ends_with(reason: &str, config: &str, act: impl FnOnce(&mut Daemon)) {
     assert_eq!(stopped["echo.reasons"], format!("{reason} 1"), "{stopped}");
 }
 
-/// Writes until nothing more goes in.
-fn stall(client: &mut std::net::TcpStream) {
-    client
-        .set_write_timeout(Some(Duration::from_millis(200)))
-        .unwrap();
-    while client.write(&[9; 65536]).is_ok() {}
-}
-
 #[test]
 fn the_reason_is_the_right_one() {
     ends_with("peer-closed", "", |daemon| {
@@ -338,7 +330,7 @@ fn the_reason_is_the_right_one() {
         "[limits]\nstall-timeout = '300ms'\n",
         |daemon| {
             let mut client = daemon.connect();
-            stall(&mut client);
+            fill(&mut client);
             daemon.logged("stall-timeout");
         },
     );
@@ -367,7 +359,7 @@ fn the_reason_is_the_right_one() {
         "[limits]\nstop-timeout = '200ms'\n",
         |daemon| {
             let mut client = daemon.connect();
-            stall(&mut client);
+            fill(&mut client);
             assert!(daemon.stop().success());
         },
     );
@@ -377,7 +369,7 @@ fn the_reason_is_the_right_one() {
 fn bytes_that_could_not_be_sent_back_are_logged() {
     let mut daemon = json().config("[limits]\nstall-timeout = '300ms'\n").start();
     let mut client = daemon.connect();
-    stall(&mut client);
+    fill(&mut client);
     let end = first_end(&daemon);
     let number = |field| end[field].as_u64().unwrap();
     assert!(number("echo.owed") > 0, "{end}");
@@ -557,16 +549,7 @@ struct Journal {
 impl Journal {
     /// Where this user may not make namespaces, prints that the test skips, and returns `None`.
     fn new() -> Option<Self> {
-        if !has("unshare") {
-            return None;
-        }
-        let probe = Command::new("unshare")
-            .args(["-rm", "mount", "-t", "tmpfs", "tmpfs", "/run"])
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
-        if !probe.success() {
-            eprintln!("skipped: no mount namespace of our own can be had");
+        if !has_namespaces(&["-rm", "mount", "-t", "tmpfs", "tmpfs", "/run"]) {
             return None;
         }
         let folder = Folder::new();

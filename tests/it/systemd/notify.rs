@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use sd_notify::NotifyState;
 use socket2::{Domain, Socket, Type};
 use testkit::{
-    Daemon, Folder, Plan, SOON, connect, eventually, has, listener, pattern, ping, program,
+    Daemon, Folder, Plan, SOON, connect, eventually, fill, has, listener, pattern, ping, program,
 };
 
 /// Without preservation, so that there are no messages about it.
@@ -107,11 +107,7 @@ fn start_under(manager: &str) -> (Daemon, SocketAddr) {
 /// A client that writes and does not read, until nothing more goes in.
 fn stalled(daemon: &Daemon) -> TcpStream {
     let mut client = daemon.connect();
-    client
-        .set_write_timeout(Some(Duration::from_millis(300)))
-        .unwrap();
-    let chunk = [1; 65536];
-    while client.write(&chunk).is_ok() {}
+    fill(&mut client);
     client
 }
 

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use socket2::SockRef;
 use testkit::{
-    Daemon, Folder, Plan, SOON, connect, end_of, eventually, finish, has, listener, pattern, ping,
+    Daemon, Folder, Plan, SOON, connect, end_of, eventually, fill, finish, has, listener, pattern,
+    ping,
 };
 
 /// Whether nothing comes for so long.
@@ -72,10 +73,7 @@ fn the_stop_timeout_is_that_of_the_last_reload() {
         .config("[limits]\nstop-timeout = '10min'\n")
         .start();
     let mut client = daemon.connect();
-    client
-        .set_write_timeout(Some(Duration::from_millis(200)))
-        .unwrap();
-    while client.write(&[9; 65536]).is_ok() {}
+    fill(&mut client);
     daemon.reload("[limits]\nstop-timeout = '200ms'\n");
     let start = Instant::now();
     assert!(daemon.stop().success());
@@ -494,10 +492,7 @@ fn a_reload_during_the_drain_is_harmless() {
         .config("[limits]\nstop-timeout = '1s'\n")
         .start();
     let mut client = daemon.connect();
-    client
-        .set_write_timeout(Some(Duration::from_millis(200)))
-        .unwrap();
-    while client.write(&[9; 65536]).is_ok() {}
+    fill(&mut client);
     daemon.signal(Signal::TERM);
     daemon.notified("STOPPING=1");
     daemon

@@ -29,7 +29,21 @@ pub fn connect_with_buffers(address: SocketAddr, receive: usize, send: usize) ->
     socket.into()
 }
 
-/// Writes, without reading, until nothing more goes in.
+/// Asserts that nothing comes for so long.
+#[track_caller]
+pub fn waits(mut stream: &TcpStream, span: Duration) {
+    stream.set_read_timeout(Some(span)).unwrap();
+    let answer = stream.read(&mut [0; 9]);
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    assert!(
+        answer
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock),
+        "{answer:?}"
+    );
+}
+
+/// Writes, without reading, until nothing more goes in for 300 ms, which stays its write timeout.
 pub fn fill(stream: &mut TcpStream) {
     stream
         .set_write_timeout(Some(Duration::from_millis(300)))

@@ -79,7 +79,8 @@ pub fn has_namespaces(arguments: &[&str]) -> bool {
 }
 
 /// Runs the test of this name once more, alone and in a network of its own: there `setup`, of the
-/// language of sh(1), runs first, and then `inside` instead of the rest of the test.
+/// language of sh(1), runs first, and then `inside` instead of the rest of the test.  Where `setup` fails,
+/// the test says that it skips: what has to succeed belongs to `inside`.
 #[track_caller]
 pub fn in_a_network(name: &str, setup: &str, inside: impl FnOnce()) {
     const INSIDE: &str = "TCP_ECHO_IT_INSIDE";

@@ -31,3 +31,11 @@ mod simulation;
 fn unacknowledged(stream: &std::net::TcpStream) -> usize {
     usize::try_from(tcp_echo::sys::sockopt::unacknowledged(stream)).unwrap()
 }
+
+/// Waits until the kernel of the daemon has acknowledged everything that a client sent.
+#[track_caller]
+fn is_acknowledged(client: &std::net::TcpStream) {
+    testkit::eventually(testkit::SOON, "data stayed unacknowledged", || {
+        (unacknowledged(client) == 0).then_some(())
+    });
+}

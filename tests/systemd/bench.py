@@ -114,14 +114,6 @@ def until(condition, what, seconds=SOON):
         time.sleep(0.02)
 
 
-def receive(client, size):
-    """So many bytes, or fewer when the stream ends."""
-    data = b""
-    while len(data) < size and (part := client.recv(size - len(data))):
-        data += part
-    return data
-
-
 def drain(client):
     """Everything until the end of the stream."""
     parts = []

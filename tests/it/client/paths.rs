@@ -38,6 +38,11 @@ ip -n m route add 10.0.3.0/24 via 10.0.2.2
 ip -n n route add 10.0.1.0/24 via 10.0.2.1
 ip -n s route add default via 10.0.3.1
 for n in m n; do ip netns exec $n sysctl -qw net.ipv4.ip_forward=1; done
+client() { ip netns exec c "$PROGRAM" probe 10.0.3.2 --json "$@"; }
+"#;
+
+/// A daemon in the namespace `s`.
+const SERVER: &str = r#"
 server() {
     ip netns exec s "$PROGRAM" --listen '*:7' --log off &
     for i in $(seq 100); do
@@ -46,7 +51,6 @@ server() {
     done
     exit 99
 }
-client() { ip netns exec c "$PROGRAM" probe 10.0.3.2 --json "$@"; }
 "#;
 
 /// Runs a script in namespaces of its own; `None`, and said, where there can be none.
@@ -71,7 +75,7 @@ fn unshared(script: &str) -> Option<Output> {
 fn bed(script: &str) -> Option<Output> {
     let tools = ["ip", "ss", "unshare", "sysctl"].into_iter().all(has);
     tools
-        .then(|| unshared(&format!("{BED}\n{script}")))
+        .then(|| unshared(&format!("{SERVER}{BED}\n{script}")))
         .flatten()
 }
 
@@ -458,17 +462,9 @@ done
 ip link set near netns c; ip link set far netns s
 ip -n c addr add 10.0.3.1/24 dev near; ip -n c link set near up mtu 1500
 ip -n s addr add 10.0.3.2/24 dev far; ip -n s link set far up mtu 1500
-server() {
-    ip netns exec s \"$PROGRAM\" --listen '*:7' --log off &
-    for i in $(seq 100); do
-        ip netns exec s ss -Hltn sport = 7 | grep -q . && return
-        sleep 0.05
-    done
-    exit 99
-}
 server
 ip netns exec c \"$PROGRAM\" probe 10.0.3.2 --json --only connect,bytes,order,end,reset,size,window,urgent --no-bulk";
-    let Some(output) = unshared(&ends.replace("NAME", NAME)) else {
+    let Some(output) = unshared(&format!("{SERVER}{}", ends.replace("NAME", NAME))) else {
         return;
     };
     let (_, report) = report(&output);

@@ -5,7 +5,6 @@
 //! clients are served as ever, nothing hangs, and a connection that cannot be preserved gets all of its
 //! bytes and a FIN, as without preservation.
 
-use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -16,6 +15,8 @@ use tcp_echo::log::events::id;
 use testkit::crowd::{ClientMix, Kind, Kind::*};
 use testkit::manager::{Manager, Way, memory_file};
 use testkit::{SOON, connect, eventually, finish, has, ping, program};
+
+use super::{is_closed, short_lived};
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
 const PRESERVING: &str = id("PRESERVING");
@@ -36,9 +37,6 @@ const ALL: [(Kind, usize); 5] = [
 /// Clients that wait for each answer, and clients that do not send.
 const CALM: [(Kind, usize); 4] = [(Idle, 4), (HalfClosed, 1), (Finished, 1), (Stalled, 2)];
 
-/// The closed connections that cause a rotation of the descriptor queue.
-const DEAD: usize = 64;
-
 /// Hands over without a store: every client is drained, as with TERM.
 #[track_caller]
 fn ends_as_without_preservation(manager: &mut Manager, mix: &mut ClientMix) {
@@ -53,14 +51,6 @@ fn ends_as_without_preservation(manager: &mut Manager, mix: &mut ClientMix) {
 fn hands_over_or_drains(manager: &mut Manager, mix: &mut ClientMix) {
     mix.load.read_all();
     mix.meanwhile(|_| manager.hand_over());
-}
-
-/// Makes connections that are preserved and then closed, beside so many others.
-#[track_caller]
-fn let_die(manager: &Manager, living: usize) {
-    let dead: Vec<TcpStream> = (0..DEAD).map(|_| manager.connect()).collect();
-    dead.iter().for_each(|client| ping(client, b"not for long"));
-    manager.preserves(living + DEAD);
 }
 
 /// Waits until the store has another descriptor queue than this one, and no other.
@@ -184,7 +174,7 @@ fn a_descriptor_queue_with_many_closed_connections_is_rotated() {
     manager.preserves(16);
     for round in 0..3 {
         let before = manager.one_of_each();
-        let_die(&manager, 16);
+        drop(short_lived(&manager, 16));
         is_rotated(&manager, &before);
         mix.echoes_on();
         if round == 1 {
@@ -215,7 +205,7 @@ fn a_store_that_is_full_at_a_rotation_makes_no_client_wait() {
         manager.preserves(8);
         let before = manager.one_of_each();
         let barriers = manager.barriers();
-        let_die(&manager, 8);
+        drop(short_lived(&manager, 8));
         eventually(SOON, "nothing was renewed", || {
             (manager.barriers() > barriers).then_some(())
         });
@@ -243,7 +233,7 @@ fn in_a_rotation() -> (Manager, ClientMix) {
     let mix = ClientMix::new(manager.address(), &CALM);
     manager.preserves(8);
     manager.answers(false);
-    let_die(&manager, 8);
+    drop(short_lived(&manager, 8));
     eventually(SOON, "nothing was renewed", || {
         (manager.stored("preserve-queue-") == 4).then_some(())
     });
@@ -624,8 +614,5 @@ fn unix_streams_that_may_hold_descriptors_are_not_preserved() {
     manager.restart();
     ping(&tcp, b"still here");
     // A FIN, or a reset where something was unread.
-    let mut rest = Vec::new();
-    let ended = (&client).read_to_end(&mut rest);
-    let waits = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
-    assert!(!waits, "it hangs");
+    assert!(is_closed(&client), "it hangs");
 }

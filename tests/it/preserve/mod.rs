@@ -10,6 +10,12 @@
 //! - `store`: the manager of [`testkit`] stores descriptors as systemd does
 //! - `test_faults`: preservation that is broken on purpose is seen to fail
 
+use std::io::{ErrorKind, Read};
+use std::net::TcpStream;
+
+use testkit::manager::Manager;
+use testkit::ping;
+
 mod damage;
 mod degrade;
 mod instants;
@@ -20,3 +26,23 @@ mod store;
 mod survival;
 #[cfg(feature = "test-faults")]
 mod test_faults;
+
+/// The closed connections that cause a rotation of the descriptor queue.
+const DEAD: usize = 64;
+
+/// Makes connections that are preserved, beside so many others; a rotation begins when they are dropped.
+#[track_caller]
+fn short_lived(manager: &Manager, others: usize) -> Vec<TcpStream> {
+    let flies: Vec<TcpStream> = (0..DEAD).map(|_| manager.connect()).collect();
+    flies
+        .iter()
+        .for_each(|client| ping(client, b"not for long"));
+    manager.preserves(others + DEAD);
+    flies
+}
+
+/// Whether there is an end, of any kind; what comes before it is discarded.
+fn is_closed(mut stream: impl Read) -> bool {
+    let end = stream.read_to_end(&mut Vec::new());
+    !end.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+}

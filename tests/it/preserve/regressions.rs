@@ -16,7 +16,8 @@ use testkit::crowd::{ClientMix, Kind, Kind::*};
 use testkit::manager::Manager;
 use testkit::{SOON, Tape, connect_with_buffers, end_of, eventually, has, ping};
 
-use crate::unacknowledged;
+use super::{DEAD, short_lived};
+use crate::is_acknowledged;
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
 const NOT_PRESERVING: &str = id("NOT_PRESERVING");
@@ -36,20 +37,6 @@ const CALM: [(Kind, usize); 4] = [(Idle, 4), (HalfClosed, 1), (Finished, 1), (St
 
 /// The number of these clients.
 const CALM_ONES: usize = 8;
-
-/// The closed connections that cause a rotation of the descriptor queue.
-const DEAD: usize = 64;
-
-/// Makes connections that are preserved, beside so many others; a rotation begins when they are dropped.
-#[track_caller]
-fn short_lived(manager: &Manager, others: usize) -> Vec<TcpStream> {
-    let flies: Vec<TcpStream> = (0..DEAD).map(|_| manager.connect()).collect();
-    flies
-        .iter()
-        .for_each(|client| ping(client, b"not for long"));
-    manager.preserves(others + DEAD);
-    flies
-}
 
 /// Waits until the manager has got more barriers than before.
 #[track_caller]
@@ -107,9 +94,7 @@ impl Slow {
     #[track_caller]
     fn status_has(&mut self, count: usize) {
         self.sent.send(&self.stream, count).unwrap();
-        eventually(SOON, "data stayed unacknowledged", || {
-            (unacknowledged(&self.stream) == 0).then_some(())
-        });
+        is_acknowledged(&self.stream);
     }
 
     #[track_caller]

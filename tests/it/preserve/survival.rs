@@ -5,7 +5,7 @@
 //! promises of a service with a manager that stores what it is given; other cases are in `degrade`, and
 //! a crash between any two system calls is in `instants`.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -19,7 +19,8 @@ use testkit::crowd::{ClientMix, Kind, Kind::*};
 use testkit::manager::{Manager, Way, value};
 use testkit::{Dice, SOON, Tape, connect, end_of, eventually, finish, ping, reset};
 
-use crate::unacknowledged;
+use super::is_closed;
+use crate::is_acknowledged;
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
 const PRESERVING: &str = id("PRESERVING");
@@ -42,20 +43,6 @@ const ALL: [(Kind, usize); 5] = [
 
 /// Some of each kind that is possible with large buffers.
 const WIDE: [(Kind, usize); 4] = [(Streaming, 6), (Idle, 4), (HalfClosed, 4), (Stalled, 4)];
-
-/// Waits until the kernel of the daemon has acknowledged everything that a client sent.
-#[track_caller]
-fn is_acknowledged(client: &TcpStream) {
-    eventually(SOON, "data stayed unacknowledged", || {
-        (unacknowledged(client) == 0).then_some(())
-    });
-}
-
-/// Whether there is an end, of any kind; what comes before it is discarded.
-fn is_closed(mut stream: impl Read) -> bool {
-    let end = stream.read_to_end(&mut Vec::new());
-    !end.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
-}
 
 /// The event of the end of the connection from this client's address.
 #[track_caller]

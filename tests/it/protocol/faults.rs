@@ -7,7 +7,7 @@
 //! The daemons here have no notify socket, so that every recvfrom(2) and sendto(2) is one for a
 //! client, or for a signal, and can be counted.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use testkit::{
     Daemon, Plan, SOON, Tape, connect, eventually, finish, has, listener, ping,
-    plenty_of_descriptors, seconds_since,
+    plenty_of_descriptors, seconds_since, waits,
 };
 
 /// strace(1) counts the calls of each thread by themselves, and an nth call is of one worker.
@@ -458,16 +458,8 @@ fn limit_descriptors(daemon: &Daemon, most: usize) {
     assert!(status.success());
 }
 
-/// Asserts that nothing has come back within a while.
-#[track_caller]
-fn waits(mut caller: &TcpStream) {
-    caller
-        .set_read_timeout(Some(Duration::from_millis(200)))
-        .unwrap();
-    let error = caller.read(&mut [0; 9]).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-    caller.set_read_timeout(Some(SOON)).unwrap();
-}
+/// How long a client that is not served is watched.
+const WHILE: Duration = Duration::from_millis(200);
 
 #[test]
 fn two_hundred_clients_and_64_descriptors() {
@@ -488,7 +480,7 @@ fn two_hundred_clients_and_64_descriptors() {
     // Open connections stay open; callers wait, which uses no processor time.
     let inside = clients.len() - 1;
     (&clients[0]).read_exact(&mut [0; 5]).unwrap();
-    waits(&clients[inside]);
+    waits(&clients[inside], WHILE);
     daemon.uses_hardly_any_time();
     ping(&clients[0], b"still here");
     // In their order, all callers are accepted as connections end.
@@ -526,11 +518,11 @@ fn without_descriptors_callers_wait_and_get_the_first_that_is_free() {
         })
         .collect();
     daemon.logged("is paused");
-    waits(&outside[0]);
+    waits(&outside[0], WHILE);
     daemon.uses_hardly_any_time();
     inside.iter().for_each(|client| ping(client, b"still here"));
     for mut caller in &outside[..5] {
-        waits(caller);
+        waits(caller, WHILE);
         let freed = Instant::now();
         drop(inside.pop());
         caller.read_exact(&mut [0; 5]).unwrap();
@@ -540,7 +532,7 @@ fn without_descriptors_callers_wait_and_get_the_first_that_is_free() {
     }
     // It takes signals and sends its status, and logs this once a second at most.
     daemon.reload("");
-    waits(&outside[5]);
+    waits(&outside[5], WHILE);
     let told = daemon.log().matches("is paused").count();
     assert!(told <= 1 + seconds_since(began), "{told}");
     // Descriptors that are freed elsewhere are found too.

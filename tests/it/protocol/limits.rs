@@ -7,13 +7,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use testkit::load::{Load, Talk};
 use testkit::{
     Daemon, Plan, SOON, Tape, connect_with_buffers, end_of, eventually, in_a_network, pattern,
-    ping, plenty_of_descriptors, seconds_since,
+    ping, plenty_of_descriptors, seconds_since, waits,
 };
 
 fn limited(limits: &str) -> Daemon {
@@ -22,21 +23,8 @@ fn limited(limits: &str) -> Daemon {
     Plan::new().config(&config).start()
 }
 
-/// Asserts that a client is connected and not served.
-#[track_caller]
-fn waits(caller: &TcpStream) {
-    caller
-        .set_read_timeout(Some(Duration::from_millis(200)))
-        .unwrap();
-    let answer = { caller }.read(&mut [0; 9]);
-    assert!(
-        answer
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock),
-        "{answer:?}"
-    );
-    caller.set_read_timeout(Some(SOON)).unwrap();
-}
+/// How long a client that is not served is watched.
+const WHILE: Duration = Duration::from_millis(200);
 
 /// Asserts that a message comes back that was sent before.
 #[track_caller]
@@ -59,7 +47,7 @@ fn at_the_limit_callers_wait_in_the_queue_until_connections_end() {
         })
         .collect();
     daemon.logged("is paused");
-    waits(&outside[0]);
+    waits(&outside[0], WHILE);
     daemon.rests();
     inside.iter().for_each(|client| ping(client, b"inside"));
     // For each connection that ends the first caller in the queue is accepted, without a new event.
@@ -67,7 +55,7 @@ fn at_the_limit_callers_wait_in_the_queue_until_connections_end() {
         let _ = end_after_fin(&inside.remove(0));
         answered(caller, b"outside");
     }
-    waits(&outside[4]);
+    waits(&outside[4], WHILE);
     drop(outside);
     drop(inside);
     ping(daemon.connect(), b"the next one");
@@ -117,12 +105,16 @@ fn one_source_has_no_cap_when_it_is_this_host() {
 fn one_source_beyond_its_cap_is_closed_at_once_and_counted() {
     in_a_network(
         "protocol::limits::one_source_beyond_its_cap_is_closed_at_once_and_counted",
-        "ip link set lo up && ip addr add 192.0.2.1/32 dev lo",
+        "ip link set lo up",
         the_cap_of_a_source,
     );
 }
 
 fn the_cap_of_a_source() {
+    let added = Command::new("ip")
+        .args(["addr", "add", "192.0.2.1/32", "dev", "lo"])
+        .status();
+    assert!(added.unwrap().success());
     let daemon = Plan::bare()
         .config("allow-remote = true\n[limits]\nmax-connections-per-source = 3\n")
         .argument("--listen")
@@ -425,7 +417,7 @@ fn at_max_bytes_a_connection_ends_with_everything_echoed() {
 
     let less = daemon.connect();
     ping(&less, &message[..99_999]);
-    waits(&less);
+    waits(&less, WHILE);
     assert_eq!(end_after_fin(&less).unwrap(), b"");
     daemon.has_released(base);
     daemon.logged_times("ended (max-bytes)", 3);
@@ -471,7 +463,7 @@ fn a_reload_changes_limits_for_open_connections() {
     ping(&two, &pattern(1, 5000));
     let mut waiting = daemon.connect();
     waiting.write_all(b"let me in").unwrap();
-    waits(&waiting);
+    waits(&waiting, WHILE);
     // More callers are accepted, without a new event.
     daemon.reload("[limits]\nmax-connections = 3\n");
     answered(&waiting, b"let me in");
@@ -511,7 +503,7 @@ fn a_reload_changes_limits_for_open_connections() {
     let mut waiting = daemon.connect();
     waiting.write_all(b"let me in").unwrap();
     drop(other);
-    waits(&waiting);
+    waits(&waiting, WHILE);
     drop(client);
     answered(&waiting, b"let me in");
 }

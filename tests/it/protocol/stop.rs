@@ -5,7 +5,7 @@
 //! FIN.  A client that never reads is closed at `stop-timeout`, and a second signal ends the process at
 //! once.  A daemon that was killed can be started again at once.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,21 +15,14 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use testkit::{
     Daemon, Dice, Plan, SOON, Tape, connect, connect_with_buffers, end_of, eventually, has,
-    has_namespaces, listener, ping,
+    has_namespaces, listener, ping, waits,
 };
 
-use crate::unacknowledged;
+use crate::{is_acknowledged, unacknowledged};
 
 /// What may pass beyond a deadline, and what a noisy machine needs besides.
 const SLACK: Duration = Duration::from_millis(500);
 const NOISE: Duration = Duration::from_millis(2500);
-
-/// Waits until the kernel of the daemon has acknowledged everything that a client sent.
-fn is_acknowledged(client: &TcpStream) {
-    eventually(SOON, "data stayed unacknowledged", || {
-        (unacknowledged(client) == 0).then_some(())
-    });
-}
 
 /// Sends TERM and waits until the daemon has begun to stop.
 fn ask(daemon: &Daemon, signal: Signal) {
@@ -376,12 +369,7 @@ fn with_a_passed_listener_new_callers_wait_for_the_next_process() {
             caller
         })
         .collect();
-    waiting[0]
-        .set_read_timeout(Some(Duration::from_millis(300)))
-        .unwrap();
-    let error = (&waiting[0]).read(&mut [0]).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-    waiting[0].set_read_timeout(Some(SOON)).unwrap();
+    waits(&waiting[0], Duration::from_millis(300));
     assert!(old.is_running());
     // The moment between the two counts, too.
     let mut heard = Tape::new(1);

@@ -1,31 +1,8 @@
 //! The shipped recipe: its values, read back from the sockets of a daemon that runs it.
 
-use std::net::TcpStream;
-use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-use socket2::SockRef;
 use testkit::{Daemon, Plan, SOON, connect, eventually, has, ping};
-
-/// The daemon's own descriptors, duplicated.
-fn descriptors(daemon: &Daemon) -> Vec<OwnedFd> {
-    let pidfd = pidfd_open(daemon.pid(), PidfdFlags::empty()).unwrap();
-    let take = |fd: RawFd| pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).ok();
-    (3..64).filter_map(take).collect()
-}
-
-/// The daemon's end of a connection.
-fn other_end(daemon: &Daemon, client: &TcpStream) -> OwnedFd {
-    let address = client.local_addr().unwrap();
-    eventually(SOON, "the connection was not accepted", || {
-        descriptors(daemon).into_iter().find(|fd| {
-            SockRef::from(fd)
-                .peer_addr()
-                .is_ok_and(|peer| peer.as_socket() == Some(address))
-        })
-    })
-}
 
 fn recipe() -> Plan {
     let text = std::fs::read_to_string(concat!(
@@ -64,15 +41,11 @@ fn the_recipe_s_values_are_on_the_sockets() {
     let mut daemon = recipe().start();
     let client = connect(daemon.address());
     ping(&client, b"hello");
-    let listener = descriptors(&daemon)
-        .into_iter()
-        .find(|fd| SockRef::from(fd).is_listener().unwrap_or(false))
-        .unwrap();
-    let listener = SockRef::from(&listener);
+    let listener = daemon.listening_socket().expect("pidfd_getfd(2)");
     assert!(listener.reuse_address().unwrap());
     assert!(listener.reuse_port().unwrap());
-    let accepted = other_end(&daemon, &client);
-    for socket in [listener, SockRef::from(&accepted)] {
+    let accepted = daemon.end_of(&client).expect("pidfd_getfd(2)");
+    for socket in [&listener, &accepted] {
         assert!(socket.tcp_nodelay().unwrap());
         assert!(socket.keepalive().unwrap());
         assert_eq!(

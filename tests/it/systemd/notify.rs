@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use sd_notify::NotifyState;
 use socket2::{Domain, Socket, Type};
+use testkit::manager::value;
 use testkit::{
     Daemon, Folder, Plan, SOON, connect, eventually, fill, has, listener, pattern, ping, program,
 };
@@ -80,12 +81,6 @@ fn heard(daemon: &Daemon, within: Duration) -> Vec<(Instant, String)> {
     messages
 }
 
-fn value<'a>(message: &'a str, key: &str) -> Option<&'a str> {
-    message
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
-}
-
 /// CLOCK_MONOTONIC, in microseconds.
 fn monotonic() -> u64 {
     let text = NotifyState::monotonic_usec_now().unwrap().to_string();
@@ -97,10 +92,9 @@ fn start_under(manager: &str) -> (Daemon, SocketAddr) {
     let daemon = Plan::new()
         .environment("NOTIFY_SOCKET", manager)
         .unnotified()
-        .start();
-    let line = daemon.logged("ready on ");
-    let address = line.split("ready on ").nth(1).unwrap();
-    let address = address.split(';').next().unwrap().parse().unwrap();
+        .start()
+        .logged_ready();
+    let address = daemon.address();
     (daemon, address)
 }
 

@@ -5,7 +5,7 @@
 //! acted when a test goes on.  Options of accepted connections are read from duplicates of the daemon's
 //! own sockets.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -15,17 +15,8 @@ use rustix::process::Signal;
 use socket2::SockRef;
 use testkit::{
     Daemon, Folder, Plan, SOON, connect, end_of, eventually, fill, finish, has, listener, pattern,
-    ping,
+    ping, waits,
 };
-
-/// Whether nothing comes for so long.
-fn is_silent(client: &TcpStream, span: Duration) -> bool {
-    let mut client = client;
-    client.set_read_timeout(Some(span)).unwrap();
-    let result = client.read(&mut [0; 1]);
-    client.set_read_timeout(Some(SOON)).unwrap();
-    matches!(result, Err(error) if error.kind() == ErrorKind::WouldBlock)
-}
 
 #[test]
 fn a_time_out_holds_for_connections_that_are_there_already() {
@@ -40,7 +31,7 @@ fn a_time_out_holds_for_connections_that_are_there_already() {
     let client = daemon.connect();
     ping(&client, b"will be idle");
     daemon.reload("");
-    assert!(is_silent(&client, Duration::from_millis(1000)));
+    waits(&client, Duration::from_millis(1000));
     ping(&client, b"idle without a limit again");
     assert!(daemon.stop().success());
 }
@@ -55,7 +46,7 @@ fn more_room_serves_the_callers_that_wait() {
     let mut second = daemon.connect();
     second.write_all(b"second").unwrap();
     daemon.logged("is paused");
-    assert!(is_silent(&second, Duration::from_millis(200)));
+    waits(&second, Duration::from_millis(200));
     daemon.reload("[limits]\nmax-connections = 2\n");
     let mut echo = [0; 6];
     second.read_exact(&mut echo).unwrap();
@@ -356,7 +347,7 @@ fn a_broken_file_changes_nothing_and_is_reported_with_its_place() {
         );
         ping(&client, b"not idle for an hour");
     }
-    assert!(is_silent(&client, Duration::from_millis(200)));
+    waits(&client, Duration::from_millis(200));
     let ready = daemon.reload("");
     assert!(!ready.contains("failed"), "{ready}");
     assert!(daemon.stop().success());

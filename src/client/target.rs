@@ -13,9 +13,10 @@ use std::str::FromStr;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use socket2::{Domain, SockAddr};
+use socket2::{Domain, SockAddr, Socket};
 
 use crate::config::address::Address;
+use crate::sys::bind::is_local;
 
 /// The port of the echo service (RFC 862).
 pub const PORT: u16 = 7;
@@ -149,9 +150,18 @@ impl Place {
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {
-            Self::Ip(address) => address.ip().to_canonical().is_loopback(),
+            Self::Ip(address) => is_local(address.ip()),
             Self::Unix(_) => true,
         }
+    }
+}
+
+/// How connecting ended; `None`: that is not decided yet.
+pub(super) fn connected(socket: &Socket) -> Option<io::Result<()>> {
+    match socket.take_error() {
+        Ok(None) if socket.peer_addr().is_err() => None,
+        Ok(None) => Some(Ok(())),
+        Ok(Some(error)) | Err(error) => Some(Err(error)),
     }
 }
 

@@ -6,14 +6,13 @@
 //! last section turns the numbers into cases: after how long a dead peer is found, and whether a
 //! silent connection outlives a middlebox.
 
-use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::findings::Report;
 use super::serve::{BUILT_IN, LOOPBACK, PORT, descriptors};
-use super::{Exit, complain};
+use super::{Exit, complain, print};
 use crate::config::address::Address;
 use crate::config::keys::{KEYS, Key, Show, is_fixed};
 use crate::config::units::{OrOff, Span};
@@ -50,16 +49,11 @@ pub(super) fn run(origin: &Origin, config_only: bool, json: bool) -> Exit {
             report.exit = Exit::Config;
         }
     }
-    let mut out = io::stdout();
-    let written = out.write_all(&report.written(config_only, json));
-    match written.and_then(|()| out.flush()) {
-        // A reader that has seen enough closes the pipe.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            complain(&format!("the report cannot be written: {error}"));
-            Exit::Os
-        }
-        _ => report.exit,
-    }
+    print(
+        &report.written(config_only, json),
+        "the report",
+        report.exit,
+    )
 }
 
 fn files(config: &Config) -> Vec<String> {
@@ -265,6 +259,7 @@ impl Report {
 
     /// Every key of the daemon, table by table; those of the listeners stand with each listener.
     fn settings(&mut self, config: &Config) {
+        let most = descriptors(config.workers, config.listeners.len());
         let mut table = None;
         for key in KEYS {
             let Show::Daemon(show) = key.show else {
@@ -277,7 +272,7 @@ impl Report {
                     name => format!("\n[{name}]"),
                 });
             }
-            self.setting(&key, show(config), remark(&key, config));
+            self.setting(&key, show(config), remark(&key, config, most));
         }
     }
 
@@ -401,8 +396,7 @@ impl Report {
 }
 
 /// What has to be known of a key beside its value.
-fn remark(key: &Key, config: &Config) -> String {
-    let most = descriptors(config.workers, config.listeners.len());
+fn remark(key: &Key, config: &Config, most: usize) -> String {
     let connections = config.connections(most).min(most);
     match (key.name, config.max_connections) {
         ("max-connections", Some(asked)) if asked > most => {

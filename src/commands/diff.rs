@@ -1,9 +1,8 @@
 //! `tcp-echo diff`: two summaries that `ping --json` wrote, side by side.
 
-use std::io::{self, Write as _};
 use std::path::Path;
 
-use super::{Exit, complain};
+use super::{Exit, complain, print};
 use crate::client::ping::difference;
 use crate::client::ping::summary::Summary;
 
@@ -17,16 +16,8 @@ pub(super) fn run(before: &Path, after: &Path) -> Exit {
             return Exit::Usage;
         }
     };
-    let mut out = io::stdout();
-    let written = out.write_all(difference::table(&before, &after).as_bytes());
-    match written.and_then(|()| out.flush()) {
-        // A reader that has seen enough closes the pipe.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            complain(&format!("the comparison cannot be written: {error}"));
-            Exit::Os
-        }
-        _ => Exit::Success,
-    }
+    let table = difference::table(&before, &after);
+    print(table.as_bytes(), "the comparison", Exit::Success)
 }
 
 /// The summary in a file, or the array of them for several targets.

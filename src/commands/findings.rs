@@ -114,9 +114,6 @@ impl Report {
         if let Some(listener) = self.found.listeners.last_mut() {
             listener.options.extend_from_slice(rows);
         }
-        if rows.is_empty() {
-            return;
-        }
         self.line(format!("    {:<20}{:<12}{:<12}", "option", "asked", "effective").trim_end());
         for Row {
             option,

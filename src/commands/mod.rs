@@ -235,6 +235,18 @@ fn is_dumb() -> bool {
     std::env::var_os("TERM").is_none_or(|term| term == "dumb")
 }
 
+/// Writes to standard output, and returns `exit`; a reader that has seen enough closes the pipe.
+fn print(bytes: &[u8], name: &str, exit: Exit) -> Exit {
+    let mut out = io::stdout();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            complain(&format!("{name} cannot be written: {error}"));
+            Exit::Os
+        }
+        _ => exit,
+    }
+}
+
 /// Prints an error of a command on standard error.
 fn complain(text: &str) {
     // When this fails there is no other place to report it.

@@ -391,13 +391,15 @@ impl Config {
             .unwrap_or(descriptors.min(MOST_CONNECTIONS))
     }
 
+    fn listener(&self, name: &str) -> Option<&Listener> {
+        self.listeners.iter().find(|listener| listener.name == name)
+    }
+
     /// The options that the configuration has for a passed socket of this name.
     #[must_use]
     pub fn options_for(&self, name: &str) -> &Options {
-        self.listeners
-            .iter()
-            .find(|listener| listener.name == name)
-            .map_or(&self.socket, |l| &l.options)
+        self.listener(name)
+            .map_or(&self.socket, |listener| &listener.options)
     }
 
     /// The options that are set on a passed socket of this name; the others stay as its unit says.
@@ -419,8 +421,7 @@ impl Config {
         }
         keys.extend(self.differ(new, |option, _| keys::is_fixed(option)));
         for name in names(self, new) {
-            let find = |config: &Self| config.listeners.iter().find(|l| l.name == name).cloned();
-            match (find(self), find(new)) {
+            match (self.listener(&name), new.listener(&name)) {
                 (Some(old), Some(new)) if old.address != new.address => {
                     keys.push(format!("listener.{name}.address"));
                 }
@@ -456,11 +457,7 @@ impl Config {
         let common = differ(&self.socket, &new.socket);
         let mut keys: Vec<String> = common.iter().map(|key| format!("socket.{key}")).collect();
         for listener in &self.listeners {
-            let Some(other) = new
-                .listeners
-                .iter()
-                .find(|other| other.name == listener.name)
-            else {
+            let Some(other) = new.listener(&listener.name) else {
                 continue;
             };
             let own = differ(&listener.options, &other.options).into_iter();

@@ -10,7 +10,8 @@ use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use super::events::Event;
-use crate::echo::end_reason::{EndReason, Summary};
+use crate::echo::counters::Counters;
+use crate::echo::end_reason::Summary;
 use crate::echo::time::MonoTime;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -21,9 +22,8 @@ pub(crate) struct CloseSummary {
     rate: u32,
     since: Option<MonoTime>,
     single: u32,
-    reasons: [u64; EndReason::ALL.len()],
-    received: u64,
-    sent: u64,
+    /// The ends that are not logged one by one.
+    folded: Counters,
 }
 
 impl CloseSummary {
@@ -34,9 +34,7 @@ impl CloseSummary {
             rate,
             since: None,
             single: 0,
-            reasons: Default::default(),
-            received: 0,
-            sent: 0,
+            folded: Counters::default(),
         }
     }
 
@@ -49,37 +47,32 @@ impl CloseSummary {
     pub(crate) fn admit(&mut self, summary: &Summary, now: MonoTime) -> bool {
         if self
             .since
-            .is_none_or(|since| since + SECOND <= now && self.folded() == 0)
+            .is_none_or(|since| since + SECOND <= now && self.folded.closed() == 0)
         {
             self.since = Some(now);
             self.single = 0;
         }
-        if self.single < self.rate && self.folded() == 0 {
+        if self.single < self.rate && self.folded.closed() == 0 {
             self.single += 1;
             return true;
         }
-        self.reasons[summary.reason.index()] += 1;
-        self.received += summary.received;
-        self.sent += summary.sent;
+        self.folded.close(summary);
+        self.folded.received += summary.received;
+        self.folded.sent += summary.sent;
         false
     }
 
     /// The summary, if it is due; with `last`, also before.
     pub(crate) fn flush(&mut self, now: MonoTime, last: bool) -> Option<Event> {
-        if !last && self.next_due().is_none_or(|due| now < due) || self.folded() == 0 {
+        if !last && self.next_due().is_none_or(|due| now < due) || self.folded.closed() == 0 {
             return None;
         }
-        let reasons = std::mem::take(&mut self.reasons);
         self.since = None;
+        let folded = std::mem::take(&mut self.folded);
         Some(Event::ClosedMany {
-            reasons: EndReason::ALL
-                .map(|row| row.word)
-                .into_iter()
-                .zip(reasons)
-                .filter(|(_, count)| *count > 0)
-                .collect(),
-            received: std::mem::take(&mut self.received),
-            sent: std::mem::take(&mut self.sent),
+            reasons: folded.by_reason().filter(|(_, count)| *count > 0).collect(),
+            received: folded.received,
+            sent: folded.sent,
         })
     }
 
@@ -87,12 +80,8 @@ impl CloseSummary {
     #[must_use]
     pub(crate) fn next_due(&self) -> Option<MonoTime> {
         self.since
-            .filter(|_| self.folded() > 0)
+            .filter(|_| self.folded.closed() > 0)
             .map(|since| since + SECOND)
-    }
-
-    fn folded(&self) -> u64 {
-        self.reasons.iter().sum()
     }
 }
 
@@ -180,6 +169,7 @@ impl RateLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::echo::end_reason::EndReason;
 
     fn ended(reason: EndReason) -> Summary {
         Summary {

@@ -286,10 +286,10 @@ impl Server {
 
     /// Logs that so many connections are not preserved, and why.
     fn not_preserved(&mut self, count: usize, error: io::Error) {
-        let event = Event::PreserveFailed { count, error };
-        let kind = Limited::NotPreserved;
-        self.reporter.emit_limited(kind, event, self.now);
-        self.agenda.wake_by(self.reporter.next_due());
+        self.emit_limited(
+            Limited::NotPreserved,
+            Event::PreserveFailed { count, error },
+        );
     }
 
     /// Logs a change of the store, and does what follows from it for the other owners.
@@ -328,12 +328,9 @@ impl Server {
 
     /// Takes the answers of the service manager, and preserves the connections that are due.
     pub(super) fn keep_preserving(&mut self) {
-        if let Some(until) = self.preserver.answer_due() {
+        if self.preserver.answer_due().is_some() {
             let answered = self.store.is_answered(Duration::ZERO);
-            if answered || until <= self.now {
-                let held = self.store.is_rotation_held();
-                self.preserve(Input::RotationOver { answered, held });
-            }
+            self.end_rotation(answered);
         }
         if std::mem::take(&mut self.agenda.answered) && !self.store.is_held() {
             self.preserve(Input::HungUp);
@@ -456,12 +453,17 @@ impl Server {
         self.manager.flush(self.now);
         let answered = self.store.is_answered(LAST_ANSWER);
         self.now = clock::now();
+        self.end_rotation(answered);
+        self.preserve(Input::AbandonRotation);
+    }
+
+    /// Ends a rotation that the manager has answered, or whose time is over.
+    fn end_rotation(&mut self, answered: bool) {
         let due = self.preserver.answer_due();
         if answered || due.is_some_and(|until| until <= self.now) {
             let held = self.store.is_rotation_held();
             self.preserve(Input::RotationOver { answered, held });
         }
-        self.preserve(Input::AbandonRotation);
     }
 
     /// Accepts the callers that wait at listeners that this process opened, as these close with it; the

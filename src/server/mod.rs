@@ -343,10 +343,12 @@ impl Server {
         let stream = self.acceptor.stream(socket, index, quickack);
         // A connection of this source may be over and not counted as such yet.  Once a burst is enough:
         // a source that connects again and again must not hold up all loops.
-        if self.acceptor.exceeded(&stream).is_some() && !std::mem::replace(asked, true) {
+        let mut exceeded = self.acceptor.exceeded(&stream);
+        if exceeded.is_some() && !std::mem::replace(asked, true) {
             self.collect_closed(true);
+            exceeded = self.acceptor.exceeded(&stream);
         }
-        if let Some(most) = self.acceptor.exceeded(&stream) {
+        if let Some(most) = exceeded {
             self.acceptor.refused += 1;
             let (peer, count) = (stream.peer(), 1);
             let event = Event::Refused { peer, most, count };

@@ -22,7 +22,7 @@ use rustix::net::{
 };
 use sd_notify::NotifyState;
 
-use crate::echo::time::MonoTime;
+use crate::echo::time::{MonoTime, earliest};
 
 /// The wait before a message is sent again; while the socket is gone, it doubles each time.
 const RETRY: Duration = Duration::from_millis(100);
@@ -319,10 +319,7 @@ impl Manager {
     #[must_use]
     pub(crate) fn next_due(&self) -> Option<MonoTime> {
         let watchdog = self.watchdog.as_ref().map(|watchdog| watchdog.due);
-        [watchdog, self.retry, self.status.due]
-            .into_iter()
-            .flatten()
-            .min()
+        earliest([watchdog, self.retry, self.status.due])
     }
 
     fn send_status(&mut self, text: String, now: MonoTime) {

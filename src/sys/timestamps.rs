@@ -11,13 +11,15 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use super::sockopt::set_number;
+
 /// Flags of `SO_TIMESTAMPING` (linux/net_tstamp.h): software stamps both ways, of what is sent with
 /// its number and without its bytes.
-const FLAGS: libc::c_uint = libc::SOF_TIMESTAMPING_TX_SOFTWARE
+const FLAGS: libc::c_int = (libc::SOF_TIMESTAMPING_TX_SOFTWARE
     | libc::SOF_TIMESTAMPING_RX_SOFTWARE
     | libc::SOF_TIMESTAMPING_SOFTWARE
     | libc::SOF_TIMESTAMPING_OPT_ID
-    | libc::SOF_TIMESTAMPING_OPT_TSONLY;
+    | libc::SOF_TIMESTAMPING_OPT_TSONLY) as libc::c_int;
 
 /// `SCM_TSTAMP_SND` of linux/errqueue.h: the packet went to the driver.
 const SENT: u32 = 0;
@@ -33,24 +35,8 @@ struct Control([u8; CONTROL]);
 ///
 /// # Errors
 /// Those of setsockopt(2): the kernel does not have it.
-#[expect(unsafe_code, reason = "no crate in the tree gives SO_TIMESTAMPING")]
 pub fn enable(socket: &impl AsFd) -> io::Result<()> {
-    let flags = FLAGS;
-    let length = libc::socklen_t::try_from(size_of_val(&flags)).unwrap_or(0);
-    // SAFETY: the kernel reads one int from the place that is given.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_TIMESTAMPING,
-            (&raw const flags).cast(),
-            length,
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    set_number(socket, libc::SO_TIMESTAMPING, FLAGS)
 }
 
 /// The next stamp of something sent: the offset of its last byte, modulo 2^32, counted from

@@ -15,12 +15,12 @@ use rustix::time::{
     timerfd_settime,
 };
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
-use socket2::{SockRef, Socket, Type};
+use socket2::{Socket, Type};
 
 use super::Pace;
 use super::finding::Action;
 use super::session::Session;
-use crate::client::target::Place;
+use crate::client::target::{Place, connected};
 use crate::sys::tcp_info::TcpInfo;
 use crate::sys::timestamps;
 
@@ -419,11 +419,11 @@ impl Driver {
             return;
         };
         if !self.sessions[place.session].is_open(place.number) {
-            match socket.take_error() {
-                Ok(None) if socket.peer_addr().is_ok() => self.connected(line),
-                // Not decided: what was announced is older than this attempt.
-                Ok(None) => return,
-                Ok(Some(error)) | Err(error) => return self.ended(line, Some(&error)),
+            match connected(socket) {
+                Some(Ok(())) => self.connected(line),
+                Some(Err(error)) => return self.ended(line, Some(&error)),
+                // What was announced is older than this attempt.
+                None => return,
             }
         }
         let now = self.read(line, is_over).unwrap_or_else(|| self.now());
@@ -561,7 +561,7 @@ fn open(place: &Place, options: &Options) -> io::Result<(Socket, io::Result<()>)
             None => {}
         }
         // What is sent goes out at once, one message in one segment.
-        SockRef::from(&socket).set_tcp_nodelay(true)?;
+        socket.set_tcp_nodelay(true)?;
     }
     let outcome = socket.connect(&address);
     Ok((socket, outcome))

@@ -288,7 +288,8 @@ impl Session {
             self.scan = now;
             return;
         }
-        let again = slot.info.and_then(|info| info.get(field::TOTAL_RETRANS));
+        let again = slot.info.as_ref();
+        let again = again.and_then(|info| info.get(field::TOTAL_RETRANS));
         let mut again = again.map_or(0, |again| again.saturating_sub(slot.sent_again));
         if again > 0 {
             slot.sent_again += again;

@@ -11,7 +11,6 @@ use super::watch::{Pause, Side, Watch};
 use super::{Plan, converse};
 use crate::client::outcome::Class;
 use crate::client::target::Place;
-use crate::sys::tcp_info::TcpInfo;
 
 /// From one message of a connection to the next, and its size in bytes.
 const EVERY: Duration = Duration::from_millis(100);
@@ -279,7 +278,11 @@ impl Conversations<'_> {
                 self.paused.1 = self.paused.1.max(pause.span);
                 self.held.pauses.push(pause);
             }
-            let info: Option<TcpInfo> = talk.info();
+            // A system call that is of use only then.
+            let info = match watch.is_newly_overdue(now) {
+                true => talk.info(),
+                false => None,
+            };
             if let Some(side) = watch.look(now, info.as_ref()) {
                 let record = json!({
                     "event": "pause",

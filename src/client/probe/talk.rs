@@ -15,7 +15,7 @@ use socket2::{Protocol, Socket, TcpKeepalive, Type};
 
 use crate::client::outcome::Class;
 use crate::client::pattern::{Checker, Stream};
-use crate::client::target::Place;
+use crate::client::target::{Place, connected};
 use crate::sys::sockopt::unacknowledged;
 use crate::sys::tcp_info::{Field, TcpInfo};
 
@@ -298,11 +298,10 @@ impl Talk {
     }
 
     fn settle_handshake(&mut self) {
-        self.outcome = match self.socket.take_error() {
-            Ok(None) if self.socket.peer_addr().is_err() => return,
-            Ok(None) => Some(Ok(self.begun.elapsed())),
-            Ok(Some(error)) | Err(error) => Some(Err(Class::of_error(&error))),
-        };
+        self.outcome = connected(&self.socket).map(|result| match result {
+            Ok(()) => Ok(self.begun.elapsed()),
+            Err(error) => Err(Class::of_error(&error)),
+        });
     }
 
     fn write(&mut self, scratch: &mut [u8]) {

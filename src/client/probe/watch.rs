@@ -196,6 +196,11 @@ impl Watch {
         oldest.filter(|(_, at)| now.saturating_sub(*at) >= OVERDUE)
     }
 
+    /// Whether [`Watch::look`] has something to find, for which it needs the kernel's counters.
+    pub(super) fn is_newly_overdue(&self, now: Duration) -> bool {
+        self.lasting.is_none() && self.overdue(now).is_some()
+    }
+
     /// Looks at the clock, with the kernel's counters; returns where an echo hangs that is overdue
     /// since now.
     pub(super) fn look(&mut self, now: Duration, info: Option<&TcpInfo>) -> Option<Side> {

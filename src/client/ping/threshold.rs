@@ -63,11 +63,14 @@ impl FromStr for Threshold {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let distributed = Times::default().named().map(|(name, _)| name);
         let refused = |why: String| {
             Err(format!(
                 "{why}; write a figure, one of > >= < <=, and a value, as in p99>20ms, wait.max>=1s \
-                 or missing>0.1%; figures: min, p50, p90, p95, p99, p99.9, p99.99, max (of rtt., \
-                 wait. or host.), {}, {}",
+                 or missing>0.1%; figures: {} (of {}., where none is written of {}.), {}, {}",
+                distributed.join(", "),
+                DISTRIBUTIONS.join("., "),
+                DISTRIBUTIONS[0],
                 TIMES.join(", "),
                 COUNTS.join(", ")
             ))
@@ -86,23 +89,16 @@ impl FromStr for Threshold {
         } else {
             (Comparison::Below, &rest[1..])
         };
-        let (family, name) = figure.split_once('.').unwrap_or(("rtt", figure));
-        let is_distributed = |name: &str| Times::default().named().iter().any(|(n, _)| *n == name);
-        // The dot of p99.9 is none between two names.
-        let figure = if is_distributed(figure) {
-            format!("rtt.{figure}")
-        } else if DISTRIBUTIONS.contains(&family) && is_distributed(name) {
-            format!("{family}.{name}")
-        } else {
-            figure.to_owned()
+        let is_count = COUNTS.contains(&figure);
+        let figure = match figure.split_once('.') {
+            // The dot of p99.9 is none between two names.
+            _ if distributed.contains(&figure) => format!("{}.{figure}", DISTRIBUTIONS[0]),
+            _ if is_count || TIMES.contains(&figure) => figure.to_owned(),
+            Some((of, name)) if DISTRIBUTIONS.contains(&of) && distributed.contains(&name) => {
+                figure.to_owned()
+            }
+            _ => return refused(format!("{figure:?} is no figure")),
         };
-        let is_count = COUNTS.contains(&figure.as_str());
-        if !is_count && !figure.contains('.') && !TIMES.contains(&figure.as_str()) {
-            return refused(format!("{figure:?} is no figure"));
-        }
-        if figure.contains('.') && !DISTRIBUTIONS.iter().any(|name| figure.starts_with(name)) {
-            return refused(format!("{figure:?} is no figure"));
-        }
         let number = |text: &str| {
             text.parse::<f64>()
                 .ok()
@@ -322,7 +318,15 @@ mod tests {
         for (text, why) in [
             ("p99", "does not compare"),
             ("p98>1ms", "is no figure"),
+            ("rtt.p98>1ms", "is no figure"),
+            ("rtt.>1ms", "is no figure"),
+            ("rttx.p99>1ms", "is no figure"),
+            ("rtt.p99.9.9>1ms", "is no figure"),
             ("wire.p99>1ms", "is no figure"),
+            (
+                "p98>1ms",
+                "p99.9, p99.99, max (of rtt., wait., host., where",
+            ),
             ("p99>20", "with its unit"),
             ("p99>1%", "with its unit"),
             ("missing>1ms", "a number or a percentage"),

@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::mpsc;
@@ -21,67 +21,63 @@ use crate::sys::bind::is_local;
 /// The port of the echo service (RFC 862).
 pub const PORT: u16 = 7;
 
-/// Where a daemon without a configuration listens, which needs no privilege.
-pub const UNPRIVILEGED_PORT: u16 = 9999;
-
 /// What to talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// A name or an address with its port, or a path; never [`Address::Any`].
-    address: Address,
-    /// Whether the port was written.
+    host: Host,
+    /// Whether the port was written, or there is none.
     has_port: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Host {
+    Place(Place),
+    Name(String, u16),
 }
 
 impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let whole = |address, has_port| Ok(Self { address, has_port });
-        let bare = text
-            .strip_prefix('[')
-            .and_then(|text| text.strip_suffix(']'));
-        let ip: Result<IpAddr, _> = bare.unwrap_or(text).parse();
-        if let Ok(ip) = ip {
-            return whole(Address::Ip((ip, PORT).into()), false);
-        }
-        let with_port = |host: &str| match host.contains(':') {
-            true => format!("[{host}]:{PORT}"),
-            false => format!("{host}:{PORT}"),
+        let has_port = has_port(text);
+        let whole = match has_port {
+            true => text.to_owned(),
+            false => with_port(text),
         };
-        // Two colons are an IPv6 address, with the name of an interface behind it.
-        let is_v6 = |text: &str| text.matches(':').count() > 1;
-        let address = if text.starts_with("unix:") {
-            text.to_owned()
-        } else if let Some(host) = bare {
-            with_port(host)
-        } else if !text.contains(':')
-            || (is_v6(text) && !text.starts_with('[') && text.contains('%'))
-        {
-            with_port(text)
-        } else {
-            let address = text.parse().map_err(|why: String| refused(text, &why))?;
-            return match address {
-                Address::Any(_) => {
-                    Err("* is every address of this host: name one, as in localhost".into())
-                }
-                Address::Ip(ip) if ip.port() == 0 => Err(no_port(text)),
-                Address::Name(_, 0) => Err(no_port(text)),
-                _ => whole(address, true),
-            };
-        };
-        let address = address.parse().map_err(|why: String| refused(text, &why))?;
-        match address {
+        let host = match whole.parse().map_err(|why: String| refused(text, &why))? {
             Address::Any(_) => {
-                Err("* is every address of this host: name one, as in localhost".into())
+                return Err("* is every address of this host: name one, as in localhost".into());
             }
-            _ => whole(address, text.starts_with("unix:")),
+            Address::Name(name, port) => Host::Name(name, port),
+            Address::Ip(address) => Host::Place(Place::Ip(address)),
+            Address::Unix(path) => Host::Place(Place::Unix(path)),
+        };
+        match host.port() {
+            Some(0) => Err(format!(
+                "nothing listens on port 0 of {text:?}; write a port from 1 to 65535, or none for 7"
+            )),
+            _ => Ok(Self { host, has_port }),
         }
     }
 }
 
-fn no_port(text: &str) -> String {
-    format!("nothing listens on port 0 of {text:?}; write a port from 1 to 65535, or none for 7")
+/// Whether a target needs no port behind it: it has one, or it is a path.
+fn has_port(text: &str) -> bool {
+    // The name of an interface may stand behind the address.
+    let (address, _) = text.split_once('%').unwrap_or((text, ""));
+    let is_v6 = address.parse::<Ipv6Addr>().is_ok();
+    text.contains(':') && !text.ends_with(']') && !is_v6
+}
+
+fn with_port(text: &str) -> String {
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    let host = bare.unwrap_or(text);
+    match host.contains(':') {
+        true => format!("[{host}]:{PORT}"),
+        false => format!("{host}:{PORT}"),
+    }
 }
 
 /// The words of a listener's address as those of a target.
@@ -92,14 +88,29 @@ fn refused(text: &str, why: &str) -> String {
             "{text:?} is no target; write HOST, HOST:PORT (echo.example.net, 192.0.2.7:7, \
              [2001:db8::7]:7), or unix:/PATH"
         ),
-        false => why.replace("cannot listen on", "cannot connect to"),
+        false => why
+            .replace("cannot listen on", "cannot connect to")
+            .replace(", or *", ""),
+    }
+}
+
+impl Host {
+    fn port(&self) -> Option<u16> {
+        match self {
+            Self::Place(Place::Ip(address)) => Some(address.port()),
+            Self::Place(Place::Unix(_)) => None,
+            Self::Name(_, port) => Some(*port),
+        }
     }
 }
 
 impl fmt::Display for Target {
     /// Writes it with its port.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.address.fmt(f)
+        match &self.host {
+            Host::Place(place) => place.fmt(f),
+            Host::Name(name, port) => Address::Name(name.clone(), *port).fmt(f),
+        }
     }
 }
 
@@ -207,13 +218,16 @@ impl Target {
     /// The same target with another port; a path stays as it is.
     #[must_use]
     pub fn at_port(&self, port: u16) -> Self {
-        let address = match &self.address {
-            Address::Ip(address) => Address::Ip((address.ip(), port).into()),
-            Address::Name(name, _) => Address::Name(name.clone(), port),
-            other => other.clone(),
+        let host = match self.host.clone() {
+            Host::Place(Place::Ip(mut address)) => {
+                address.set_port(port);
+                Host::Place(Place::Ip(address))
+            }
+            Host::Name(name, _) => Host::Name(name, port),
+            path => path,
         };
         Self {
-            address,
+            host,
             has_port: true,
         }
     }
@@ -221,7 +235,7 @@ impl Target {
     /// Whether it is a name, which has to be looked up.
     #[must_use]
     pub fn is_name(&self) -> bool {
-        matches!(self.address, Address::Name(..))
+        matches!(self.host, Host::Name(..))
     }
 
     /// The addresses that it stands for, of this family, in the order in which to try them; waits
@@ -230,11 +244,10 @@ impl Target {
     /// # Errors
     /// It stands for none.
     pub fn resolve(&self, family: Family, within: Duration) -> Result<Vec<Place>, Unresolved> {
-        let found = match &self.address {
-            Address::Unix(path) => return Ok(vec![Place::Unix(path.clone())]),
-            Address::Ip(address) => vec![*address],
-            Address::Any(port) => vec![SocketAddrV6::new(Ipv6Addr::LOCALHOST, *port, 0, 0).into()],
-            Address::Name(name, port) => {
+        let found = match &self.host {
+            Host::Place(Place::Unix(path)) => return Ok(vec![Place::Unix(path.clone())]),
+            Host::Place(Place::Ip(address)) => vec![*address],
+            Host::Name(name, port) => {
                 let (name, port) = (name.clone(), *port);
                 let (answer, answers) = mpsc::channel();
                 let lookup = move || {
@@ -280,6 +293,8 @@ mod tests {
             ("[2001:db8::7]", "[2001:db8::7]:7", true),
             ("[2001:db8::7]:99", "[2001:db8::7]:99", false),
             ("::1", "[::1]:7", true),
+            ("::1:9", "[::1:9]:7", true),
+            ("[192.0.2.7]", "192.0.2.7:7", true),
             ("fe80::1%eth0", "[fe80::1%eth0]:7", true),
             ("[fe80::1%eth0]", "[fe80::1%eth0]:7", true),
             ("[fe80::1%eth0]:9", "[fe80::1%eth0]:9", false),
@@ -303,6 +318,12 @@ mod tests {
             ("127.0.0.1:0", "port 0"),
             ("host:70000", "not a number from 0 to 65535"),
             ("224.0.0.1:7", "cannot connect to 224.0.0.1:7"),
+            ("224.0.0.1", "cannot connect to 224.0.0.1:7"),
+            ("[ff02::1]", "multicast"),
+            ("ff02::1", "multicast"),
+            ("fe80::1", "name the interface"),
+            ("a:b:9", "write [a:b]:9"),
+            ("[]", "is no target"),
             ("unix:echo.sock", "not absolute"),
         ] {
             let error = text.parse::<Target>().unwrap_err();

@@ -11,12 +11,12 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::findings::Report;
-use super::serve::{BUILT_IN, LOOPBACK, PORT, descriptors};
+use super::serve::{BUILT_IN, LOOPBACK, descriptors};
 use super::{Exit, complain, print};
 use crate::config::address::Address;
 use crate::config::keys::{KEYS, Key, Show, is_fixed};
 use crate::config::units::{OrOff, Span};
-use crate::config::{Config, DEFAULT_FILE, Listener, Options, Origin};
+use crate::config::{BUILT_IN_PORT, Config, DEFAULT_FILE, Listener, Options, Origin};
 use crate::preserve::store_state::max_preserved;
 use crate::sys::activation::ListenSocket;
 use crate::sys::bind::{self, Bound, Failure, is_local};
@@ -114,7 +114,7 @@ impl Report {
             let options = config.options_for(BUILT_IN);
             let mut absent = Vec::new();
             for ip in LOOPBACK {
-                let address = Address::Ip((ip, PORT).into());
+                let address = Address::Ip((ip, BUILT_IN_PORT).into());
                 match self.listener(BUILT_IN, &address, options, true, kernel) {
                     Err(failure) if failure.is_absence() => absent.push(failure),
                     result => self.unless(result),

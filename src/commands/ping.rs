@@ -22,7 +22,8 @@ use crate::client::ping::summary::Summary;
 use crate::client::ping::threshold::Threshold;
 use crate::client::ping::{Pace, Plan, plot};
 use crate::client::statistics::Sample;
-use crate::client::target::{Family, Place, Target, UNPRIVILEGED_PORT, Unresolved};
+use crate::client::target::{Family, Place, Target, Unresolved};
+use crate::config::BUILT_IN_PORT;
 
 /// How long the resolver may take.
 const RESOLVE: Duration = Duration::from_secs(10);
@@ -510,7 +511,7 @@ impl Printer {
             let address = summary.address.as_ref().and_then(|text| text.parse().ok());
             if let Some(other) = address.and_then(|address| other_port(target, address)) {
                 text = format!(
-                    "{text}; something listens on port {UNPRIVILEGED_PORT}: tcp-echo ping {other}"
+                    "{text}; something listens on port {BUILT_IN_PORT}: tcp-echo ping {other}"
                 );
             }
         }
@@ -526,9 +527,9 @@ impl Printer {
 /// this host, and something listens there.
 pub(super) fn other_port(target: &Target, address: SocketAddr) -> Option<Target> {
     let is_meant = target.has_default_port() && Place::Ip(address).is_local();
-    let other = SocketAddr::new(address.ip(), UNPRIVILEGED_PORT);
+    let other = SocketAddr::new(address.ip(), BUILT_IN_PORT);
     (is_meant && TcpStream::connect_timeout(&other, OTHER_PORT).is_ok())
-        .then(|| target.at_port(UNPRIVILEGED_PORT))
+        .then(|| target.at_port(BUILT_IN_PORT))
 }
 
 impl Observer for Printer {

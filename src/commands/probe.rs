@@ -19,7 +19,8 @@ use crate::cli;
 use crate::client::outcome::Class;
 use crate::client::probe::hold::Hold;
 use crate::client::probe::{self, Case, Finding, Observer, Plan, Report, report};
-use crate::client::target::{Family, Place, Target, UNPRIVILEGED_PORT};
+use crate::client::target::{Family, Place, Target};
+use crate::config::BUILT_IN_PORT;
 use crate::config::units::size;
 
 /// What may be sent to an address that is not loopback without asking, in bytes.
@@ -99,8 +100,7 @@ fn none(target: &Target, plan: &Plan, class: Class) -> Failure {
     let mut text = format!("{target}: {}: {}", class.word(), class.meaning());
     if let (Class::Refused, Some(Place::Ip(address))) = (class, plan.places.first()) {
         if let Some(other) = other_port(target, *address) {
-            text +=
-                &format!("; something listens on port {UNPRIVILEGED_PORT}: tcp-echo probe {other}");
+            text += &format!("; something listens on port {BUILT_IN_PORT}: tcp-echo probe {other}");
         }
     }
     Failure::NoConversation(class, text)

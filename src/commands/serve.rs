@@ -16,7 +16,7 @@ use socket2::SockRef;
 use super::{Exit, complain};
 use crate::cli::{Format, Level};
 use crate::config::address::Address;
-use crate::config::{self, Config, MOST_CONNECTIONS, Options, Origin};
+use crate::config::{self, BUILT_IN_PORT, Config, MOST_CONNECTIONS, Options, Origin};
 use crate::log::events::Event;
 use crate::log::sink::Log;
 use crate::preserve::layout::Geometry;
@@ -35,9 +35,6 @@ use crate::sys::memory::give_back_large_blocks;
 use crate::sys::notify::Manager;
 use crate::sys::signals::{self, Signals};
 use crate::sys::sockopt;
-
-/// The port of the built-in listeners; port 7 of RFC 862 needs a privilege.
-pub(super) const PORT: u16 = 9999;
 
 /// The name of the built-in listeners, and of the table of the configuration that gives them options.
 pub(super) const BUILT_IN: &str = "default";
@@ -321,7 +318,10 @@ impl Opening<'_> {
         let mut absent = Vec::new();
         let options = self.config.options_for(BUILT_IN);
         for ip in LOOPBACK {
-            match bind::open(&Address::Ip((ip, PORT).into()), &self.options(options)) {
+            match bind::open(
+                &Address::Ip((ip, BUILT_IN_PORT).into()),
+                &self.options(options),
+            ) {
                 Ok((bound, _)) => self.add(BUILT_IN, bound, options)?,
                 Err(failure) if failure.is_absence() => absent.push(failure),
                 Err(failure) => return Err(Trouble::Bind(failure)),

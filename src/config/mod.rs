@@ -30,6 +30,9 @@ use units::{Count, Moment, OrAuto, OrOff, Seconds, Size, Span};
 /// The configuration file where neither `--config` nor `TCP_ECHO_CONFIG` names one.
 pub const DEFAULT_FILE: &str = "/etc/tcp-echo/config.toml";
 
+/// The port of the built-in listeners; port 7 of RFC 862 needs a privilege.
+pub const BUILT_IN_PORT: u16 = 9999;
+
 /// The most connections at a time unless the configuration asks for more.
 pub const MOST_CONNECTIONS: usize = 65_536;
 

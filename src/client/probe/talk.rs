@@ -304,27 +304,26 @@ impl Talk {
         });
     }
 
-    fn write(&mut self, scratch: &mut [u8]) {
-        while !self.preamble.is_empty() && self.end.is_none() {
-            match (&self.socket).write(&self.preamble) {
-                Ok(count) => drop(self.preamble.drain(..count)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => self.end = Some(End::of(&error)),
-            }
+    /// Writes until the kernel takes no more, or everything is sent.
+    ///
+    /// # Errors
+    /// How the conversation ended instead.
+    fn write(&mut self, scratch: &mut [u8]) -> Result<(), End> {
+        while !self.preamble.is_empty() {
+            let Some(count) = write(&self.socket, &self.preamble)? else {
+                return Ok(());
+            };
+            self.preamble.drain(..count);
         }
-        while self.sent < self.quota && self.end.is_none() {
+        while self.sent < self.quota {
             let left = usize::try_from(self.quota - self.sent).unwrap_or(usize::MAX);
             let piece = &mut scratch[..left.min(self.piece).min(SCRATCH)];
             self.stream.fill(self.sent, piece);
-            match (&self.socket).write(piece) {
-                Ok(count) => {
-                    self.sent += count as u64;
-                    self.moved.set(self.moved.get() + count as u64);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => self.end = Some(End::of(&error)),
-            }
+            let Some(count) = write(&self.socket, piece)? else {
+                return Ok(());
+            };
+            self.sent += count as u64;
+            self.moved.set(self.moved.get() + count as u64);
             if self.piece < SCRATCH {
                 break;
             }
@@ -334,6 +333,7 @@ impl Talk {
             let _ = self.socket.shutdown(Shutdown::Write);
             self.finished = true;
         }
+        Ok(())
     }
 
     fn read(&mut self, scratch: &mut [u8]) {
@@ -358,6 +358,18 @@ impl Talk {
     }
 }
 
+/// Writes what the kernel takes at once, and returns how much that was; `None` if it has no room.
+fn write(mut socket: &Socket, bytes: &[u8]) -> Result<Option<usize>, End> {
+    loop {
+        return match socket.write(bytes) {
+            Ok(count) => Ok(Some(count)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(End::of(&error)),
+        };
+    }
+}
+
 /// Waits until each handshake is over.
 fn settle(talks: &mut [Talk], deadline: Instant) {
     drive(talks, deadline, |talks| {
@@ -377,7 +389,7 @@ pub(crate) fn drive(
     loop {
         for talk in talks.iter_mut().filter(|talk| talk.end.is_none()) {
             if matches!(talk.outcome, Some(Ok(_))) {
-                talk.write(&mut scratch);
+                talk.end = talk.write(&mut scratch).err();
             }
         }
         if done(talks) {

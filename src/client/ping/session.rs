@@ -39,6 +39,8 @@ enum Phase {
     Talking,
     /// Nothing more is sent; until this time echoes are waited for.
     Draining(Duration),
+    /// No further echo is waited for; the driver takes a last look at the connections.
+    Drained,
     Over,
 }
 
@@ -132,7 +134,10 @@ impl Session {
     /// Whether it sends nothing more.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        matches!(self.phase, Phase::Draining(_) | Phase::Over)
+        matches!(
+            self.phase,
+            Phase::Draining(_) | Phase::Drained | Phase::Over
+        )
     }
 
     /// Messages whose echoes are not back.
@@ -180,7 +185,7 @@ impl Session {
     #[must_use]
     pub fn wake(&self) -> Option<Duration> {
         match self.phase {
-            Phase::Over => None,
+            Phase::Drained | Phase::Over => None,
             Phase::Draining(_) => Some(self.scan),
             Phase::Looking | Phase::Talking => {
                 let times = [Some(self.scan), self.schedule.due(), self.deadline];
@@ -364,7 +369,7 @@ impl Session {
                     .fault(Class::TimedOut, "stopped before there was an answer");
                 self.finish(now);
             }
-            Phase::Draining(_) | Phase::Over => {}
+            Phase::Draining(_) | Phase::Drained | Phase::Over => {}
         }
     }
 
@@ -409,7 +414,7 @@ impl Session {
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             self.stop(now);
         }
-        if self.phase == Phase::Over || now < self.scan {
+        if matches!(self.phase, Phase::Drained | Phase::Over) || now < self.scan {
             return;
         }
         if let Phase::Draining(until) = self.phase {
@@ -422,8 +427,7 @@ impl Session {
                         actions.push(Action::Close(number));
                     }
                 }
-                self.phase = Phase::Draining(Duration::ZERO);
-                self.scan = Duration::MAX;
+                self.phase = Phase::Drained;
                 return;
             }
         }
@@ -442,7 +446,7 @@ impl Session {
     /// Whether it is over but for [`Session::finish`], which comes after the last look.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.phase == Phase::Draining(Duration::ZERO)
+        self.phase == Phase::Drained
     }
 
     /// Looks after one connection; returns when to look again.

@@ -124,9 +124,10 @@ impl Session {
 
     /// A connection that stood is lost.
     fn lost(&mut self, number: usize, now: Duration, error: Option<&io::Error>) {
+        let is_draining = self.is_draining();
         let slot = &mut self.slots[number];
         let under_way = slot.conversation.in_flight() as u64;
-        let is_expected = matches!(self.phase, Phase::Draining(_)) && under_way == 0;
+        let is_expected = is_draining && under_way == 0;
         let class = match error.map(Class::of_error) {
             None => Class::Closed,
             // The kernel has given up sending again.

@@ -174,10 +174,9 @@ fn order(rungs: &[(Option<Duration>, Duration)]) -> Vec<usize> {
 
 /// Segments that came and carried no data.
 fn without_data(talk: &Talk) -> Option<u64> {
-    Some(
-        talk.get(field::SEGS_IN)?
-            .saturating_sub(talk.get(field::DATA_SEGS_IN)?),
-    )
+    let info = talk.info()?;
+    let with_data = info.get(field::DATA_SEGS_IN)?;
+    Some(info.get(field::SEGS_IN)?.saturating_sub(with_data))
 }
 
 /// A span as it is meant, to a tenth of a second.

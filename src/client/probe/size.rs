@@ -16,7 +16,7 @@ use super::Run;
 use super::talk::{Before, Talk, drive};
 use super::verdict::{Finding, Judged, NotJudged, Plot};
 use crate::client::target::Place;
-use crate::sys::tcp_info::{Field, field};
+use crate::sys::tcp_info::{Field, TcpInfo, field};
 
 /// Packets that end at limits which exist: the least of IPv4 and IPv6, tunnels, Ethernet, jumbo
 /// frames; in bytes, with the headers of IP and TCP.
@@ -71,6 +71,8 @@ struct Rung {
 /// What the kernel says about a connection of the ladder.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
+    /// Bytes of a full segment.
+    segment: u64,
     packet: u64,
     pmtu: u64,
     /// Whether everything that was sent was acknowledged.
@@ -180,15 +182,17 @@ fn gap(rungs: &[Rung]) -> Option<(u64, u64)> {
 }
 
 /// The packet that a segment of the kernel's is in, in bytes; those are without options.
-fn packet(talk: &Talk, segment: Field, headers: u64) -> Option<u64> {
-    let timestamps = talk.get(field::OPTIONS)? & TIMESTAMPS;
-    Some(talk.get(segment)? + timestamps * TIMESTAMPS_BYTES + headers)
+fn packet(info: &TcpInfo, segment: Field, headers: u64) -> Option<u64> {
+    let timestamps = info.get(field::OPTIONS)? & TIMESTAMPS;
+    Some(info.get(segment)? + timestamps * TIMESTAMPS_BYTES + headers)
 }
 
 fn look(talk: &Talk, headers: u64) -> Option<Seen> {
+    let info = talk.info()?;
     Some(Seen {
-        packet: packet(talk, field::SND_MSS, headers)?,
-        pmtu: talk.get(field::PMTU)?,
+        segment: info.get(field::SND_MSS)?,
+        packet: packet(&info, field::SND_MSS, headers)?,
+        pmtu: info.get(field::PMTU)?,
         arrived: talk.sent == talk.quota && talk.unacknowledged() == 0,
     })
 }
@@ -222,10 +226,9 @@ fn send_up(mut talks: Vec<Talk>, headers: u64) -> Result<Vec<Rung>, NotJudged> {
     let look = |talk: &Talk| look(talk, headers);
     let all = |talks: &[Talk]| talks.iter().map(look).collect::<Option<Vec<_>>>();
     let before = all(&talks).ok_or(unknown)?;
-    for talk in &mut talks {
-        let segment = talk.get(field::SND_MSS).unwrap_or(0);
-        talk.piece = usize::try_from(segment).unwrap_or(0).max(1);
-        talk.quota = 3 * segment;
+    for (talk, seen) in talks.iter_mut().zip(&before) {
+        talk.piece = usize::try_from(seen.segment).unwrap_or(0).max(1);
+        talk.quota = 3 * seen.segment;
     }
     drive(&mut talks, Instant::now() + WAIT, |talks| {
         let arrived =
@@ -275,8 +278,10 @@ fn send_down(ways: Vec<Way>, headers: u64) -> Vec<Rung> {
     let soonest = talks.iter().map(took).min().unwrap_or_default();
     let rungs = talks.iter().zip(sizes).map(|(talk, size)| {
         // What was announced is less where this host has learnt a smaller path MTU.
-        let announced = packet(talk, field::ADVMSS, headers).unwrap_or(size);
-        let came = packet(talk, field::RCV_MSS, headers).unwrap_or(0);
+        let info = talk.info();
+        let of = |segment| packet(info.as_ref()?, segment, headers);
+        let announced = of(field::ADVMSS).unwrap_or(size);
+        let came = of(field::RCV_MSS).unwrap_or(0);
         match talk.received() == talk.sent {
             true => rung_down(size.min(announced), came, took(talk), soonest),
             false => Rung {
@@ -486,6 +491,7 @@ mod tests {
     #[test]
     fn a_passage_is_read_from_the_kernels_numbers() {
         let seen = |packet, pmtu, arrived| Seen {
+            segment: packet - 52,
             packet,
             pmtu,
             arrived,

@@ -13,6 +13,11 @@ use crate::sys::tcp_info::{TcpInfo, field};
 /// was sent again was not measured.
 const GRAIN: u64 = 1000;
 
+/// Whether the peer's window is closed: it is empty, or the kernel asks the peer whether it still is.
+pub(crate) fn is_window_closed(info: &TcpInfo) -> bool {
+    info.get(field::SND_WND) == Some(0) || info.get(field::PROBES).unwrap_or(0) > 0
+}
+
 /// Why an echo is overdue, as far as the own kernel can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -38,7 +43,7 @@ impl Cause {
         };
         let get = |field| info.get(field).unwrap_or(0);
         let backoff = get(field::BACKOFF).max(get(field::RETRANSMITS));
-        if info.get(field::SND_WND) == Some(0) || get(field::PROBES) > 0 {
+        if is_window_closed(info) {
             Self::WindowClosed
         } else if get(field::UNACKED) > 0 || backoff > 0 {
             Self::NotAcknowledged { again: backoff }

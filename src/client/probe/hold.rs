@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::talk::{Before, Dialer, End, Talk, drive};
-use super::verdict::{span, wrong};
+use super::verdict::{micros, span, wrong};
 use super::watch::{Pause, Side, Watch};
 use super::{Plan, converse};
 use crate::client::outcome::Class;
@@ -133,10 +133,6 @@ impl Held {
             "duration_us": micros(self.span),
         })
     }
-}
-
-fn micros(span: Duration) -> u64 {
-    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// All conversations, and what is known about each; both lists have the same order.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::verdict::{Finding, Verdict, bytes, span};
+use super::verdict::{Finding, Verdict, bytes, micros, span};
 use super::{Case, Report};
 
 /// The colours of a terminal (ECMA-48), or none.
@@ -109,7 +109,7 @@ impl Report {
             "cases": self.findings.iter().map(case).collect::<Vec<_>>(),
             "faults": self.faults(strict),
             "bytes": self.bytes,
-            "duration_us": u64::try_from(self.span.as_micros()).unwrap_or(u64::MAX),
+            "duration_us": micros(self.span),
         })
     }
 

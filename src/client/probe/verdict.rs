@@ -121,7 +121,6 @@ impl Finding {
 
     /// With a time, in microseconds, if it is known; the name ends in `_us`.
     pub(crate) fn with_time(self, name: &str, time: impl Into<Option<Duration>>) -> Self {
-        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.with(name, time.into().map(micros))
     }
 
@@ -197,4 +196,9 @@ pub(crate) fn bytes(count: u64) -> String {
         0..=9999 => format!("{count} bytes"),
         _ => size(count),
     }
+}
+
+/// A time in microseconds, as the reports have it.
+pub(crate) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use crate::client::ping::kernel::is_window_closed;
 use crate::sys::tcp_info::{TcpInfo, field};
 
 /// How late an echo is before it counts as a pause.
@@ -68,7 +69,7 @@ impl Side {
         let came = |info: &TcpInfo| info.get(field::RCV_OOOPACK).unwrap_or(0);
         // The SYN counts as one.
         let acknowledged = now.get(field::BYTES_ACKED).map(|acked| acked > needed);
-        if now.get(field::SND_WND) == Some(0) || now.get(field::PROBES).unwrap_or(0) > 0 {
+        if is_window_closed(now) {
             return Self::Receiver;
         }
         match acknowledged {

@@ -81,7 +81,7 @@ pub struct Ping {
     /// Send a message every SPAN [default: 1s]
     #[arg(short = 'i', long, value_name = "SPAN", value_parser = interval, conflicts_with_all = ["rate", "bulk"])]
     pub interval: Option<Duration>,
-    /// Stop after SPAN
+    /// Send nothing more after SPAN, and wait for the last echoes
     #[arg(short = 'w', long, value_name = "SPAN", value_parser = span)]
     pub deadline: Option<Duration>,
     /// Wait at most SPAN for a connection and for an echo
@@ -93,12 +93,9 @@ pub struct Ping {
     /// Print only the summary
     #[arg(short = 'q', long)]
     pub quiet: bool,
-    /// Use IPv4 only
-    #[arg(short = '4', long, conflicts_with = "ipv6")]
-    pub ipv4: bool,
-    /// Use IPv6 only
-    #[arg(short = '6', long)]
-    pub ipv6: bool,
+    /// Which addresses of a name count.
+    #[command(flatten)]
+    pub family: Family,
     /// Come from an address of this host, or go through an interface
     #[arg(short = 'I', long, value_name = "ADDRESS|INTERFACE")]
     pub interface: Option<String>,
@@ -146,12 +143,9 @@ pub struct Probe {
     /// The echo server: HOST, HOST:PORT or unix:/PATH; without a port it is 7
     #[arg(value_name = "HOST[:PORT]", required_unless_present = "list")]
     pub target: Option<String>,
-    /// Use IPv4 only
-    #[arg(short = '4', long, conflicts_with = "ipv6")]
-    pub ipv4: bool,
-    /// Use IPv6 only
-    #[arg(short = '6', long)]
-    pub ipv6: bool,
+    /// Which addresses of a name count.
+    #[command(flatten)]
+    pub family: Family,
     /// Print the cases and what they try, and connect to nothing
     #[arg(long)]
     pub list: bool,
@@ -198,6 +192,17 @@ pub struct Probe {
     /// Send the bytes of the run that had this seed, a hexadecimal number
     #[arg(long, value_name = "SEED", value_parser = seed)]
     pub seed: Option<u64>,
+}
+
+/// Which addresses of a name count: all of them, unless one is set.
+#[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Family {
+    /// Connect to IPv4 addresses only
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    pub ipv4: bool,
+    /// Connect to IPv6 addresses only
+    #[arg(short = '6', long)]
+    pub ipv6: bool,
 }
 
 /// A seed, in hexadecimal digits.
@@ -256,42 +261,21 @@ fn message(text: &str) -> Result<usize, String> {
 
 /// The settings that the command line may give.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Settings of the daemon")]
 pub struct Settings {
     /// Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent]
     /// [env: TCP_ECHO_CONFIG]
-    #[arg(
-        long,
-        value_name = "FILE",
-        global = true,
-        help_heading = "Settings of the daemon"
-    )]
+    #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
     /// Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock;
     /// may be repeated; replaces the listeners of the configuration
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        global = true,
-        help_heading = "Settings of the daemon"
-    )]
+    #[arg(long, value_name = "ADDRESS", global = true)]
     pub listen: Vec<Address>,
     /// Log events of at least this level [default: info]
-    #[arg(
-        long,
-        value_name = "LEVEL",
-        value_enum,
-        global = true,
-        help_heading = "Settings of the daemon"
-    )]
+    #[arg(long, value_name = "LEVEL", value_enum, global = true)]
     pub log: Option<Level>,
     /// Log in this form [default: auto]
-    #[arg(
-        long,
-        value_name = "FORMAT",
-        value_enum,
-        global = true,
-        help_heading = "Settings of the daemon"
-    )]
+    #[arg(long, value_name = "FORMAT", value_enum, global = true)]
     pub log_format: Option<Format>,
 }
 
@@ -299,7 +283,7 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// Nothing is logged.
+    /// No event; what keeps the daemon from starting is still printed.
     Off,
     /// The service cannot do what it should.
     Error,

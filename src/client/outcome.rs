@@ -49,7 +49,7 @@ impl Class {
         Self::Stalled,
     ];
 
-    /// The exit status.
+    /// Its number, with which `ping` and `probe` exit (EXIT STATUS of tcp-echo-ping(1)).
     #[must_use]
     pub fn status(self) -> u8 {
         self as u8

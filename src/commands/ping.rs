@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::serve::descriptors;
 use super::{Exit, complain, is_dumb, wants_colour};
-use crate::cli::Ping;
+use crate::cli::{self, Ping};
 use crate::client::outcome::Class;
 use crate::client::ping::driver::{Driver, From, Observer, Options};
 use crate::client::ping::events::{self, Event};
@@ -97,11 +97,6 @@ fn try_run(arguments: &Ping) -> Result<Class, Failure> {
         )));
     }
     let plan = plan(arguments);
-    let family = match (arguments.ipv4, arguments.ipv6) {
-        (true, _) => Family::V4,
-        (_, true) => Family::V6,
-        _ => Family::Any,
-    };
     let from = |text: &String| match text.parse::<IpAddr>() {
         Ok(address) => From::Address(address),
         Err(_) => From::Interface(text.clone()),
@@ -111,7 +106,7 @@ fn try_run(arguments: &Ping) -> Result<Class, Failure> {
         busy: arguments.busy,
     };
     let origin = Instant::now();
-    let resolved = resolve(&targets, family);
+    let resolved = resolve(&targets, family(arguments.family));
     let system = |what| move |error: io::Error| (Exit::Os, format!("{what}: {error}"));
     let mut driver = Driver::new(origin, options).map_err(system("epoll cannot be used"))?;
     driver
@@ -210,6 +205,15 @@ fn plan(arguments: &Ping) -> Plan {
 }
 
 /// All at the same time: a resolver that does not answer holds up nothing but its own target.
+/// The addresses that count, as the command line says it.
+pub(super) fn family(arguments: cli::Family) -> Family {
+    match (arguments.ipv4, arguments.ipv6) {
+        (true, _) => Family::V4,
+        (_, true) => Family::V6,
+        _ => Family::Any,
+    }
+}
+
 fn resolve(targets: &[Target], family: Family) -> Vec<(Result<Vec<Place>, Unresolved>, Duration)> {
     std::thread::scope(|scope| {
         let start = |target| {

@@ -13,13 +13,13 @@ use std::time::{Duration, SystemTime};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use super::ping::other_port;
+use super::ping::{family, other_port};
 use super::{Exit, complain, is_dumb, wants_colour};
 use crate::cli;
 use crate::client::outcome::Class;
 use crate::client::probe::hold::Hold;
 use crate::client::probe::{self, Case, Finding, Observer, Plan, Report, report};
-use crate::client::target::{Family, Place, Target};
+use crate::client::target::{Place, Target};
 use crate::config::BUILT_IN_PORT;
 use crate::config::units::size;
 
@@ -206,13 +206,8 @@ fn gone(error: io::Error) -> Result<(), Failure> {
 }
 
 fn plan(options: &cli::Probe, target: &Target) -> Result<Plan, Failure> {
-    let family = match (options.ipv4, options.ipv6) {
-        (true, _) => Family::V4,
-        (_, true) => Family::V6,
-        _ => Family::Any,
-    };
     let places = target
-        .resolve(family, options.wait)
+        .resolve(family(options.family), options.wait)
         .map_err(|why| Failure::NoConversation(Class::Name, format!("{target}: name: {why}")))?;
     Ok(Plan {
         places,

@@ -25,9 +25,10 @@ function __fish_tcp_echo_using_subcommand
 end
 
 complete -c tcp-echo -f
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand diff" -F
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
-complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is logged'
+complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'No event; what keeps the daemon from starting is still printed'
 error\t'The service cannot do what it should'
 warn\t'Something needs attention'
 info\t'The life of the service, and the end of each connection'
@@ -47,7 +48,7 @@ complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "diff" -d 'Compare
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is logged'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'No event; what keeps the daemon from starting is still printed'
 error\t'The service cannot do what it should'
 warn\t'Something needs attention'
 info\t'The life of the service, and the end of each connection'
@@ -59,7 +60,7 @@ json\t'As one JSON object a line on standard error'"
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is logged'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'No event; what keeps the daemon from starting is still printed'
 error\t'The service cannot do what it should'
 warn\t'Something needs attention'
 info\t'The life of the service, and the end of each connection'
@@ -73,7 +74,7 @@ complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -l json -d 'Pri
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is logged'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'No event; what keeps the daemon from starting is still printed'
 error\t'The service cannot do what it should'
 warn\t'Something needs attention'
 info\t'The life of the service, and the end of each connection'
@@ -94,7 +95,7 @@ complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -s W -l wait -d
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l seed -d 'Send the bytes of the run that had this seed, a hexadecimal number' -r
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is logged'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'No event; what keeps the daemon from starting is still printed'
 error\t'The service cannot do what it should'
 warn\t'Something needs attention'
 info\t'The life of the service, and the end of each connection'
@@ -103,8 +104,8 @@ trace\t'Also each turn of a connection'"
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l log-format -d 'Log in this form [default: auto]' -r -f -a "auto\t'To the journal when standard error is connected to it, else as text'
 text\t'As lines of text on standard error'
 json\t'As one JSON object a line on standard error'"
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -s 4 -l ipv4 -d 'Use IPv4 only'
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -s 6 -l ipv6 -d 'Use IPv6 only'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -s 4 -l ipv4 -d 'Connect to IPv4 addresses only'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -s 6 -l ipv6 -d 'Connect to IPv6 addresses only'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l list -d 'Print the cases and what they try, and connect to nothing'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l strict -d 'Count notes as faults'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l no-bulk -d 'Leave out the cases that send as much as they can'
@@ -114,7 +115,7 @@ complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l json -d 'Pri
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s c -l count -d 'Stop after COUNT messages' -r
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s i -l interval -d 'Send a message every SPAN [default: 1s]' -r
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s w -l deadline -d 'Stop after SPAN' -r
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s w -l deadline -d 'Send nothing more after SPAN, and wait for the last echoes' -r
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s W -l timeout -d 'Wait at most SPAN for a connection and for an echo' -r
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s s -l size -d 'Send messages of SIZE bytes [default: 64, and 64KiB for --bulk]' -r
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s I -l interface -d 'Come from an address of this host, or go through an interface' -r
@@ -126,7 +127,7 @@ complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -l hdr -d 'Write
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -l fail-if -d 'Fail with status 1 if this is so, as in \'p99>20ms\' or \'missing>0.1%\'; may be repeated' -r
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is logged'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'No event; what keeps the daemon from starting is still printed'
 error\t'The service cannot do what it should'
 warn\t'Something needs attention'
 info\t'The life of the service, and the end of each connection'
@@ -136,8 +137,8 @@ complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -l log-format -d
 text\t'As lines of text on standard error'
 json\t'As one JSON object a line on standard error'"
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s q -l quiet -d 'Print only the summary'
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s 4 -l ipv4 -d 'Use IPv4 only'
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s 6 -l ipv6 -d 'Use IPv6 only'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s 4 -l ipv4 -d 'Connect to IPv4 addresses only'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s 6 -l ipv6 -d 'Connect to IPv6 addresses only'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s D -l timestamps -d 'Print the time before each line, in seconds since 1970'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -l busy -d 'Never sleep: more exact, and a whole processor'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -l bulk -d 'Send as fast as there is room, and verify each byte that comes back [default: for 10s]'
@@ -147,7 +148,7 @@ complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -l csv -d 'Print
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand ping" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand diff" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand diff" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand diff" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'Nothing is logged'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand diff" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'No event; what keeps the daemon from starting is still printed'
 error\t'The service cannot do what it should'
 warn\t'Something needs attention'
 info\t'The life of the service, and the end of each connection'

@@ -35,7 +35,7 @@ pub(crate) fn file() -> Generated {
             kind.name, kind.id
         );
     }
-    let made = refreshed(&made, ("# ", ""), |region| match region {
+    let made = refreshed(&made, "# ", |region| match region {
         "reasons" => reasons(),
         _ => panic!("{NAME}: there is no region {region}"),
     });

@@ -32,10 +32,11 @@ fn repaired(made: &str) -> String {
             "    prev=\"$3\"\n    if [[ ${cur} == \"=\" ]]; then\n        cur=\"\"\n    \
              elif [[ ${prev} == \"=\" ]]; then\n        prev=\"${COMP_WORDS[COMP_CWORD-2]}\"\n    fi\n",
         )
-        // fish: files are offered wherever nothing else is; none of the commands takes one.
+        // fish: files are offered wherever nothing else is; only `diff` takes some.
         .replacen(
             "\ncomplete -c tcp-echo",
-            "\ncomplete -c tcp-echo -f\ncomplete -c tcp-echo",
+            "\ncomplete -c tcp-echo -f\ncomplete -c tcp-echo -n \"__fish_tcp_echo_using_subcommand \
+             diff\" -F\ncomplete -c tcp-echo",
             1,
         )
         // fish: an option that still lacks its value ends the search, so that the value is not

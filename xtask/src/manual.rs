@@ -31,9 +31,7 @@ pub(crate) fn files() -> Vec<Generated> {
     let mut pages: Vec<String> = names.map(|name| format!("{FOLDER}/{name}")).collect();
     pages.sort();
     let refreshed = |page: String| {
-        let made = refreshed(&text(&page), (".\\\" ", ""), |region| {
-            written(&page, region)
-        });
+        let made = refreshed(&text(&page), ".\\\" ", |region| written(&page, region));
         (page, made)
     };
     pages.into_iter().map(refreshed).collect()

@@ -74,11 +74,16 @@ fn the_completions_complete() {
             assert!(offered.contains(&word), "{line}: {offered:?}");
         }
     }
-    // No command takes a file.
-    for line in ["tcp-echo check ", "tcp-echo help ", "tcp-echo reload "] {
+    for (line, takes_files) in [
+        ("tcp-echo check ", false),
+        ("tcp-echo help ", false),
+        ("tcp-echo reload ", false),
+        ("tcp-echo diff ", true),
+        ("tcp-echo diff Cargo.toml ", true),
+    ] {
         if let Some(offered) = in_fish(line) {
             let file = |word: &String| Path::new(word.trim_end_matches('/')).exists();
-            assert!(!offered.iter().any(file), "{line}: {offered:?}");
+            assert_eq!(offered.iter().any(file), takes_files, "{line}: {offered:?}");
         }
     }
     offered("zsh", &["-f", "-n", &script("_tcp-echo")]);

@@ -23,6 +23,9 @@
 //! | 6 | [`client`] | the other half: what `ping` and `probe` do, with a loop of its own |
 //! | 7 | [`commands`] | `serve`, `check`, `reload`, `ping`, `diff`, `probe` |
 
+// Tests read what selects and prolongs them.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!(
     "tcp-echo needs a 64-bit target: it maps memory for as many connections as there can be"

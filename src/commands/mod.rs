@@ -18,6 +18,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use crate::cli::{Cli, Command, Level, Settings};
 use crate::config::Origin;
 use crate::sys::endpoint::printable;
+use crate::sys::environment::{self, ENVIRONMENT};
 use crate::sys::signals::SIGNALS;
 
 /// The exit status of the process.  The numbers are those of sysexits.h(3head) and of clap.
@@ -90,54 +91,6 @@ impl Exit {
         }
     }
 }
-
-/// Variables of the environment that are read, with what each set of them means.  Names of options
-/// and of other variables stand between backquotes.  `--help` and the manual page list them.
-pub const ENVIRONMENT: [(&[&str], &str); 9] = [
-    (
-        &["TCP_ECHO_CONFIG"],
-        "the configuration file, where `--config` is not given",
-    ),
-    (
-        &["RUST_LOG"],
-        "a level, or directives as in info,tcp_echo=debug, where neither the configuration nor the \
-         command line gives a level",
-    ),
-    (
-        &["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"],
-        "the descriptors that the service manager passes, see sd_listen_fds(3): sockets, and what it \
-         has preserved of a previous process (names that begin with preserve-)",
-    ),
-    (
-        &["FDSTORE"],
-        "how many descriptors the service manager preserves for the service (systemd 254 and later); \
-         fewer than 3 are not enough to preserve connections",
-    ),
-    (
-        &["MEMORY_PRESSURE_WATCH"],
-        "where this is set and `FDSTORE` is not, the service manager is one that would set it, and \
-         preserves no descriptors",
-    ),
-    (
-        &["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"],
-        "where readiness, reload, status and stop are reported and descriptors are stored, and how \
-         often a sign of life is due, see sd_notify(3) and sd_watchdog_enabled(3)",
-    ),
-    (
-        &["JOURNAL_STREAM"],
-        "with log format auto, events go to the journal if this names the file that standard error \
-         is, see systemd.exec(5)",
-    ),
-    (
-        &["MAINPID"],
-        "the process that is to reload, for the command reload; systemd sets it for ExecReload=",
-    ),
-    (
-        &["NO_COLOR", "TERM"],
-        "ping and probe print colours and a live line only at a terminal; no colours where `NO_COLOR` is \
-         set and not empty, neither where `TERM` is dumb",
-    ),
-];
 
 /// The command line with all of its help.
 #[must_use]
@@ -212,27 +165,25 @@ fn origin(settings: &Settings) -> Origin {
     Origin {
         file: settings.config.clone().or_else(|| {
             // An empty value counts as not set.
-            let file = std::env::var_os("TCP_ECHO_CONFIG")?;
+            let file = environment::value("TCP_ECHO_CONFIG")?;
             (!file.is_empty()).then(|| file.into())
         }),
         listen: settings.listen.clone(),
         level: settings.log,
         format: settings.log_format,
-        fallback_level: std::env::var("RUST_LOG")
-            .ok()
-            .and_then(|text| Level::from_rust_log(&text)),
+        fallback_level: environment::text("RUST_LOG").and_then(|text| Level::from_rust_log(&text)),
     }
 }
 
 /// Whether colours are welcome at a terminal: `NO_COLOR` is not set, and `TERM` is no typewriter.
 fn wants_colour() -> bool {
-    let unasked = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let unasked = environment::value("NO_COLOR").is_none_or(|value| value.is_empty());
     unasked && !is_dumb()
 }
 
 /// Whether the terminal can only append.
 fn is_dumb() -> bool {
-    std::env::var_os("TERM").is_none_or(|term| term == "dumb")
+    environment::value("TERM").is_none_or(|term| term == "dumb")
 }
 
 /// Writes to standard output, and returns `exit`; a reader that has seen enough closes the pipe.

@@ -8,13 +8,13 @@
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Exit, complain};
-use crate::sys::clock;
 use crate::sys::notify::Manager;
+use crate::sys::{clock, environment};
 
 /// Reloads the daemon with the process id of `MAINPID`.
 #[must_use]
 pub(super) fn run() -> Exit {
-    let Ok(text) = std::env::var("MAINPID") else {
+    let Some(text) = environment::text("MAINPID") else {
         complain(
             "MAINPID is not set: this command is for ExecReload= in a unit; reload with \
              `systemctl reload tcp-echo`, or with `kill -HUP PID` where no service manager runs it",

@@ -30,6 +30,7 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 
 use super::events::Event;
 use crate::cli::{Format, Level};
+use crate::sys::environment;
 
 /// The most events that wait for the sink.
 const QUEUE: usize = 1024;
@@ -192,7 +193,7 @@ fn dispatch(format: Format, health: &Arc<Health>) -> (Dispatch, Option<UnixDatag
 
 /// Whether standard error is the stream of the journal: the variable alone may be inherited.
 fn stderr_is_journal() -> bool {
-    let Some(stream) = std::env::var("JOURNAL_STREAM").ok() else {
+    let Some(stream) = environment::text("JOURNAL_STREAM") else {
         return false;
     };
     let Some((device, inode)) = stream.split_once(':') else {

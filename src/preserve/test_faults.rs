@@ -13,6 +13,7 @@ pub(crate) const NO_PEEK: &str = "no-peek";
 /// Whether preservation is to be broken in this way.
 #[must_use]
 pub(crate) fn is_on(fault: &str) -> bool {
-    cfg!(feature = "test-faults")
-        && std::env::var("TCP_ECHO_TEST_FAULT").is_ok_and(|on| on == fault)
+    #[expect(clippy::disallowed_methods, reason = "not in a build that is for use")]
+    let selected = std::env::var("TCP_ECHO_TEST_FAULT");
+    cfg!(feature = "test-faults") && selected.is_ok_and(|on| on == fault)
 }

@@ -37,8 +37,8 @@ use crate::preserve::restore::RestoredConnection;
 use crate::preserve::state_file::Record;
 use crate::preserve::store_state::{DECLINED, StoreEvent, StoreState};
 use crate::preserve::totals::Totals;
-use crate::sys::clock;
 use crate::sys::rights::Apart;
+use crate::sys::{clock, environment};
 
 /// Entries in the list of waiting connections, beyond twice the open connections, from which on the
 /// list is made anew without those that are over.
@@ -52,9 +52,9 @@ const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// but not for a store of size 0: there `$MEMORY_PRESSURE_WATCH`, of the same version, shows that it
 /// would have.
 fn store_size() -> Option<usize> {
-    match std::env::var("FDSTORE") {
-        Ok(size) => size.parse().ok(),
-        Err(_) => std::env::var_os("MEMORY_PRESSURE_WATCH").map(|_| 0),
+    match environment::text("FDSTORE") {
+        Some(size) => size.parse().ok(),
+        None => environment::value("MEMORY_PRESSURE_WATCH").map(|_| 0),
     }
 }
 

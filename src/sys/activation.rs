@@ -19,6 +19,8 @@ use listenfd::ListenFd;
 use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, SockRef};
 
+use super::environment;
+
 /// What the names of descriptors begin with that a previous process has left in the service manager's
 /// store: now, and before the first release.
 const RESERVED: [&str; 2] = ["preserve-", "survival-"];
@@ -167,15 +169,13 @@ pub(crate) fn take() -> Result<Passed, UnexpectedFd> {
 /// Why `LISTEN_FDS` is ignored: sd_listen_fds(3) requires the id of this process in `LISTEN_PID`, and
 /// there is none.  The id of another process is no mistake: the variables were inherited from it.
 fn misaddressed() -> Option<String> {
-    let promised = std::env::var("LISTEN_FDS")
-        .ok()
-        .filter(|fds| !fds.is_empty())?;
-    match std::env::var("LISTEN_PID") {
-        Ok(pid) if pid.parse::<u32>().is_ok() => None,
-        Ok(pid) => Some(format!(
+    let promised = environment::text("LISTEN_FDS").filter(|fds| !fds.is_empty())?;
+    match environment::text("LISTEN_PID") {
+        Some(pid) if pid.parse::<u32>().is_ok() => None,
+        Some(pid) => Some(format!(
             "LISTEN_FDS is {promised:?}, and LISTEN_PID is {pid:?}, which is no process id"
         )),
-        Err(_) => Some(format!(
+        None => Some(format!(
             "LISTEN_FDS is {promised:?}, and LISTEN_PID, the process they are for, is not set"
         )),
     }
@@ -184,18 +184,18 @@ fn misaddressed() -> Option<String> {
 /// The index of the first descriptor of `LISTEN_FDS` that is beyond RLIMIT_NOFILE and so cannot be
 /// open.  It is looked for first, as listenfd makes a list of all numbers, however many.
 fn beyond_all_limits() -> Option<usize> {
-    let pid = std::env::var("LISTEN_PID").unwrap_or_default();
+    let pid = environment::text("LISTEN_PID").unwrap_or_default();
     if pid.parse() != Ok(std::process::id()) {
         return None;
     }
-    let promised: u64 = std::env::var("LISTEN_FDS").ok()?.parse().ok()?;
+    let promised: u64 = environment::text("LISTEN_FDS")?.parse().ok()?;
     let most = getrlimit(Resource::Nofile).current?;
     (promised > most).then(|| usize::try_from(most).unwrap_or(usize::MAX))
 }
 
 /// The names in the environment, which sd-notify does not give where a descriptor is not open.
 fn names_as_written() -> Vec<String> {
-    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names = environment::text("LISTEN_FDNAMES").unwrap_or_default();
     names.split(':').map(str::to_owned).collect()
 }
 

@@ -4,7 +4,7 @@
 //! Each file stands for one thing that the system gives, and knows nothing of connections or of the
 //! server.  All unsafe code of the crate is here, each block with its reason.
 //!
-//! In reading order: `clock`, `cgroup`, `lock`, [`endpoint`], [`kernel`], [`tcp_info`], [`sockopt`], `rights`,
+//! In reading order: `clock`, [`environment`], `cgroup`, `lock`, [`endpoint`], [`kernel`], [`tcp_info`], [`sockopt`], `rights`,
 //! `positions`, `memory`, [`option_report`], `activation`, [`signals`], `notify`, [`timestamps`], `bind`.
 
 pub(crate) mod activation;
@@ -12,6 +12,7 @@ pub(crate) mod bind;
 pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub mod endpoint;
+pub mod environment;
 pub mod kernel;
 pub(crate) mod lock;
 pub(crate) mod memory;

@@ -22,6 +22,7 @@ use rustix::net::{
 };
 use sd_notify::NotifyState;
 
+use super::environment;
 use crate::echo::time::{MonoTime, earliest};
 
 /// The wait before a message is sent again; while the socket is gone, it doubles each time.
@@ -112,7 +113,8 @@ impl Manager {
     /// # Errors
     /// `NOTIFY_SOCKET` has no usable address, or those of socket(2); the service can run without.
     pub(crate) fn from_env(now: MonoTime) -> io::Result<Self> {
-        let Some(address) = std::env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty())
+        let Some(address) =
+            environment::value("NOTIFY_SOCKET").filter(|address| !address.is_empty())
         else {
             return Ok(Self::default());
         };

@@ -402,26 +402,3 @@ fn a_file_opens_with_its_idea_and_has_one() {
     }
     nothing(&complaints);
 }
-
-#[test]
-fn a_variable_of_the_environment_that_is_read_is_in_the_manual() {
-    let listed = tcp_echo::commands::ENVIRONMENT
-        .into_iter()
-        .flat_map(|(names, _)| names);
-    let listed: Vec<&str> = listed.copied().collect();
-    let mut read = 0;
-    for (module, source) in &sources() {
-        // Not in a build that is for use.
-        if module == "preserve::test_faults" {
-            continue;
-        }
-        for call in ["env::var(\"", "env::var_os(\""] {
-            for rest in source.code.split(call).skip(1) {
-                let name = rest.split('"').next().unwrap();
-                read += 1;
-                assert!(listed.contains(&name), "{module} reads {name}");
-            }
-        }
-    }
-    assert!(read > 8, "only {read} reads were found");
-}

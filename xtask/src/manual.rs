@@ -11,9 +11,10 @@
 //! | `messages` | the ids of the messages, with their subjects in the catalog |
 
 use tcp_echo::client::probe::CASES;
-use tcp_echo::commands::{self, ENVIRONMENT, Exit};
+use tcp_echo::commands::{self, Exit};
 use tcp_echo::config::keys::{Effect, KEYS, Value};
 use tcp_echo::echo::end_reason::EndReason;
+use tcp_echo::sys::environment::ENVIRONMENT;
 use tcp_echo::sys::signals::SIGNALS;
 
 use crate::region::refreshed;

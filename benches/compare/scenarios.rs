@@ -162,7 +162,7 @@ pub fn all() -> Vec<Scenario> {
     use Place::{Apart, Spread, Together};
     const PLAIN: (&str, &str) = ("", "");
     const CUBIC: (&str, &str) = ("", "congestion = \"cubic\"");
-    const SURVIVAL: (&str, &str) = ("preserve-connections = true", "");
+    const PRESERVING: (&str, &str) = ("preserve-connections = true", "");
     const MORTAL: (&str, &str) = ("preserve-connections = false", "");
     let small = Work::new(Mode::PingPong, 64, 64);
     let lone = Work::new(Mode::PingPong, 1, 64);
@@ -253,21 +253,21 @@ pub fn all() -> Vec<Scenario> {
         against_bare(
             "preserve-ping-pong-64",
             Together,
-            SURVIVAL,
+            PRESERVING,
             &small,
             parity(),
         ),
         against_bare(
             "preserve-bulk-16",
             Together,
-            SURVIVAL,
+            PRESERVING,
             &bulk(16),
             Vec::new(),
         ),
         against_bare(
             "preserve-churn",
             Together,
-            SURVIVAL,
+            PRESERVING,
             &churn,
             ratios(0.98, 1.02),
         ),

@@ -1,6 +1,6 @@
 //! Connections outlive the daemon, or it is reported that they do not.
 //!
-//! - `survival`: connections outlive a restart and a crash
+//! - `restart`: connections outlive a restart and a crash
 //! - `instants`: a crash between any two system calls
 //! - `degrade`: whatever prevents preservation is reported, and every client is served
 //! - `multipath`: connections of several subflows
@@ -21,9 +21,9 @@ mod degrade;
 mod instants;
 mod multipath;
 mod regressions;
+mod restart;
 mod shortage;
 mod store;
-mod survival;
 #[cfg(feature = "test-faults")]
 mod test_faults;
 

@@ -2,7 +2,7 @@
 //!
 //! Each of these needs several things at once: a manager that is slow, full or away, at the very
 //! moment at which a descriptor queue is rotated, the limits change, or the end comes.  The promises
-//! themselves are tested in `survival`, `degrade` and `instants`.
+//! themselves are tested in `restart`, `degrade` and `instants`.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;

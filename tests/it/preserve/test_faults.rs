@@ -1,4 +1,4 @@
-//! Preservation, broken on purpose: the tests of `survival` have to fail then, or they prove nothing.
+//! Preservation, broken on purpose: the tests of `restart` have to fail then, or they prove nothing.
 //!
 //! `cargo test --features test-faults --test it -- test_faults::`
 

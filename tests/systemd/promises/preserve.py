@@ -20,6 +20,8 @@ LIMIT = "LimitNOFILE=262144"
 NO_STORE = line(SERVICE, (STORE, ""))
 NO_SIGNAL = line(SERVICE, (SIGNAL, ""))
 
+FORGOTTEN = Change("the configuration is forgotten", lambda box: setattr(box, "configure", lambda text: None))
+
 # The descriptors in the store: the state file, and both ends of the descriptor queue.
 STORED = 3
 
@@ -92,6 +94,23 @@ def other(box, pid):
     until(lambda: box.pid() not in (0, pid) and box.state(SERVICE) == "active", "another process")
 
 
+def manager_said(box, text):
+    """Fails unless the manager has logged this."""
+    has("\n".join(entry["MESSAGE"] for entry in box.journal("_PID=1")), text, "the journal")
+
+
+def unlimited(box):
+    """Allows more starts than the limit for manual ones does."""
+    box.write(f"/etc/systemd/system/{SERVICE}.d/limit.conf", "[Unit]\nStartLimitIntervalSec=0\n")
+    box.run("systemctl daemon-reload")
+
+
+def all_end(clients, size):
+    """Waits until all connections have ended, and fails unless it was in good order."""
+    report = until(lambda: (found := clients.look()).open == 0 and found, "all connections have ended")
+    equal((report.ended, report.cut, report.reset, report.mismatches), (size, 0, 0, 0), "ended, cut, reset, wrong")
+
+
 @promise(line(SERVICE, ("WatchdogSec=10s", "")))
 def a_daemon_that_hangs_is_replaced_and_waiting_callers_are_served(box):
     box.start()
@@ -104,7 +123,7 @@ def a_daemon_that_hangs_is_replaced_and_waiting_callers_are_served(box):
         equal(waiting.recv(1), b"w", "the echo for a waiting caller")
     box.figure("wait for a daemon that hung (WatchdogSec=10s)", f"{time.monotonic() - begin:.1f} s")
     assert box.pid() != pid, "the same process"
-    has("\n".join(entry["MESSAGE"] for entry in box.journal("_PID=1")), "Watchdog timeout", "the journal")
+    manager_said(box, "Watchdog timeout")
 
 
 @promise(line(SERVICE, ("Restart=on-failure", "Restart=no")))
@@ -210,13 +229,13 @@ def a_daemon_that_hangs_takes_no_connection_and_no_byte_with_it(box):
         box.run(f"kill -STOP {pid}")
         other(box, pid)
     survives(box, hang, crash=True)
-    has("\n".join(entry["MESSAGE"] for entry in box.journal("_PID=1")), "Watchdog timeout", "the journal")
+    manager_said(box, "Watchdog timeout")
 
 
 @promise(NO_STORE)
 def a_daemon_that_aborts_takes_no_connection_and_no_byte_with_it(box):
     survives(box, lambda pid: (box.run(f"kill -ABRT {pid}"), other(box, pid)), crash=True)
-    has("\n".join(entry["MESSAGE"] for entry in box.journal("_PID=1")), "status=6/ABRT", "the journal")
+    manager_said(box, "status=6/ABRT")
 
 
 @promise(NO_STORE)
@@ -285,8 +304,7 @@ def holdings(box):
 
 @promise([NO_STORE, NO_SIGNAL], alone=True)
 def what_the_client_holds_goes_on_over_a_hundred_restarts_and_each_pause_is_the_servers(box):
-    box.write(f"/etc/systemd/system/{SERVICE}.d/limit.conf", "[Unit]\nStartLimitIntervalSec=0\n")
-    box.run("systemctl daemon-reload")
+    unlimited(box)
     box.start()
     box.serves()
     holding = box.begin("echo $$ > /run/holding; "
@@ -307,9 +325,7 @@ def what_the_client_holds_goes_on_over_a_hundred_restarts_and_each_pause_is_the_
 
 @promise(NO_STORE, alone=True)
 def after_many_restarts_everything_is_as_after_one(box):
-    # More of them than the limit for manual starts allows.
-    box.write(f"/etc/systemd/system/{SERVICE}.d/limit.conf", "[Unit]\nStartLimitIntervalSec=0\n")
-    box.run("systemctl daemon-reload")
+    unlimited(box)
     box.start()
     box.serves()
     with Clients(box, 100, only="speakers") as clients:
@@ -342,8 +358,7 @@ def a_stop_hands_nothing_over_and_empties_the_store(box):
         # An older manager is asked only when there is a connection to preserve.
         until(lambda: stored(box) == STORED, "the state file and the descriptor queue are in the store")
         box.run(f"systemctl stop {SERVICE}")
-        report = until(lambda: (found := clients.look()).open == 0 and found, "all connections have ended")
-        equal((report.ended, report.cut, report.reset, report.mismatches), (100, 0, 0, 0), "ended, cut, reset, wrong")
+        all_end(clients, 100)
     equal(stored(box), 0, "descriptors in the store")
     equal(box.journal(f"MESSAGE_ID={HANDED_OVER}"), [], "hand-overs")
     box.serves()
@@ -356,8 +371,7 @@ def drains(box, reason=None, size=100):
         if reason:
             reports_that_nothing_is_preserved(box, reason)
         box.run(f"systemctl restart {SERVICE}")
-        report = until(lambda: (found := clients.look()).open == 0 and found, "all connections have ended")
-        equal((report.ended, report.cut, report.reset, report.mismatches), (size, 0, 0, 0), "ended, cut, reset, wrong")
+        all_end(clients, size)
     caller.check(least=1)
     box.serves()
 
@@ -402,7 +416,7 @@ def with_a_store_that_is_too_small_this_is_reported_and_a_restart_drains(box):
         drains(box, "descriptor store")
 
 
-@promise(Change("the configuration is forgotten", lambda box: setattr(box, "configure", lambda text: None)))
+@promise(FORGOTTEN)
 def with_preservation_switched_off_a_restart_drains(box):
     box.configure("preserve-connections = false\n")
     box.start()
@@ -411,7 +425,7 @@ def with_preservation_switched_off_a_restart_drains(box):
     equal(stored(box), 0, "descriptors in the store")
 
 
-@promise(Change("the configuration is forgotten", lambda box: setattr(box, "configure", lambda text: None)))
+@promise(FORGOTTEN)
 def a_next_process_without_preservation_drains_the_connections_and_reports_it(box):
     box.start()
     box.serves()
@@ -419,8 +433,7 @@ def a_next_process_without_preservation_drains_the_connections_and_reports_it(bo
         clients.settle("before")
         box.configure("preserve-connections = false\n")
         box.run(f"systemctl restart {SERVICE}")
-        report = until(lambda: (found := clients.look()).open == 0 and found, "all connections have ended")
-        equal((report.ended, report.cut, report.reset, report.mismatches), (100, 0, 0, 0), "ended, cut, reset, wrong")
+        all_end(clients, 100)
     has(box.events(PREDECESSOR_DROPPED)[0]["MESSAGE"], "preserve-connections", "the journal")
     equal(stored(box), 0, "descriptors in the store")
     box.serves()

@@ -9,24 +9,25 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 use testkit::load::{Load, Talk};
-use testkit::{SOON, connect};
+use testkit::{SOON, connect, connect_with_buffers};
 
 /// Addresses of this host to come from, so that those in TIME-WAIT do not use up the ports.
 const SOURCES: u64 = 200;
 
 /// Connects from one of many source addresses.
-pub fn connect_from(number: u64, address: SocketAddr) -> io::Result<Socket> {
+pub fn connect_from(number: u64, address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     let host = u8::try_from(2 + number % SOURCES).unwrap();
     let source = SocketAddr::from((Ipv4Addr::new(127, 0, 0, host), 0));
     socket.bind(&source.into())?;
     socket.connect(&address.into())?;
-    Ok(socket)
+    Ok(socket.into())
 }
 
 /// Connects and resets at once.
 pub fn reset(number: u64, address: SocketAddr) -> io::Result<()> {
-    connect_from(number, address)?.set_linger(Some(Duration::ZERO))
+    testkit::reset(connect_from(number, address)?);
+    Ok(())
 }
 
 /// Connects and closes at once.
@@ -160,11 +161,8 @@ fn keep(
 pub fn stalled(address: SocketAddr, count: usize) -> Load {
     let mut load = Load::new();
     for _ in 0..count {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.set_recv_buffer_size(64 * 1024).unwrap();
-        socket.set_send_buffer_size(64 * 1024).unwrap();
-        socket.connect(&address.into()).unwrap();
-        load.join(socket.into(), Talk::stall(64 << 20));
+        let stream = connect_with_buffers(address, 64 << 10, 64 << 10);
+        load.join(stream, Talk::stall(64 << 20));
     }
     load.settle(Duration::from_millis(300));
     load

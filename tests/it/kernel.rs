@@ -21,7 +21,7 @@ use rustix::net::{
 };
 use socket2::{SockRef, TcpKeepalive};
 use tcp_echo::sys::sockopt::accept_queue;
-use testkit::{Folder, SOON, connect, eventually, listener};
+use testkit::{Folder, SOON, connect, eventually, listener, reset};
 
 /// How long a test waits for what should not come.
 const NEVER: Duration = Duration::from_millis(100);
@@ -324,10 +324,7 @@ fn a_reset_is_announced_under_interest_in_room_alone() {
     fill(&mut server);
     let mut ear = Ear::on(&mut server, Interest::WRITABLE);
     ear.hears_nothing();
-    SockRef::from(&client)
-        .set_linger(Some(Duration::ZERO))
-        .unwrap();
-    drop(client);
+    reset(client);
     let seen = ear.hears();
     assert!(seen.error && seen.write_closed, "{seen:?}");
     let error = server.write(b"x").unwrap_err();
@@ -622,10 +619,7 @@ fn a_connection_that_was_reset_before_the_accept_is_accepted() {
     eventually(SOON, "no handshake", || {
         (accept_queue(&listener)?.depth == 1).then_some(())
     });
-    SockRef::from(&client)
-        .set_linger(Some(Duration::ZERO))
-        .unwrap();
-    drop(client);
+    reset(client);
     let (mut accepted, _) = listener.accept().unwrap();
     arrived(&accepted, PollFlags::ERR);
     let error = accepted.read(&mut [0]).unwrap_err();

@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use serde_json::Value;
-use testkit::{has, program};
+use testkit::{has, has_namespaces, program};
 
 use super::probe::run;
 
@@ -55,25 +55,20 @@ server() {
 
 /// Runs a script in namespaces of its own; `None`, and said, where there can be none.
 fn unshared(script: &str) -> Option<Output> {
-    let unshare = |script: &str| {
+    let apart = ["-rnmp", "--fork", "--kill-child", "sh", "-c"];
+    let trial = "mount -t tmpfs tmpfs /run && ip netns add x && ip netns exec x true";
+    has_namespaces(&[&apart[..], &[trial]].concat()).then(|| {
         run(Command::new("unshare")
-            .args(["--user", "--map-root-user", "--net", "--mount", "--pid"])
-            .args(["--fork", "--kill-child", "sh", "-c", script])
+            .args(apart)
+            .arg(script)
             .env("PROGRAM", program())
             .env("TEST", std::env::current_exe().unwrap()))
-    };
-    let possible = unshare("mount -t tmpfs tmpfs /run && ip netns add x && ip netns exec x true");
-    if !possible.status.success() {
-        let why = String::from_utf8_lossy(&possible.stderr);
-        eprintln!("skipped: no network namespaces of our own: {why}");
-        return None;
-    }
-    Some(unshare(script))
+    })
 }
 
 /// Runs a script on the bed; `None`, and said, where there can be no such bed.
 fn bed(script: &str) -> Option<Output> {
-    let tools = ["ip", "ss", "unshare", "sysctl"].into_iter().all(has);
+    let tools = ["ip", "ss", "sysctl"].into_iter().all(has);
     tools
         .then(|| unshared(&format!("{SERVER}{BED}\n{script}")))
         .flatten()
@@ -448,7 +443,7 @@ fn a_long_path_that_loses_packets_is_no_fault() {
     if std::env::var_os(INSIDE).is_some() {
         tunnel::forward(Duration::from_millis(30), 100);
     }
-    if !["ip", "ss", "unshare"].into_iter().all(has) {
+    if !["ip", "ss"].into_iter().all(has) {
         return;
     }
     let ends = "set -e

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use socket2::{Domain, SockRef, Socket, Type};
-use testkit::{Daemon, Folder, Plan, SOON, has, has_namespaces, has_terminals, program};
+use socket2::{Domain, Socket, Type};
+use testkit::{Daemon, Folder, Plan, SOON, has, has_namespaces, has_terminals, program, reset};
 
 use super::schema;
 
@@ -130,12 +130,6 @@ fn echo_some(mut stream: &TcpStream, mut bytes: usize) {
 fn swallow(mut stream: &TcpStream) {
     let mut buffer = [0; 4096];
     while stream.read(&mut buffer).is_ok_and(|count| count > 0) {}
-}
-
-fn reset(stream: &TcpStream) {
-    SockRef::from(stream)
-        .set_linger(Some(Duration::ZERO))
-        .unwrap();
 }
 
 /// Runs `ping` twenty times with these arguments, some at the same time; each has to end with this
@@ -277,7 +271,7 @@ fn a_connection_that_is_reset() {
     for bytes in [0, 2 * 64, 2 * 64 + 7] {
         let server = serve(move |stream, _| {
             echo_some(&stream, bytes);
-            reset(&stream);
+            reset(stream);
         });
         each_time(14, "reset", &["-c", "4", "-i", "5ms", &server.to_string()]);
     }

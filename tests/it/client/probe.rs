@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
-use socket2::{Domain, SockRef, Socket, Type};
-use testkit::{Daemon, Folder, Plan, has, has_terminals, program};
+use socket2::{Domain, Socket, Type};
+use testkit::{Daemon, Folder, Plan, has, has_terminals, program, reset};
 
 /// How long a probe may take at most.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -182,11 +182,12 @@ fn without_a_conversation_the_status_says_why() {
     let address = full.local_addr().unwrap().as_socket().unwrap();
     let _waiting = TcpStream::connect(address).unwrap();
     fails(&address.to_string(), 12, "time-out");
-    let reset = server(|mut stream| {
+    let resets = server(|mut stream| {
         stream.read_exact(&mut [0; 1])?;
-        SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+        reset(stream);
+        Ok(())
     });
-    fails(&reset.to_string(), 14, "reset");
+    fails(&resets.to_string(), 14, "reset");
     let closes = server(|mut stream| {
         let mut bytes = [0; 64];
         stream.read_exact(&mut bytes)?;
@@ -399,11 +400,7 @@ fn each_fault_of_a_half_close_is_seen() {
         "fail",
         "our FIN was not answered within",
     );
-    let resets = ending(|stream| {
-        SockRef::from(&stream)
-            .set_linger(Some(Duration::ZERO))
-            .unwrap();
-    });
+    let resets = ending(reset);
     expect(resets, "end/little", "fail", "by RST instead of by FIN");
     expect(unbounded(true), "end/full", "fail", "owed bytes came back");
     let (status, report) = judged(&good().to_string(), &["--only", "end"]);
@@ -521,11 +518,7 @@ fn what_becomes_of_an_urgent_byte_is_seen() {
             }
         })
     };
-    let resets = on_urgent(|stream| {
-        SockRef::from(&stream)
-            .set_linger(Some(Duration::ZERO))
-            .unwrap();
-    });
+    let resets = on_urgent(reset);
     expect(resets, "urgent/byte", "fail", "answered by RST");
     expect(
         on_urgent(|_stream| hang()),

@@ -15,7 +15,7 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use testkit::{
     Daemon, Folder, Plan, SOON, connect, eventually, fill, finish, has, has_namespaces, listener,
-    ping, program,
+    ping, program, reset,
 };
 
 /// A client of the test, and the socket at the other end, to be passed.
@@ -488,10 +488,7 @@ fn the_process_ends_after_the_last_of_two_passed_connections() {
 #[test]
 fn a_passed_connection_that_was_reset_before_the_start_is_no_failure() {
     let (ours, client) = connected_pair();
-    SockRef::from(&client)
-        .set_linger(Some(Duration::ZERO))
-        .unwrap();
-    drop(client);
+    reset(client);
     let kept = ours.try_clone().unwrap();
     eventually(SOON, "the reset did not arrive", || {
         kept.peer_addr().is_err().then_some(())

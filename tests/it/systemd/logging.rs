@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tcp_echo::log::events::id;
 use testkit::{
     Daemon, Folder, Plan, SOON, end_of, eventually, fill, finish, has, has_namespaces,
-    has_terminals, pattern, ping, program,
+    has_terminals, pattern, ping, program, reset,
 };
 
 /// Message ids that the tests look for; what they stand for is the catalog's business.
@@ -312,9 +312,7 @@ fn the_reason_is_the_right_one() {
     ends_with("reset", "", |daemon| {
         let client = daemon.connect();
         ping(&client, b"hello");
-        SockRef::from(&client)
-            .set_linger(Some(Duration::ZERO))
-            .unwrap();
+        reset(client);
     });
     ends_with(
         "idle-timeout",
@@ -390,9 +388,7 @@ fn above_a_rate_ends_are_summed_and_the_sums_are_exact() {
         let client = daemon.connect();
         ping(&client, &pattern(seed, bytes));
         if seed % 3 == 0 {
-            SockRef::from(&client)
-                .set_linger(Some(Duration::ZERO))
-                .unwrap();
+            reset(client);
         } else {
             finish(&client);
         }

@@ -391,6 +391,37 @@ fn wrong_bytes_are_located() {
 }
 
 #[test]
+fn a_server_that_speaks_first_after_a_silence_is_no_echo_server() {
+    // Longer than all messages take to be sent, so that it looks like a silent server until then.
+    let greet = |mut stream: &TcpStream| {
+        std::thread::sleep(Duration::from_millis(300));
+        stream.write_all(b"220 mail.example.net\r\n").unwrap();
+    };
+    let mute = serve(move |stream, _| {
+        greet(&stream);
+        swallow(&stream);
+    })
+    .to_string();
+    each_time(17, "wrong", &["-c", "3", "-i", "5ms", &mute]);
+    let ran = ping(&["-c", "3", "-i", "5ms", &mute]);
+    assert!(ran.stdout.contains("never sent at 0"), "{ran:?}");
+    assert!(ran.stdout.contains("220 mail.example.net"), "{ran:?}");
+    // One that echoes all the same puts its words where an echo belongs.
+    let polite = serve(move |stream, _| {
+        let other = stream.try_clone().unwrap();
+        std::thread::spawn(move || greet(&other));
+        echo(stream, |_, _| {});
+    })
+    .to_string();
+    each_time(17, "wrong", &["-c", "12", "-i", "50ms", &polite]);
+    let ran = ping(&["-c", "12", "-i", "50ms", &polite]);
+    assert!(
+        ran.stdout.contains("22 bytes that were never sent at"),
+        "{ran:?}"
+    );
+}
+
+#[test]
 fn bytes_of_another_connection_are_known() {
     // What comes on one connection goes back on the other.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -198,6 +198,12 @@ fn without_a_conversation_the_status_says_why() {
     fails(&silent.to_string(), 16, "silent");
     let wrong = changing(|_, bytes| bytes.iter().map(|byte| !byte).collect());
     fails(&wrong.to_string(), 17, "wrong");
+    let speaks = server(|mut stream| {
+        thread::sleep(Duration::from_millis(300));
+        stream.write_all(b"220 mail.example.net\r\n")?;
+        io::copy(&mut stream, &mut io::sink()).map(drop)
+    });
+    fails(&speaks.to_string(), 17, "wrong");
     let stalls = server(|mut stream| {
         let mut bytes = [0; 64];
         stream.read_exact(&mut bytes)?;

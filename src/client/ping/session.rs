@@ -37,8 +37,11 @@ enum Phase {
     /// The first connection looks for an address.
     Looking,
     Talking,
-    /// Nothing more is sent; until this time echoes are waited for.
-    Draining(Duration),
+    /// Nothing more is sent, since this time; until another one echoes are waited for.
+    Draining {
+        since: Duration,
+        until: Duration,
+    },
     /// No further echo is waited for; the driver takes a last look at the connections.
     Drained,
     Over,
@@ -136,7 +139,7 @@ impl Session {
     pub fn is_draining(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Draining(_) | Phase::Drained | Phase::Over
+            Phase::Draining { .. } | Phase::Drained | Phase::Over
         )
     }
 
@@ -186,7 +189,7 @@ impl Session {
     pub fn wake(&self) -> Option<Duration> {
         match self.phase {
             Phase::Drained | Phase::Over => None,
-            Phase::Draining(_) => Some(self.scan),
+            Phase::Draining { .. } => Some(self.scan),
             Phase::Looking | Phase::Talking => {
                 let times = [Some(self.scan), self.schedule.due(), self.deadline];
                 times.into_iter().flatten().min()
@@ -329,8 +332,13 @@ impl Session {
                 });
             }
         }
-        if self.in_flight == 0 && matches!(self.phase, Phase::Draining(_)) {
-            self.scan = now;
+        let slowest = self.slowest();
+        if let Phase::Draining { since, until } = &mut self.phase {
+            // One that took longer than all before shows how long the others may take.
+            *until = (*since + slowest).max(*until);
+            if self.in_flight == 0 {
+                self.scan = now;
+            }
         }
     }
 
@@ -358,23 +366,31 @@ impl Session {
         }
     }
 
-    /// Sends nothing more, and waits for the last echoes: for as long as the slowest took twice, and
-    /// at least a second, but no longer than the time-out.
+    /// Sends nothing more, and waits for the last echoes: for as long as the slowest took twice, of
+    /// those that come meanwhile as well, and at least a second, but no longer than the time-out.
     pub fn stop(&mut self, now: Duration) {
-        let longest = self.tally.rtt.max().unwrap_or_default() * 2;
         match self.phase {
-            Phase::Talking => self.drain(now, longest.max(LAST_ECHOES).min(self.plan.timeout)),
+            Phase::Talking => self.drain(now, self.slowest()),
             Phase::Looking => {
                 self.tally
                     .fault(Class::TimedOut, "stopped before there was an answer");
                 self.finish(now);
             }
-            Phase::Draining(_) | Phase::Drained | Phase::Over => {}
+            Phase::Draining { .. } | Phase::Drained | Phase::Over => {}
         }
     }
 
+    /// How long echoes are waited for after a stop.
+    fn slowest(&self) -> Duration {
+        let longest = self.tally.rtt.max().unwrap_or_default() * 2;
+        longest.max(LAST_ECHOES).min(self.plan.timeout)
+    }
+
     fn drain(&mut self, now: Duration, within: Duration) {
-        self.phase = Phase::Draining(now + within);
+        self.phase = Phase::Draining {
+            since: now,
+            until: now + within,
+        };
         self.scan = now;
     }
 
@@ -417,7 +433,7 @@ impl Session {
         if matches!(self.phase, Phase::Drained | Phase::Over) || now < self.scan {
             return;
         }
-        if let Phase::Draining(until) = self.phase {
+        if let Phase::Draining { until, .. } = self.phase {
             let is_searching = self.slots.iter().any(|slot| slot.wrong.is_some());
             if (self.in_flight == 0 && !is_searching) || now >= until {
                 // What the kernel knows at the end.
@@ -432,7 +448,7 @@ impl Session {
             }
         }
         let mut next = now + PAUSE;
-        if let Phase::Draining(until) = self.phase {
+        if let Phase::Draining { until, .. } = self.phase {
             next = next.min(until);
         }
         for number in 0..self.slots.len() {
@@ -460,7 +476,7 @@ impl Session {
         let slot = &mut self.slots[number];
         match slot.next(now, timeout, self.tally.pause(PAUSE)) {
             Next::Wait(until) => until,
-            Next::Connect if matches!(self.phase, Phase::Draining(_)) => None,
+            Next::Connect if matches!(self.phase, Phase::Draining { .. }) => None,
             Next::Connect => {
                 if matches!(slot.state, State::Waiting(_)) {
                     slot.since = now;

@@ -617,6 +617,21 @@ fn a_stop_waits_for_the_last_echo_and_not_for_ever() {
         "{:?}",
         outcome.took
     );
+    // An echo that was held up meanwhile shows how long the other may take.
+    let two = Plan {
+        connections: 2,
+        ..endless.clone()
+    };
+    let held = Path {
+        faults: vec![
+            Fault::Hold(64 * 4, MS * 900),
+            Fault::Hold(64 * 4, MS * 1600),
+        ],
+        ..Path::good()
+    };
+    let outcome = run(&two, held, 5, Some(MS * 1001));
+    assert_eq!(outcome.class(), Class::Ok);
+    assert!(outcome.took > MS * 2400, "{:?}", outcome.took);
     let timed = Plan {
         deadline: Some(MS * 1001),
         ..endless

@@ -125,6 +125,11 @@ impl Acceptor {
         if full {
             return self.pause(index, State::Full, Pause::Limit, open, now);
         }
+        // A failed accept(2) costs several times as much as a look, as the kernel makes the new socket
+        // before it looks.
+        if tried > 0 && !listener.has_callers() {
+            return self.drained(index, now, registry);
+        }
         let error = match listener.accept() {
             Ok(socket) => {
                 burst.taken += 1;

@@ -144,9 +144,8 @@ fn an_accept_that_fails_once_makes_no_caller_wait_for_long() {
         for errnos in [one, other] {
             scope.spawn(move || {
                 for errno in errnos {
-                    // The second caller's accept fails: the first one's takes two calls, the last of
-                    // which finds the queue empty.
-                    let fault = format!("accept4:error={errno}:when=3");
+                    // The second caller's accept fails.
+                    let fault = format!("accept4:error={errno}:when=2");
                     let tried = Tried::new(&[&fault]);
                     let first = tried.daemon.connect();
                     ping(&first, b"hello");
@@ -169,7 +168,7 @@ fn an_accept_that_fails_for_ever_does_not_spin_and_harms_no_open_connection() {
         return;
     }
     for errno in ["EMFILE", "ENOBUFS", "ECONNABORTED", "EPERM", "EINVAL"] {
-        let fault = format!("accept4:error={errno}:when=3+");
+        let fault = format!("accept4:error={errno}:when=2+");
         let plan = Plan::new().config("[limits]\nstop-timeout = '1s'\n");
         let tried = Tried::with(plan, &[&fault, "epoll_wait"]);
         let mut daemon = tried.daemon;

@@ -72,8 +72,6 @@ impl Moved {
 struct Entry<S> {
     stream: S,
     connection: Connection,
-    /// The time of its entry in the deadlines.
-    armed: Option<MonoTime>,
     /// What the kernel was last asked to announce.
     registered: Want,
     /// It stands in the ready list.
@@ -166,7 +164,6 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
         let key = self.entries.insert(Entry {
             stream,
             connection,
-            armed: None,
             registered: Want::Read,
             queued: false,
             untried: false,
@@ -259,8 +256,8 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
         if want != before.2 || !connection.is_echoing() {
             let due = connection.due(&self.limits).map(|(at, _)| at);
             let earlier = |armed| due.is_some_and(|due| due < armed);
-            if due.is_none() || entry.armed.is_none_or(earlier) {
-                self.deadlines.set(key, &mut entry.armed, due);
+            if due.is_none() || self.deadlines.armed(key).is_none_or(earlier) {
+                self.deadlines.set(key, due);
             }
         }
         let outcome = if step == Step::Yield {
@@ -457,7 +454,7 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
     #[cold]
     pub(crate) fn end(&mut self, key: usize, reason: EndReason, now: MonoTime) -> Outcome {
         let entry = &mut self.entries[key];
-        self.deadlines.set(key, &mut entry.armed, None);
+        self.deadlines.set(key, None);
         entry.over = true;
         if std::mem::take(&mut entry.untried) {
             self.untried -= 1;
@@ -493,6 +490,7 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
             // The memory of many connections that were open at the same time.
             self.entries = Slab::new();
             self.ready = VecDeque::new();
+            self.deadlines = Deadlines::default();
         }
         entry.stream
     }
@@ -543,13 +541,13 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
             (self.ready.len(), self.untried),
             "ready and untried connections"
         );
-        for (_, entry) in self.entries.iter().filter(|(_, entry)| !entry.over) {
+        for (key, entry) in self.entries.iter().filter(|(_, entry)| !entry.over) {
             entry.connection.check();
             if let Some((due, deadline)) = entry.connection.due(&self.limits) {
+                let armed = self.deadlines.armed(key);
                 assert!(
-                    entry.armed.is_some_and(|armed| armed <= due),
-                    "{deadline:?} would be missed: {due:?}, armed for {:?}",
-                    entry.armed
+                    armed.is_some_and(|armed| armed <= due),
+                    "{deadline:?} would be missed: {due:?}, armed for {armed:?}"
                 );
             }
         }
@@ -557,14 +555,13 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
 
     /// Moves the entry of a connection in the deadlines to its deadline.
     fn arm(&mut self, key: usize) {
-        let entry = &mut self.entries[key];
+        let entry = &self.entries[key];
         let due = if entry.over {
             None
         } else {
             entry.connection.due(&self.limits)
         };
-        self.deadlines
-            .set(key, &mut entry.armed, due.map(|(at, _)| at));
+        self.deadlines.set(key, due.map(|(at, _)| at));
     }
 }
 

@@ -53,7 +53,10 @@ impl MonoTime {
 /// The earliest of several times, of which any may be missing.
 #[must_use]
 pub fn earliest<const N: usize>(times: [Option<MonoTime>; N]) -> Option<MonoTime> {
-    times.into_iter().flatten().min()
+    // As every round asks: one less than the reading is the greatest number where there is none.
+    let before = |time: Option<MonoTime>| time.map_or(0, |time| time.0.get()).wrapping_sub(1);
+    let first = times.into_iter().map(before).fold(u64::MAX, u64::min);
+    NonZeroU64::new(first.wrapping_add(1)).map(MonoTime)
 }
 
 impl Add<Duration> for MonoTime {
@@ -81,6 +84,14 @@ impl Sub<Duration> for MonoTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_earliest_time_is_one_that_is_there() {
+        let at = |nanoseconds| Some(MonoTime::new(nanoseconds));
+        assert_eq!(earliest([None, at(7), at(3), None, at(5)]), at(3));
+        assert_eq!(earliest([at(u64::MAX), None]), at(u64::MAX));
+        assert_eq!(earliest([None, None]), None);
+    }
 
     #[test]
     fn it_is_one_word_and_never_overflows() {

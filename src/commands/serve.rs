@@ -196,7 +196,7 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
     server.restore(&recovered, restored.connections);
     server.ready(hint);
     server
-        .run(poll)
+        .run(&poll)
         .map_err(|error| Trouble::System("epoll failed", error))
 }
 

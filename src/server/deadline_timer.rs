@@ -21,9 +21,6 @@ use rustix::time::{
     timerfd_settime,
 };
 
-/// The longest time-out of a poll, well within the milliseconds in an int that epoll_wait(2) takes.
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
 /// A timer that a poll watches.
 #[derive(Debug)]
 pub(crate) struct DeadlineTimer {
@@ -61,7 +58,7 @@ impl DeadlineTimer {
         }
         let wait = due.since(now);
         if wait.is_zero() || self.set_to(due).is_err() {
-            return Some(wait.min(DAY));
+            return Some(wait);
         }
         self.set = Some(due);
         None

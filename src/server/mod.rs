@@ -39,7 +39,6 @@ pub(crate) mod worker_pool;
 use std::io;
 use std::time::Duration;
 
-use mio::event::Event as Announced;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Poll};
 
@@ -66,7 +65,7 @@ use crate::sys::signals::Signals;
 use crate::sys::sockopt::{self, Refused};
 use acceptor::{Acceptor, Attempt};
 use agenda::Agenda;
-use event_loop::Rounds;
+use event_loop::{Announced, Rounds};
 use lifecycle::{Action, How, Life};
 use listener::{Listener, State};
 use reload::Settings;
@@ -266,10 +265,10 @@ impl Server {
     ///
     /// # Errors
     /// Those of epoll_wait(2), in this loop or in that of a worker.
-    pub(crate) fn run(mut self, mut poll: Poll) -> io::Result<()> {
+    pub(crate) fn run(mut self, poll: &Poll) -> io::Result<()> {
         // A passed connection may be over already, and no event would come for it.
         self.housekeep()?;
-        event_loop::run(&mut poll, &mut self)?;
+        event_loop::run(poll.registry(), &mut self)?;
         self.end()
     }
 
@@ -420,21 +419,20 @@ impl Server {
     /// Subtracts the connections that are over from the counts of the other owners.  `pause`: waits for
     /// the rounds that are under way, to include the connections that end in them.
     fn collect_closed(&mut self, pause: bool) {
-        let mut closed = self.pool.take_closed(pause);
-        if closed.is_empty() {
-            return self.pool.reuse(closed);
-        }
-        for (_, closed) in closed.drain(..) {
+        let (preserver, acceptor) = (&mut self.preserver, &mut self.acceptor);
+        let any = self.pool.take_closed(pause, |closed| {
             if closed.preserved {
-                self.preserver.closed();
+                preserver.closed();
             }
             if let Some(source) = closed.source {
-                self.acceptor.release(source);
+                acceptor.release(source);
             }
+        });
+        if any {
+            self.acceptor.on_room();
+            self.agenda.callers = true;
+            self.agenda.wake_by(self.reporter.summary_due());
         }
-        self.pool.reuse(closed);
-        self.acceptor.on_room();
-        self.agenda.callers = true;
     }
 
     /// Ends a round: does what it has made due, and works out when the next one has to come.
@@ -452,8 +450,7 @@ impl Server {
             self.pool.trouble().map_or(Ok(()), Err)?;
             self.agenda.everything = self.acceptor.listeners.is_empty();
             self.record_totals();
-            let due = [self.preserver.next_due(), self.reporter.summary_due()];
-            self.agenda.wake_by(earliest(due));
+            self.agenda.wake_by(self.preserver.next_due());
             self.agenda.changed = false;
         }
         if self.agenda.everything {
@@ -608,8 +605,8 @@ impl Rounds for Server {
     }
 
     #[inline]
-    fn take(&mut self, event: &Announced) {
-        match EventSource::from(event.token()) {
+    fn take(&mut self, event: Announced) {
+        match EventSource::from(event.token) {
             EventSource::Connection(key) => self.pool.own.announced(key, event),
             EventSource::Listener(index) => {
                 self.agenda.callers = true;

@@ -9,10 +9,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mio::event::Event as Announced;
 use mio::{Interest, Registry, Token};
 
 use super::deadline_timer::DeadlineTimer;
+use super::event_loop::Announced;
 use super::stream::{Stream, source_of};
 use super::token::EventSource;
 use crate::cli::Level;
@@ -161,9 +161,9 @@ impl Worker {
     /// Puts a connection into the ready list, as there is an event for it.  Its turn comes in the order
     /// of that list: with turns at once, connections that have an event in every round would use up the
     /// round before the list.
-    pub(crate) fn announced(&mut self, key: usize, event: &Announced) {
-        // The peer's end and an urgent mark may come behind what a short read returns.
-        let hint = if event.is_read_closed() || event.is_priority() {
+    #[inline]
+    pub(crate) fn announced(&mut self, key: usize, event: Announced) {
+        let hint = if event.is_read_on() {
             Hint::ReadOn
         } else {
             Hint::Plain

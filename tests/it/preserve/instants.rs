@@ -48,7 +48,7 @@ type Row = (Scene, &'static [&'static str], usize);
 /// A crash in the middle of the data path.
 const ECHO: &[Row] = &[(
     Scene::Echo,
-    &["recvfrom", "sendto", "?epoll_wait", "epoll_ctl"],
+    &["recvfrom", "sendto", "epoll_pwait", "epoll_ctl"],
     9,
 )];
 
@@ -106,8 +106,8 @@ fn can_kill() -> bool {
         has("strace") && {
             let tried = Command::new("strace")
                 .args(["-D", "-f", "-q", "-o", "/dev/null"])
-                .args(["-e", "trace=?epoll_wait,exit_group"])
-                .args(["-e", "inject=?epoll_wait,exit_group:signal=SIGKILL:when=1"])
+                .args(["-e", "trace=epoll_pwait,exit_group"])
+                .args(["-e", "inject=epoll_pwait,exit_group:signal=SIGKILL:when=1"])
                 .arg("true")
                 .status();
             let possible = tried.is_ok_and(|status| status.signal() == Some(9));
@@ -479,7 +479,7 @@ fn after_a_hundred_crashes_in_a_row_every_connection_is_closed() {
     };
     for _ in 0..100 {
         // Restored, but never for a full round.
-        stage.kill_at("?epoll_wait,?epoll_pwait", 1);
+        stage.kill_at("epoll_pwait", 1);
         stage.manager.launch();
         stage.manager.was_killed();
     }

@@ -170,7 +170,7 @@ fn an_accept_that_fails_for_ever_does_not_spin_and_harms_no_open_connection() {
     for errno in ["EMFILE", "ENOBUFS", "ECONNABORTED", "EPERM", "EINVAL"] {
         let fault = format!("accept4:error={errno}:when=2+");
         let plan = Plan::new().config("[limits]\nstop-timeout = '1s'\n");
-        let tried = Tried::with(plan, &[&fault, "epoll_wait"]);
+        let tried = Tried::with(plan, &[&fault, "epoll_pwait"]);
         let mut daemon = tried.daemon;
         let first = daemon.connect();
         ping(&first, b"hello");
@@ -184,7 +184,7 @@ fn an_accept_that_fails_for_ever_does_not_spin_and_harms_no_open_connection() {
             let trace = std::fs::read_to_string(&tried.trace).unwrap_or_default();
             (
                 trace.matches("accept4(").count(),
-                trace.matches("epoll_wait(").count(),
+                trace.matches("epoll_pwait(").count(),
             )
         };
         let (before, began) = (calls(), Instant::now());
@@ -296,7 +296,7 @@ fn interruptions_at_every_other_call_lose_nothing() {
             "recvfrom:error=EINTR:when=1+2",
             "sendto:error=EINTR:when=1+2",
         ][..],
-        &["epoll_wait:error=EINTR:when=2+2"],
+        &["epoll_pwait:error=EINTR:when=2+2"],
     ] {
         let tried = Tried::new(faults);
         let stalled = tried.daemon.connect();

@@ -257,7 +257,7 @@ fn a_worker_that_hangs_leaves_the_watchdog_unfed() {
     let thread = thread.file_name().unwrap().to_str().unwrap().to_owned();
     let mut strace = std::process::Command::new("strace")
         .args(["-qq", "-o", "/dev/null", "-p", &thread])
-        .args(["-e", "inject=epoll_wait:delay_exit=3000000:when=1"])
+        .args(["-e", "inject=epoll_pwait:delay_exit=3000000:when=1"])
         .spawn()
         .unwrap();
     eventually(SOON, "it is fed while a worker hangs", || {

@@ -1,19 +1,19 @@
 //! System calls of the loop, as strace(1) counts them.
 //!
 //! A lone message costs three: the poll, a read and a write.  Where many send the poll is shared.
-//! A connection costs ten: three polls, two accepts (the second finds an empty queue), one registration,
-//! two reads (the second finds the end), one write, one close.  None for an option, which are all
+//! A connection costs ten: three polls, one accept and one look whether there is another caller, one
+//! registration, two reads (the second finds the end), one write, one close.  None for an option, which are all
 //! inherited, and none to deregister what the close deregisters.
 
 use std::collections::BTreeMap;
-use std::fs::read_to_string;
+use std::fs::{read_dir, read_to_string};
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use testkit::report::Report;
-use testkit::{Daemon, SOON, eventually, has};
+use testkit::{Daemon, Plan, SOON, eventually, has};
 
-use crate::{connected, plan, talk, visit};
+use crate::{CONFIG, connected, plan, talk, visit};
 
 pub fn calls(report: &mut Report) {
     if !has("strace") {
@@ -22,7 +22,7 @@ pub fn calls(report: &mut Report) {
     for (clients, messages, bound) in [(1, 4000, 3.0), (64, 250, 2.05)] {
         let daemon = plan().start();
         let mut load = connected(&daemon, clients);
-        let Some(calls) = count(&daemon, || talk(&mut load, messages)) else {
+        let Some(calls) = count(&daemon, &[], || talk(&mut load, messages)) else {
             return report.note("strace cannot attach");
         };
         let (all, text) = report_of(&calls, messages * clients as u64);
@@ -33,10 +33,26 @@ pub fn calls(report: &mut Report) {
             all <= bound,
         );
     }
+    // A loop that waits for another one would make this call.
+    let daemon = Plan::new()
+        .config(&format!("workers = 2\n{CONFIG}"))
+        .start();
+    let mut load = connected(&daemon, 64);
+    let futex = ["-f", "-e", "trace=futex"];
+    let Some(calls) = count(&daemon, &futex, || talk(&mut load, 250)) else {
+        return report.note("strace cannot attach");
+    };
+    let (all, text) = report_of(&calls, 250 * 64);
+    report.bound(
+        "  waits for a lock, two workers",
+        &text,
+        "0.01",
+        all <= 0.01,
+    );
     let daemon = plan().start();
     visit(&daemon, 1);
     let connections = 1000;
-    let Some(calls) = count(&daemon, || visit(&daemon, connections)) else {
+    let Some(calls) = count(&daemon, &[], || visit(&daemon, connections)) else {
         return report.note("strace cannot attach");
     };
     let (all, text) = report_of(&calls, connections);
@@ -63,11 +79,17 @@ pub fn calls(report: &mut Report) {
     );
 }
 
-/// Counts the calls of the loop's thread meanwhile; `None`: it may not be traced.
-fn count(daemon: &Daemon, meanwhile: impl FnOnce()) -> Option<BTreeMap<String, u64>> {
+/// Counts the calls of the loop's thread meanwhile, or with the option `-f` those of all threads;
+/// `None`: it may not be traced.
+fn count(
+    daemon: &Daemon,
+    options: &[&str],
+    meanwhile: impl FnOnce(),
+) -> Option<BTreeMap<String, u64>> {
     let table = daemon.folder.path("calls");
     let pid = daemon.pid().to_string();
     let mut strace = Command::new("strace")
+        .args(options)
         .args(["-q", "-c", "-U", "name,calls", "-p", &pid, "-o"])
         .arg(&table)
         .stderr(Stdio::null())
@@ -75,7 +97,7 @@ fn count(daemon: &Daemon, meanwhile: impl FnOnce()) -> Option<BTreeMap<String, u
         .ok()?;
     let attached = eventually(SOON, "strace does nothing", || {
         let gone = strace.try_wait().unwrap().is_some();
-        (gone || is_traced(daemon)).then_some(!gone)
+        (gone || is_traced(daemon, options)).then_some(!gone)
     });
     if attached {
         meanwhile();
@@ -90,11 +112,16 @@ fn count(daemon: &Daemon, meanwhile: impl FnOnce()) -> Option<BTreeMap<String, u
     attached.then(|| calls.filter(|(name, _)| name != "total").collect())
 }
 
-fn is_traced(daemon: &Daemon) -> bool {
-    let status = read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    status
-        .lines()
-        .any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+fn is_traced(daemon: &Daemon, options: &[&str]) -> bool {
+    let pid = daemon.pid().to_string();
+    let threads = read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut threads = threads.map(|entry| entry.unwrap());
+    threads.all(|thread| {
+        let status = read_to_string(thread.path().join("status")).unwrap();
+        let is_traced = |line: &str| line.starts_with("TracerPid:") && !line.ends_with("\t0");
+        let is_meant = options.contains(&"-f") || thread.file_name() == pid.as_str();
+        !is_meant || status.lines().any(is_traced)
+    })
 }
 
 /// The calls for each of so many, in hundredths: what happens once a second is lost in them.  And

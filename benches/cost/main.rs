@@ -7,6 +7,7 @@
 //!
 //! - `calls`: the system calls of the loop for each message and each connection, by strace(1).
 //! - `instructions`: the instructions of the loop in user space, by valgrind's callgrind.
+//! - `atomics`: of these the atomic read-modify-writes, in all threads, with two workers.
 //!
 //! A connection that is accepted and has spoken in the same round costs a poll less, so its figures
 //! differ by a tenth from run to run; those of a message do not.
@@ -48,6 +49,7 @@ type Measure = fn(&mut Report);
 const COSTS: &[(&str, Measure)] = &[
     ("calls", calls::calls),
     ("instructions", instructions::instructions),
+    ("atomics", instructions::atomics),
 ];
 
 fn main() -> ExitCode {

@@ -15,6 +15,7 @@
 //! |---|---|---|
 //! | 0 | [`cli`], [`config::units`], [`config::address`] | arguments and values as types |
 //! | 1 | [`echo`] | one connection and many of them, pure |
+//! | 1 | [`proxy_header`] | the header that a proxy puts before a connection |
 //! | 2 | [`config`] | the settings: as they are written, then as they are meant |
 //! | 3 | [`sys`] | what else touches the system: descriptors, options, service manager, signals |
 //! | 4 | [`log`] | events, summaries, the sink |
@@ -38,5 +39,6 @@ pub mod config;
 pub mod echo;
 pub mod log;
 pub(crate) mod preserve;
+pub mod proxy_header;
 pub(crate) mod server;
 pub mod sys;

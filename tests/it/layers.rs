@@ -15,7 +15,7 @@ fn rank(module: &str) -> usize {
     match module.split("::").next().unwrap() {
         _ if ["config::units", "config::address"].contains(&module) => 0,
         "cli" => 0,
-        "echo" => 1,
+        "echo" | "proxy_header" => 1,
         "config" => 2,
         "sys" => 3,
         "log" => 4,

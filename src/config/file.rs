@@ -18,7 +18,9 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::Error;
 use super::address::Address;
-use super::units::{Congestion, Count, Group, Mode, Moment, OrAuto, OrOff, Seconds, Size, Span};
+use super::units::{
+    Congestion, Count, Group, Mode, Moment, Networks, OrAuto, OrOff, Proxy, Seconds, Size, Span,
+};
 use crate::cli::{Format, Level};
 
 /// The largest configuration file that is read, in bytes.
@@ -87,7 +89,8 @@ macro_rules! options {
 
 options! {
     /// The options of a listener's socket and of the connections that it accepts: `[socket]` and
-    /// `[listener.NAME]`.  An option that is absent is not set, so the socket keeps what it has.
+    /// `[listener.NAME]`.  An option of a socket that is absent is not set, so the socket keeps what it
+    /// has; the keys of PROXY headers are not options of a socket.
     Options {
         address: Address,
         reuse_address: bool,
@@ -108,6 +111,9 @@ options! {
         dscp: Count<0, 63>,
         mode: Mode,
         group: Group,
+        proxy: Proxy,
+        proxy_trusted: Networks,
+        proxy_timeout: Span,
     }
 }
 

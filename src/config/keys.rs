@@ -7,8 +7,8 @@
 use clap::ValueEnum;
 
 use super::units::{
-    Congestion, Count, Group, Mode, Moment, OrAuto, OrOff, Seconds, Size, Span, Unit, duration,
-    on_off, or_off, size,
+    Congestion, Count, Group, Mode, Moment, Networks, OrAuto, OrOff, Proxy, Seconds, Size, Span,
+    Unit, duration, on_off, or_off, size,
 };
 use super::{Config, Options, PerSource};
 use crate::cli::{Format, Level};
@@ -69,7 +69,7 @@ pub enum Show {
 }
 
 /// Every key, in the order of the configuration file.
-pub const KEYS: [Key; 36] = [
+pub const KEYS: [Key; 39] = [
     Key {
         table: "",
         name: "allow-remote",
@@ -467,6 +467,41 @@ pub const KEYS: [Key; 36] = [
         help: "The group of the path of a Unix socket that tcp-echo binds.  The user of the service \
                must be in the group, and chown(2) must be allowed (SupplementaryGroups=adm and \
                SystemCallFilter=@chown in the unit).",
+    },
+    Key {
+        table: "socket",
+        name: "proxy",
+        takes: Proxy::expected,
+        value: Default("\"off\""),
+        effect: Reload,
+        option: "",
+        show: Listener(|options| options.proxy.map(|proxy| proxy.to_string())),
+        help: "Whether each connection begins with a PROXY header, version 1 or 2, that names the \
+               client.  The log, the limits and preserved connections then use the address of the \
+               client, and the header is not echoed.",
+    },
+    Key {
+        table: "socket",
+        name: "proxy-trusted",
+        takes: Networks::expected,
+        value: Default("[\"127.0.0.0/8\", \"::1\"]"),
+        effect: Reload,
+        option: "",
+        show: Listener(|options| options.proxy_trusted.as_ref().map(ToString::to_string)),
+        help: "The proxies from which PROXY headers are taken, where proxy is \"required\".  A \
+               connection from any other address is closed.  Each peer of a Unix socket is trusted: \
+               its mode and group decide which can connect.",
+    },
+    Key {
+        table: "socket",
+        name: "proxy-timeout",
+        takes: Span::expected,
+        value: Default("\"5s\""),
+        effect: Reload,
+        option: "",
+        show: Listener(|options| options.proxy_timeout.map(|Span(span)| duration(span))),
+        help: "How long a PROXY header may take to arrive.  A proxy may hold it back until its client \
+               sends something, as a network load balancer of AWS does.",
     },
     Key {
         table: "listener",

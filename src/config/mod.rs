@@ -16,6 +16,7 @@ pub mod keys;
 pub mod units;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use address::Address;
 use file::FileConfig;
 pub use file::Options;
 use keys::{Effect, KEYS, Show};
-use units::{Count, Moment, OrAuto, OrOff, Seconds, Size, Span};
+use units::{Count, Moment, Network, Networks, OrAuto, OrOff, Proxy, Seconds, Size, Span, Unit};
 
 /// The configuration file where neither `--config` nor `TCP_ECHO_CONFIG` names one.
 pub const DEFAULT_FILE: &str = "/etc/tcp-echo/config.toml";
@@ -241,6 +242,9 @@ impl Options {
             dscp: Some(Count(0)),
             mode: None,
             group: None,
+            proxy: Some(Proxy::Off),
+            proxy_trusted: Some(Networks(this_host())),
+            proxy_timeout: Some(Span(Duration::from_secs(5))),
         }
     }
 
@@ -248,11 +252,38 @@ impl Options {
     /// socket unit has no setting.
     #[must_use]
     pub(crate) fn passed() -> Self {
+        let built_in = Self::built_in();
         Self {
-            notsent_lowat: Self::built_in().notsent_lowat,
+            notsent_lowat: built_in.notsent_lowat,
+            proxy: built_in.proxy,
+            proxy_trusted: built_in.proxy_trusted,
+            proxy_timeout: built_in.proxy_timeout,
             ..Self::default()
         }
     }
+
+    /// Whether PROXY headers are taken from this address.
+    #[must_use]
+    pub(crate) fn trusts(&self, peer: IpAddr) -> bool {
+        let trusted = self.proxy_trusted.as_ref();
+        trusted.is_some_and(|networks| networks.contain(peer))
+    }
+
+    /// How long the PROXY header of a connection may take; `None`: connections begin without one.
+    #[must_use]
+    pub(crate) fn header_timeout(&self) -> Option<Duration> {
+        match (self.proxy, self.proxy_timeout) {
+            (Some(Proxy::Required), Some(Span(timeout))) => Some(timeout),
+            _ => None,
+        }
+    }
+}
+
+/// The networks of this host's own addresses.
+fn this_host() -> Vec<Network> {
+    let texts = ["127.0.0.0/8", "::1"];
+    let networks = texts.map(|text| Network::from_text(text).expect("a network"));
+    networks.to_vec()
 }
 
 /// The sources of the configuration; a reload reads the same ones.

@@ -6,10 +6,11 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
 /// The longest span, so that adding one to an instant cannot overflow: 100 years of 365.25 days,
 /// which is how the parser reads years.
@@ -73,7 +74,7 @@ macro_rules! deserialize_unit {
         }
     )+};
 }
-deserialize_unit!([] Mode, [] Group, [] Congestion, [] Span, [] Moment, [] Size, [const LEAST: u32, const MOST: u32] Count<LEAST, MOST>,
+deserialize_unit!([] Mode, [] Proxy, [] Network, [] Group, [] Congestion, [] Span, [] Moment, [] Size, [const LEAST: u32, const MOST: u32] Count<LEAST, MOST>,
     [const MOST: u64] Seconds<MOST>, [T: Unit + Zero] OrOff<T>, [T: Unit] OrAuto<T>);
 
 /// A span of time, as in "90s", "5min" or "1h 30min".
@@ -223,6 +224,128 @@ impl Unit for Mode {
 
     fn from_number(number: i128) -> Result<Self, String> {
         Err(format!("{number} might be decimal or octal"))
+    }
+}
+
+/// Whether each connection begins with a PROXY header.  It is never guessed: a client could send one as
+/// well (proxy-protocol.txt, section 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    /// None does; what looks like one is echoed.
+    Off,
+    /// Each does.
+    Required,
+}
+
+impl Unit for Proxy {
+    fn expected() -> String {
+        "\"off\" or \"required\"".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "required" => Ok(Self::Required),
+            _ => Err(format!("{text:?} is neither")),
+        }
+    }
+
+    fn from_number(number: i128) -> Result<Self, String> {
+        Err(format!("{number} is neither"))
+    }
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Required => "required",
+        })
+    }
+}
+
+/// An IP network, or a single address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(pub ipnet::IpNet);
+
+impl Unit for Network {
+    fn expected() -> String {
+        "a network such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an address".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let network = text.parse();
+        let network = network.or_else(|_| text.parse().map(|ip: IpAddr| ip.into()));
+        let network = network.map_err(|_| format!("{text:?} is neither"))?;
+        Ok(Self(network))
+    }
+
+    fn from_number(number: i128) -> Result<Self, String> {
+        Err(format!("{number} is neither"))
+    }
+}
+
+/// IP networks and addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Networks(pub Vec<Network>);
+
+impl Networks {
+    /// The values that are possible, as the end of a sentence.
+    #[must_use]
+    pub fn expected() -> String {
+        "networks and addresses such as [\"10.0.0.0/8\", \"2001:db8::1\"]".into()
+    }
+
+    /// Whether an address is in one of the networks.  An IPv4 address that is written as one of IPv6
+    /// (RFC 4291, section 2.5.5.2) counts as what it is.
+    #[must_use]
+    pub fn contain(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let mut networks = self.0.iter();
+        networks.any(|Network(network)| network.contains(&address))
+    }
+}
+
+impl fmt::Display for Networks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let networks: Vec<String> = self
+            .0
+            .iter()
+            .map(
+                |Network(network)| match network.max_prefix_len() == network.prefix_len() {
+                    true => network.addr().to_string(),
+                    false => network.trunc().to_string(),
+                },
+            )
+            .collect();
+        match networks.is_empty() {
+            true => f.write_str("none"),
+            false => f.write_str(&networks.join(", ")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Networks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items;
+
+        impl<'de> Visitor<'de> for Items {
+            type Value = Networks;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&Networks::expected())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Networks, A::Error> {
+                let mut networks = Vec::new();
+                while let Some(network) = items.next_element()? {
+                    networks.push(network);
+                }
+                Ok(Networks(networks))
+            }
+        }
+
+        deserializer.deserialize_any(Items)
     }
 }
 

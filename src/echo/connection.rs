@@ -36,6 +36,14 @@ const READ_MIN_BYTES: usize = 1024;
 /// The part of its life that a connection is in.  They follow each other in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// Before the stream stands a header, which the loop has to take first: what is read and written
+    /// here begins behind it.
+    Header {
+        /// When the connection is closed if the header is not complete.
+        due: MonoTime,
+        /// The reason for that: [`EndReason::HeaderTimeout`], or the reason for draining.
+        reason: EndReason,
+    },
     /// Both directions are open.
     Echoing,
     /// The connection is to end in good order.  It is read until `WouldBlock`, after a stop until
@@ -88,6 +96,8 @@ pub(crate) enum Step {
     Blocked,
     /// There may be more to do, but the turn is over.  The kernel will not announce it.
     Yield,
+    /// The loop has to look at the header, of which more may have arrived.
+    Header,
     /// The connection has ended.
     Done(EndReason),
 }
@@ -97,9 +107,9 @@ pub(crate) enum Step {
 pub struct Start {
     /// The name under which the store knows it.
     pub owner: u64,
-    /// Bytes at the beginning of the peer's stream that are not echoed.
-    pub prefix: u32,
-    /// Bytes received, including the prefix.
+    /// When a header has to be complete ([`Phase::Header`]); `None`: none is expected, or it was taken.
+    pub header_due: Option<MonoTime>,
+    /// Bytes received behind the header.
     pub received: u64,
     /// Bytes sent.
     pub sent: u64,
@@ -120,11 +130,9 @@ pub struct Connection {
     hint: Hint,
     /// How often the length of the first read may be doubled while the send queue is empty.
     doublings: u8,
-    /// Bytes at the beginning of the peer's stream that are not echoed.
-    prefix: u32,
     /// The name under which the store knows it; 0: none.
     owner: u64,
-    /// Positions in the two streams, in bytes from their beginnings.
+    /// Positions in the two streams, in bytes from their beginnings; a header is not counted.
     received: u64,
     sent: u64,
     pending: Option<PendingOutput>,
@@ -141,13 +149,22 @@ impl Connection {
             phase: Phase::Echoing,
             hint: Hint::Plain,
             doublings: 0,
-            prefix: 0,
             owner: 0,
             received: 0,
             sent: 0,
             pending: None,
             began: now,
             moved: now,
+        }
+    }
+
+    /// A connection that begins now, with a header that has to be complete at the time `due`.
+    #[must_use]
+    pub(crate) fn behind_header(due: MonoTime, now: MonoTime) -> Self {
+        let reason = EndReason::HeaderTimeout;
+        Self {
+            phase: Phase::Header { due, reason },
+            ..Self::new(now)
         }
     }
 
@@ -172,14 +189,19 @@ impl Connection {
                 reason,
                 until: None,
             },
-            (false, false) => Phase::Echoing,
+            (false, false) => match start.header_due {
+                Some(due) => Phase::Header {
+                    due,
+                    reason: EndReason::HeaderTimeout,
+                },
+                None => Phase::Echoing,
+            },
         };
         Self {
             phase,
             // What was announced to the other process is not announced to this one.
             hint: Hint::ReadOn,
             doublings: 0,
-            prefix: start.prefix,
             owner: start.owner,
             received: start.received,
             sent: start.sent,
@@ -212,6 +234,9 @@ impl Connection {
                 return Step::Yield;
             }
             if !matches!(self.phase, Phase::Echoing) {
+                if matches!(self.phase, Phase::Header { .. }) {
+                    return Step::Header;
+                }
                 if let Some(reason) = self.end_draining(io, limits, now) {
                     if io.finish_write().is_err() {
                         return Step::Done(reason);
@@ -465,6 +490,7 @@ impl Connection {
             Phase::Lingering { since, until, .. } => {
                 return Some(((since + LINGER).min(until), Deadline::Linger));
             }
+            Phase::Header { due, .. } => return Some((due, Deadline::Header)),
         };
         match (quiet, whole) {
             (Some(quiet), Some(whole)) => Some(if quiet.0 < whole.0 { quiet } else { whole }),
@@ -472,14 +498,33 @@ impl Connection {
         }
     }
 
-    /// Begins to drain the connection, if it is echoing; the next turn acts on it.
+    /// Begins to drain the connection, if it is echoing; the next turn acts on it.  A header that has
+    /// begun to arrive gets [`LINGER`] to become complete, and what has arrived behind it is echoed.
     pub(crate) fn drain(&mut self, reason: EndReason, now: MonoTime) {
-        if self.is_echoing() {
-            self.phase = Phase::Draining {
-                since: now,
-                reason,
-                until: None,
-            };
+        match &mut self.phase {
+            Phase::Echoing => {
+                self.phase = Phase::Draining {
+                    since: now,
+                    reason,
+                    until: None,
+                };
+            }
+            Phase::Header { due, reason: of } => {
+                *due = (*due).min(now + LINGER);
+                *of = reason;
+            }
+            Phase::Draining { .. } | Phase::Lingering { .. } => {}
+        }
+    }
+
+    /// Begins the stream, as the loop has taken the header.
+    pub(crate) fn header_taken(&mut self, now: MonoTime) {
+        if let Phase::Header { reason, .. } = self.phase {
+            self.phase = Phase::Echoing;
+            self.moved = now;
+            if reason != EndReason::HeaderTimeout {
+                self.drain(reason, now);
+            }
         }
     }
 
@@ -548,7 +593,7 @@ impl Connection {
             owed: match self.phase {
                 Phase::Lingering { .. } => 0,
                 // Not `owed()`: after a failed write the rest is not pending output.
-                _ => self.received - u64::from(self.prefix) - self.sent,
+                _ => self.received - self.sent,
             },
             duration: now.since(self.began),
         }
@@ -559,20 +604,18 @@ impl Connection {
     /// # Panics
     /// If it does not.
     pub fn check(&self) {
-        let sent = u64::from(self.prefix) + self.sent;
         match self.phase {
             Phase::Lingering { .. } => {
                 assert!(
                     self.pending.is_none(),
                     "the FIN was sent while something was owed"
                 );
-                assert!(self.received >= sent, "more was sent than received");
+                assert!(self.received >= self.sent, "more was sent than received");
             }
             _ => assert!(
-                self.received == sent + self.owed(),
-                "received {} is not prefix {}, sent {} and owed {}",
+                self.received == self.sent + self.owed(),
+                "received {} is not sent {} and owed {}",
                 self.received,
-                self.prefix,
                 self.sent,
                 self.owed()
             ),
@@ -583,7 +626,9 @@ impl Connection {
     fn reason_of_end(&self) -> EndReason {
         match self.phase {
             Phase::Echoing => EndReason::PeerClosed,
-            Phase::Draining { reason, .. } | Phase::Lingering { reason, .. } => reason,
+            Phase::Header { reason, .. }
+            | Phase::Draining { reason, .. }
+            | Phase::Lingering { reason, .. } => reason,
         }
     }
 }

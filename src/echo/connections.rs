@@ -51,6 +51,9 @@ pub enum Outcome {
     Same,
     /// Register the stream for something else.
     Rearm(Want),
+    /// Look at the header, of which more may have arrived: call [`Connections::header_taken`] when it
+    /// was taken, or [`Connections::header_missing`] when it is not complete.
+    Header,
     /// Remove the stream and close it.
     Over(Summary),
 }
@@ -127,6 +130,13 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
         self.add(stream, Connection::new(now))
     }
 
+    /// Adds an accepted stream before which a header stands that has to be complete at the time `due`.
+    /// It has to be registered for reading under the key that is returned.
+    pub fn insert_behind_header(&mut self, stream: S, due: MonoTime, now: MonoTime) -> usize {
+        self.counters.accepted += 1;
+        self.add(stream, Connection::behind_header(due, now))
+    }
+
     /// Adds a stream of another process, which has to be registered for what is returned beside its
     /// key.  It is ready.  The totals that are continued ([`Connections::resume`]) count it already
     /// as accepted.
@@ -183,6 +193,14 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
     /// If there is none under this key.
     pub fn stream_mut(&mut self, key: usize) -> &mut S {
         &mut self.entries[key].stream
+    }
+
+    /// The stream of a connection, and the memory of this loop.
+    ///
+    /// # Panics
+    /// If there is none under this key.
+    pub(crate) fn parts_mut(&mut self, key: usize) -> (&mut S, &mut M) {
+        (&mut self.entries[key].stream, &mut self.store)
     }
 
     /// The stream of a connection, if there is one under this key.
@@ -264,7 +282,9 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
                 self.deadlines.set(key, due);
             }
         }
-        let outcome = if step == Step::Yield {
+        let outcome = if step == Step::Header {
+            Outcome::Header
+        } else if step == Step::Yield {
             self.queue(key, Hint::Plain);
             Outcome::Same
         } else if want == entry.registered {
@@ -387,8 +407,9 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
             Deadline::Idle => Some(EndReason::IdleTimeout),
             Deadline::Stall => Some(EndReason::StallTimeout),
             // The turn has moved an earlier deadline, and what this one asks for is still to be
-            // done; or it was interrupted before it could send the FIN.
-            Deadline::Lifetime | Deadline::SendFin => None,
+            // done; or it was interrupted before it could send the FIN; or the loop has to look at
+            // the header once more.
+            Deadline::Lifetime | Deadline::SendFin | Deadline::Header => None,
             // A close turns into a reset, which destroys what is in flight, if the peer still sends.
             Deadline::Linger
                 if entry.stream.unacknowledged() > 0 && entry.connection.linger_on(now) =>
@@ -397,6 +418,27 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
                 None
             }
             Deadline::Linger | Deadline::StopTimeout => Some(EndReason::StopTimeout),
+        }
+    }
+
+    /// Begins the stream of a connection whose header was taken, and puts it into the ready list.
+    ///
+    /// # Panics
+    /// If there is no connection under this key.
+    pub fn header_taken(&mut self, key: usize, now: MonoTime) {
+        self.entries[key].connection.header_taken(now);
+        self.arm(key);
+        self.queue(key, Hint::ReadOn);
+    }
+
+    /// Ends a connection whose header was looked at and is not complete, if its time is over.
+    ///
+    /// # Panics
+    /// If there is no connection under this key.
+    pub fn header_missing(&mut self, key: usize, now: MonoTime) -> Outcome {
+        match self.entries[key].connection.phase() {
+            Phase::Header { due, reason } if due <= now => self.end(key, reason, now),
+            _ => Outcome::Same,
         }
     }
 

@@ -16,6 +16,8 @@ use super::{GRACE, LINGER, Limits};
 /// What becomes due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deadline {
+    /// The connection is closed: its header is not complete.
+    Header,
     /// The connection is closed: nothing is owed, and for [`Limits::idle`] no byte has moved.
     Idle,
     /// The connection is closed: something is owed, and for [`Limits::stall`] the peer took none

@@ -34,6 +34,14 @@ pub enum EndReason {
     StopTimeout,
     /// The process of the connection has ended, and the next process did not go on with it.
     NotRestored,
+    /// `proxy-timeout`.
+    HeaderTimeout,
+    /// What a proxy sent is no PROXY header.
+    HeaderInvalid,
+    /// The peer is none of `proxy-trusted`.
+    Untrusted,
+    /// `limits.max-connections-per-source`, for the source that the PROXY header names.
+    MaxConnectionsPerSource,
 }
 
 /// A row of [`EndReason::ALL`].
@@ -49,7 +57,7 @@ pub struct Meaning {
 impl EndReason {
     /// Every reason.  The order is that of the counters, also in the memory that one process
     /// leaves to the next.
-    pub const ALL: [Meaning; 11] = [
+    pub const ALL: [Meaning; 15] = [
         Meaning {
             word: "peer-closed",
             text: "The peer finished sending, and everything was sent back.",
@@ -97,6 +105,25 @@ impl EndReason {
             text: "The process of the connection has ended, and the next process could not go on \
                    with it; this is counted, and logged in one message for all connections.",
         },
+        Meaning {
+            word: "header-timeout",
+            text: "The PROXY header was not complete within `proxy-timeout`.  A proxy may hold it \
+                   back until its client sends something.",
+        },
+        Meaning {
+            word: "header-invalid",
+            text: "What the proxy sent is not a PROXY header, by the reason in `ECHO_ERROR=`.",
+        },
+        Meaning {
+            word: "untrusted",
+            text: "The peer is in none of the networks of `proxy-trusted`, and might forge a PROXY \
+                   header.",
+        },
+        Meaning {
+            word: "max-connections-per-source",
+            text: "The source that the PROXY header names has \
+                   `limits.max-connections-per-source` connections.",
+        },
     ];
 
     /// The place of this reason in [`EndReason::ALL`].
@@ -115,6 +142,10 @@ impl EndReason {
             Self::MaxBytes => const { place("max-bytes") },
             Self::StopTimeout => const { place("stop-timeout") },
             Self::NotRestored => const { place("not-restored") },
+            Self::HeaderTimeout => const { place("header-timeout") },
+            Self::HeaderInvalid => const { place("header-invalid") },
+            Self::Untrusted => const { place("untrusted") },
+            Self::MaxConnectionsPerSource => const { place("max-connections-per-source") },
         }
     }
 
@@ -197,6 +228,10 @@ mod tests {
             MaxBytes,
             StopTimeout,
             NotRestored,
+            HeaderTimeout,
+            HeaderInvalid,
+            Untrusted,
+            MaxConnectionsPerSource,
         ];
         let places: Vec<usize> = reasons.iter().map(|reason| reason.index()).collect();
         assert_eq!(places, (0..EndReason::ALL.len()).collect::<Vec<_>>());

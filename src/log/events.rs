@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::cli::Level;
 use crate::echo::counters::Counters;
 use crate::echo::end_reason::{Summary, same};
+use crate::proxy_header::{Header, Invalid};
 use crate::sys::endpoint::Endpoint;
 use crate::sys::kernel::Kernel;
 use crate::sys::option_report::Row;
@@ -124,6 +125,7 @@ pub const EVENTS: [Kind; 35] = [
             "echo.peer",
             "echo.peer_pid",
             "echo.peer_uid",
+            "echo.proxy",
             "echo.local",
             "echo.listener",
         ],
@@ -149,6 +151,11 @@ pub const EVENTS: [Kind; 35] = [
             "echo.peer",
             "echo.peer_pid",
             "echo.peer_uid",
+            "echo.proxy",
+            "echo.authority",
+            "echo.unique_id",
+            "echo.endpoint",
+            "echo.error",
             "echo.local",
             "echo.listener",
             "echo.received",
@@ -359,11 +366,17 @@ pub(crate) enum Pause {
 pub(crate) struct Identity {
     /// Its number, which no other connection of the service has, over all of its processes.
     pub(crate) number: u64,
-    /// The address of the peer.
+    /// The address of the peer, or of the client that the PROXY header names.
     pub(crate) peer: Endpoint,
+    /// The address of the proxy that has named the client.
+    pub(crate) proxy: Option<Endpoint>,
+    /// What the PROXY header says.
+    pub(crate) header: Option<Box<Header>>,
+    /// Why what has arrived is no PROXY header.
+    pub(crate) invalid: Option<Invalid>,
     /// The process that connected, for a Unix stream whose peer is known (unix(7)).
     pub(crate) credentials: Option<Credentials>,
-    /// The address on this side.
+    /// The address on this side, or the one on the side of the proxy.
     pub(crate) local: Endpoint,
     /// The name of the listener that accepted it.
     pub(crate) listener: String,

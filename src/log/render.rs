@@ -17,6 +17,9 @@ use crate::cli::Level;
 use crate::config::units::{duration, size};
 use crate::echo::counters::Counters;
 use crate::echo::end_reason::{EndReason, Summary};
+#[cfg(test)]
+use crate::proxy_header::Header;
+use crate::proxy_header::Invalid;
 use crate::sys::endpoint::{Endpoint, printable};
 use crate::sys::kernel::Kernel;
 use crate::sys::option_report::Row;
@@ -243,13 +246,15 @@ impl Event {
                 "echo.peer" = %identity.peer,
                 "echo.peer_pid" = identity.credentials.and_then(|peer| peer.pid),
                 "echo.peer_uid" = identity.credentials.map(|peer| peer.uid),
+                "echo.proxy" = identity.proxy.as_ref().map(ToString::to_string),
                 "echo.local" = %identity.local,
                 "echo.listener" = identity.listener,
-                "connection {} from {}{} to {} opened",
+                "connection {} from {}{} to {}{} opened",
                 identity.number,
                 identity.peer,
                 process(identity),
-                identity.local
+                identity.local,
+                through(identity)
             ),
             Self::Moved {
                 number,
@@ -494,10 +499,14 @@ impl Event {
         let Identity {
             number,
             peer,
+            proxy,
+            header,
+            invalid,
             credentials,
             local,
             listener,
         } = identity;
+        let header = header.as_deref();
         let Summary {
             reason,
             received,
@@ -516,12 +525,23 @@ impl Event {
         if let Some(errno) = errno {
             let _ = write!(text, ": {}", io::Error::from_raw_os_error(errno));
         }
+        if let Some(invalid) = invalid {
+            let _ = write!(
+                text,
+                ": what the proxy sent is no PROXY header, as {invalid}"
+            );
+        }
         say!(
             self,
             "echo.connection" = number,
             "echo.peer" = %peer,
             "echo.peer_pid" = credentials.and_then(|peer| peer.pid),
             "echo.peer_uid" = credentials.map(|peer| peer.uid),
+            "echo.proxy" = proxy.as_ref().map(ToString::to_string),
+            "echo.authority" = header.and_then(|header| header.authority.as_deref()),
+            "echo.unique_id" = header.and_then(|header| header.unique_id.as_deref()),
+            "echo.endpoint" = header.and_then(|header| header.endpoint.as_deref()),
+            "echo.error" = invalid.map(|Invalid(why)| why),
             "echo.local" = %local,
             "echo.listener" = listener,
             "echo.received" = received,
@@ -530,9 +550,10 @@ impl Event {
             "echo.duration_usec" = micros(*span),
             "echo.reason" = reason.as_str(),
             errno,
-            "connection {number} from {peer}{} on {local} ended ({}): received {received}, sent {sent}, \
+            "connection {number} from {peer}{} on {local}{} ended ({}): received {received}, sent {sent}, \
              in {span:.1?}{text}",
             process(identity),
+            through(identity),
             reason.as_str()
         );
     }
@@ -565,6 +586,12 @@ fn process(identity: &Identity) -> String {
     };
     let pid = pid.map_or_else(String::new, |pid| format!("pid {pid}, "));
     format!(" ({pid}uid {uid})")
+}
+
+/// The proxy that has named the client, behind the address of the client's connection.
+fn through(identity: &Identity) -> String {
+    let proxy = identity.proxy.as_ref();
+    proxy.map_or_else(String::new, |proxy| format!(" through {proxy}"))
 }
 
 fn reasons(by_reason: impl Iterator<Item = (&'static str, u64)>) -> String {
@@ -713,6 +740,14 @@ mod tests {
         let identity = || Identity {
             number: 1,
             peer: Endpoint::Ip("127.0.0.1:1".parse().unwrap()),
+            proxy: Some(Endpoint::Ip("127.0.0.1:2".parse().unwrap())),
+            header: Some(Box::new(Header {
+                authority: Some("a".into()),
+                unique_id: Some("b".into()),
+                endpoint: Some("c".into()),
+                ..Header::default()
+            })),
+            invalid: Some(Invalid("it is wrong")),
             local: Endpoint::Unix(Some("/\r".into())),
             credentials: Some(Credentials {
                 pid: Some(1),

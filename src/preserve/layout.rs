@@ -6,6 +6,7 @@
 //! partitions    for each worker: the mark of its scratch, and how much of its part was ever used
 //! records       for each worker: what the kernel does not remember of a connection
 //! marks         for each worker: the owner of each slot, and where in its stream the slot begins
+//! headers       for each worker: what the PROXY header before a stream says, by the record's index
 //! payload       for each worker: its scratch, then its slots
 //! ```
 //!
@@ -28,7 +29,7 @@ pub(super) const MAGIC: u64 = u64::from_be_bytes(*b"tcp-echo");
 /// The version of this layout.  A process uses only a file of the same version.  Every change of the
 /// structs below, of their places, of [`SCRATCH`] or of [`EndReason::ALL`] needs a new version; a
 /// test compares a hash of all these.
-pub(crate) const LAYOUT_VERSION: u64 = 2;
+pub(crate) const LAYOUT_VERSION: u64 = 3;
 
 /// The alignment of each part in bytes: the largest page that Linux has by default (64 KiB on arm64 and
 /// ppc64).  Only whole pages can be given back to the kernel (madvise(2)).
@@ -136,6 +137,8 @@ shared! {
         pub(super) cookie: Word,
         pub(super) began: Word,
         pub(super) number: Word,
+        /// The index of a name; with [`BEHIND_HEADER`] added where a PROXY header stands before the
+        /// stream.
         pub(super) listener: Word,
         /// Over the four words before.
         pub(super) check: Word,
@@ -144,9 +147,24 @@ shared! {
         /// Over the cookie and the two words before.
         pub(super) positions_check: Word,
     }
+
+    /// What a PROXY header says, which was taken or is taken next.
+    pub(super) struct HeaderRecord {
+        /// Two IPv6 addresses, or IPv4 addresses written as such; source first.
+        pub(super) addresses: [Word; 4],
+        /// From the lowest bits on, 16 for each: the length of the header, the port of the source, that
+        /// of the destination, and 1 if there are addresses.
+        pub(super) rest: Word,
+        /// Over the cookie and the words before.
+        pub(super) check: Word,
+        _unused: [Word; 2],
+    }
 }
 
 const _: () = assert!(size_of::<Header>() <= PAGE, "the names begin with a page");
+
+/// Stands in [`ConnectionRecord::listener`] above the index.
+pub(super) const BEHIND_HEADER: u64 = 1 << 32;
 
 impl Header {
     /// The words that never change, but for their check.
@@ -201,9 +219,18 @@ impl Geometry {
         (self.records * size_of::<Mark>()).next_multiple_of(PAGE)
     }
 
+    fn headers_begin(self) -> usize {
+        self.marks_begin() + self.partitions * self.marks_size()
+    }
+
+    /// Bytes of the headers of a partition.
+    fn headers_size(self) -> usize {
+        (self.records * size_of::<HeaderRecord>()).next_multiple_of(PAGE)
+    }
+
     /// Bytes of all that consists of words.
     pub(super) fn words(self) -> usize {
-        self.marks_begin() + self.partitions * self.marks_size()
+        self.headers_begin() + self.partitions * self.headers_size()
     }
 
     /// Bytes of the payload of a partition.
@@ -241,6 +268,13 @@ impl Geometry {
         assert!(partition < self.partitions, "no such partition");
         assert!(slot < self.records, "no such slot");
         self.marks_begin() + partition * self.marks_size() + slot * size_of::<Mark>()
+    }
+
+    /// The offset of what the header before a stream says, by the index of its record.
+    pub(super) fn header_at(self, partition: usize, record: usize) -> usize {
+        assert!(partition < self.partitions, "no such partition");
+        assert!(record < self.records, "no such record");
+        self.headers_begin() + partition * self.headers_size() + record * size_of::<HeaderRecord>()
     }
 
     /// The offset of the payload of a partition in the file.
@@ -292,7 +326,7 @@ mod tests {
 
     /// Every version of the layout, with the hash of its description.  To change the layout, raise
     /// [`LAYOUT_VERSION`] and add a line here; a line that stands here never changes.
-    const HASHES: [(u64, u64); 1] = [(2, 0xfaef_3ecb_28d7_6560)];
+    const HASHES: [(u64, u64); 2] = [(2, 0xfaef_3ecb_28d7_6560), (3, 0x1787_7654_d1bd_fe45)];
 
     /// All that two processes have to agree on to use the same file.
     fn description() -> String {
@@ -306,12 +340,13 @@ mod tests {
         writeln!(text, "check {check:#x}, marked {marked:#x}").expect("memory");
         writeln!(
             text,
-            "name 1 at {}, partition 1 at {}, record 1 at {}, mark 1 at {}, payload 1 at {}, slot 1 at {}, \
-             size {}",
+            "name 1 at {}, partition 1 at {}, record 1 at {}, mark 1 at {}, header 1 at {}, payload 1 at {}, \
+             slot 1 at {}, size {}",
             geometry.name_at(1),
             geometry.partition_at(1),
             geometry.record_at(1, 1),
             geometry.mark_at(1, 1),
+            geometry.header_at(1, 1),
             geometry.payload_at(1),
             slot_at(1),
             geometry.size()
@@ -340,6 +375,11 @@ mod tests {
                 "ConnectionRecord",
                 size_of::<ConnectionRecord>(),
                 ConnectionRecord::FIELDS,
+            ),
+            (
+                "HeaderRecord",
+                size_of::<HeaderRecord>(),
+                HeaderRecord::FIELDS,
             ),
         ] {
             writeln!(text, "{name}: {size} bytes").expect("memory");
@@ -390,7 +430,10 @@ mod tests {
             let end_of_records =
                 geometry.record_at(partition, record) + size_of::<ConnectionRecord>();
             assert!(end_of_records <= geometry.mark_at(0, 0));
-            assert!(geometry.mark_at(partition, record) + size_of::<Mark>() <= geometry.words());
+            let end_of_marks = geometry.mark_at(partition, record) + size_of::<Mark>();
+            assert!(end_of_marks <= geometry.header_at(0, 0));
+            let end_of_headers = geometry.header_at(partition, record) + size_of::<HeaderRecord>();
+            assert!(end_of_headers <= geometry.words());
             assert_eq!(slot_at(record) + SCRATCH, geometry.payload());
             assert_eq!(
                 geometry.payload_at(partition) + geometry.payload(),

@@ -12,14 +12,15 @@
 //! that becomes free keeps its memory for a second, in which it may be used again, and then the memory
 //! is given back, for a few slots at a time.
 
+use std::io;
 use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
 
-use super::layout::{ConnectionRecord, Mark, marked, slot_at};
-use super::state_file::{Record, StateFile};
+use super::layout::{ConnectionRecord, HeaderRecord, Mark, marked, slot_at};
+use super::state_file::{Before, Record, StateFile, Taken};
 use crate::echo::SCRATCH;
 use crate::echo::buffers::{BufferStore, Slot, length};
 use crate::echo::time::MonoTime;
@@ -180,14 +181,43 @@ impl Partition {
             }
             head.records.set(index as u64 + 1);
         }
+        let record_id = RecordId::new(u32::try_from(index).ok()?)?;
+        if matches!(record.before, Before::Taken(_)) && self.allocate_header(record_id).is_err() {
+            self.records.give_back(record_id.index());
+            return None;
+        }
         self.state_file.write_record(self.index, index, record);
-        RecordId::new(u32::try_from(index).ok()?)
+        Some(record_id)
     }
 
     /// Writes the positions of a connection into its record.
     pub(crate) fn record(&self, record_id: RecordId, record: &Record) {
         self.state_file
             .write_positions(self.index, record_id.index() as usize, record);
+    }
+
+    /// Records the header before the stream of the connection with this cookie, which is taken next.
+    ///
+    /// # Errors
+    /// Those of fallocate(2): there is no memory for it.
+    pub(crate) fn record_header(
+        &self,
+        record_id: RecordId,
+        cookie: u64,
+        taken: Taken,
+    ) -> io::Result<()> {
+        self.allocate_header(record_id)?;
+        let index = record_id.index() as usize;
+        self.state_file
+            .write_header(self.index, index, cookie, taken);
+        Ok(())
+    }
+
+    /// Allocates the memory for a header, as a store without it would end the process.
+    fn allocate_header(&self, record_id: RecordId) -> io::Result<()> {
+        let geometry = self.state_file.geometry();
+        let at = geometry.header_at(self.index, record_id.index() as usize);
+        self.state_file.allocate(at, size_of::<HeaderRecord>())
     }
 
     /// Removes the record of a connection.  A process that then finds the socket in a descriptor queue
@@ -384,6 +414,7 @@ mod tests {
             began: 1,
             number: 2,
             listener: 3,
+            before: Before::Nothing,
             received: 4,
             sent: 5,
         }

@@ -28,7 +28,7 @@ use socket2::{Protocol, SockRef};
 
 use super::crash_guard::{CrashHistory, MAX_CRASHES};
 use super::fd_queue::{End, FdQueue, Queue};
-use super::state_file::{Damage, Record, StateFile};
+use super::state_file::{Before, Damage, Record, StateFile};
 use super::test_faults;
 use crate::echo::SCRATCH;
 use crate::sys::cgroup::memory_kills;
@@ -440,9 +440,9 @@ impl<'a> Examiner<'a> {
             self.positions_and_owed(state_file, partition, &socket, &record)
         };
         match verdict {
-            Ok((positions, owed)) => self.connections.push(RecoveredConnection {
+            Ok((positions, before, owed)) => self.connections.push(RecoveredConnection {
                 socket,
-                record,
+                record: Record { before, ..record },
                 partition,
                 record_id: u32::try_from(index).unwrap_or(u32::MAX),
                 positions,
@@ -452,23 +452,23 @@ impl<'a> Examiner<'a> {
                 // Where bytes are given up, an end of the stream would say that all came back.  And bytes
                 // that were written to a connection of Multipath TCP would wait for a peer that does not
                 // read, for as long as a descriptor queue holds the socket.
-                let reset = is_owed(&socket) || !is_counted(&socket);
+                let reset = is_owed(&socket, &record) || !is_counted(&socket);
                 end(&socket, reset);
                 *self.lost.entry(why).or_default() += 1;
             }
         }
     }
 
-    /// How many bytes were read and written, and what is owed; an error says why the connection cannot
-    /// go on.
+    /// How many bytes were read and written, what stands before the stream, and what is owed; an error
+    /// says why the connection cannot go on.
     fn positions_and_owed(
         &self,
         state_file: &StateFile,
         partition: usize,
         socket: &OwnedFd,
         record: &Record,
-    ) -> Result<(Positions, Option<Owed>), &'static str> {
-        let found = self.find_positions(socket, record)?;
+    ) -> Result<(Positions, Before, Option<Owed>), &'static str> {
+        let (found, before) = self.find_positions(socket, record)?;
         if found.over {
             return Err("it was over already");
         }
@@ -481,7 +481,7 @@ impl<'a> Examiner<'a> {
             return Err("its record contradicts the kernel");
         }
         if found.finished || found.received == found.sent {
-            return Ok((found, None));
+            return Ok((found, before, None));
         }
         let count = found
             .received
@@ -490,24 +490,30 @@ impl<'a> Examiner<'a> {
             .filter(|count| *count <= SCRATCH)
             .ok_or("more bytes were written than read, or too few")?;
         let owed = self.find_owed(state_file, partition, record.cookie, found.sent, count)?;
-        Ok((found, Some(owed)))
+        Ok((found, before, Some(owed)))
     }
 
-    fn find_positions(&self, socket: &OwnedFd, record: &Record) -> Result<Positions, &'static str> {
+    /// How many bytes of the stream were read and written, and what stands before it.
+    fn find_positions(
+        &self,
+        socket: &OwnedFd,
+        record: &Record,
+    ) -> Result<(Positions, Before), &'static str> {
+        // After a hand-over the record is exact.
+        let recorded = (recorded_positions(record), record.before);
         if !is_counted(socket) {
             return if self.planned {
-                Ok(recorded_positions(record))
+                Ok(recorded)
             } else {
                 Err("a stream other than TCP does not survive a crash")
             };
         }
         if test_faults::is_on(test_faults::NO_COUNTERS) {
-            return Ok(recorded_positions(record));
+            return Ok(recorded);
         }
         match positions(socket) {
-            Ok(found) => Ok(found),
-            // After a hand-over the record is exact.
-            Err(_) if self.planned => Ok(recorded_positions(record)),
+            Ok(found) => behind_header(found, record.before),
+            Err(_) if self.planned => Ok(recorded),
             Err(_) => Err("the kernel does not say how many bytes were read and written"),
         }
     }
@@ -545,6 +551,17 @@ impl<'a> Examiner<'a> {
     }
 }
 
+/// The positions in the stream by those that the kernel has counted, which include a header that stands
+/// before it.  The header was recorded before it was taken, and it is taken by one read.
+fn behind_header(found: Positions, before: Before) -> Result<(Positions, Before), &'static str> {
+    match (before, found.received.checked_sub(before.length())) {
+        (Before::Nothing, _) => Ok((found, before)),
+        (Before::Taken(_), Some(received)) => Ok((Positions { received, ..found }, before)),
+        _ if found.received == 0 => Ok((found, Before::Header)),
+        _ => Err("a part of its PROXY header was read"),
+    }
+}
+
 /// The positions that a record has.
 fn recorded_positions(record: &Record) -> Positions {
     Positions {
@@ -557,9 +574,10 @@ fn recorded_positions(record: &Record) -> Positions {
 }
 
 /// Whether bytes were read from a connection and not written to it, by the kernel's counters.
-fn is_owed(socket: &OwnedFd) -> bool {
+fn is_owed(socket: &OwnedFd, record: &Record) -> bool {
     let found = positions(socket);
-    found.is_ok_and(|found| !found.finished && found.received != found.sent)
+    found
+        .is_ok_and(|found| !found.finished && found.received != found.sent + record.before.length())
 }
 
 /// Whether the kernel counts the bytes of a stream.  It does not count those of a Unix stream, and not
@@ -578,6 +596,7 @@ mod tests {
     use super::super::crash_guard::CrashGuard;
     use super::super::layout::{ConnectionRecord, Geometry};
     use super::super::partition::{Partition, RecordId};
+    use super::super::state_file::Taken;
     use super::*;
     use crate::echo::buffers::BufferStore;
     use crate::sys::memory::Word;
@@ -620,6 +639,7 @@ mod tests {
                     began: 1,
                     number: number as u64,
                     listener: 0,
+                    before: Before::Nothing,
                     received: 0,
                     sent: 0,
                 });
@@ -683,6 +703,49 @@ mod tests {
             assert_eq!(slot, Some((9, Place::Slot(0, 0))));
             let scratch = owed(&recovered, process.cookies[1]);
             assert_eq!(scratch, Some((14, Place::Scratch(0))));
+        }
+    }
+
+    #[test]
+    fn a_header_was_taken_as_a_whole_or_is_looked_at_again() {
+        let taken = Before::Taken(Taken {
+            length: 7,
+            addresses: None,
+        });
+        let header = Before::Header;
+        for (before, read, expected) in [
+            (taken, &b""[..], Some((header, 0))),
+            (taken, b"header", None),
+            (taken, b"header:", Some((taken, 0))),
+            (taken, b"header:data", Some((taken, 4))),
+            (header, b"", Some((header, 0))),
+            (header, b"h", None),
+            (Before::Nothing, b"data", Some((Before::Nothing, 4))),
+        ] {
+            let mut process = Process::new();
+            let record = Record {
+                before,
+                ..process.state_file.read_record(0, 0).unwrap()
+            };
+            process.partition.remove_record(RecordId::new(0).unwrap());
+            process.partition.add_record(&record).unwrap();
+            process.read(0, read, false);
+            // Header and stream are read one after the other, and the scratch has the last read.
+            let owner = process.cookies[0];
+            let header = usize::try_from(before.length()).unwrap().min(read.len());
+            process
+                .partition
+                .scratch()
+                .copy_within(header..read.len(), 0);
+            let recovered = process.recover(9);
+            let mut connections = recovered.connections.iter();
+            let found = connections.find(|connection| connection.record.cookie == owner);
+            let found = found.map(|found| (found.record.before, found.positions.received));
+            assert_eq!(found, expected, "{before:?}, {} bytes read", read.len());
+            if let Some((_, count)) = expected.filter(|(_, count)| *count > 0) {
+                let count = usize::try_from(count).unwrap();
+                assert_eq!(owed(&recovered, owner), Some((count, Place::Scratch(0))));
+            }
         }
     }
 

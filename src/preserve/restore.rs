@@ -333,7 +333,7 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
-    use super::super::state_file::Record;
+    use super::super::state_file::{Before, Record};
     use super::*;
     use crate::sys::positions::Positions;
 
@@ -363,6 +363,7 @@ mod tests {
                 began: 1,
                 number: 2,
                 listener,
+                before: Before::Nothing,
                 received: 8,
                 sent: 3,
             };

@@ -18,13 +18,15 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::layout::{
-    ConnectionRecord, Geometry, Header, LAYOUT_VERSION, ListenerName, MAGIC, Mark, NAMES,
-    PartitionHead, check, distance,
+    BEHIND_HEADER, ConnectionRecord, Geometry, Header, HeaderRecord, LAYOUT_VERSION, ListenerName,
+    MAGIC, Mark, NAMES, PartitionHead, check, distance,
 };
 use crate::echo::SCRATCH;
+use crate::proxy_header::Addresses;
 use crate::sys::memory::{
     Memory, Place, Region, Word, Words, allocate, cannot_shrink, memory_file,
 };
@@ -68,10 +70,86 @@ pub(crate) struct Record {
     pub number: u64,
     /// The index of its listener's name; `u32::MAX`: unknown.
     pub listener: u32,
-    /// Bytes read from it: after a hand-over exactly, otherwise at least.
+    /// What stands before its stream.
+    pub before: Before,
+    /// Bytes of its stream read from it: after a hand-over exactly, otherwise at least.
     pub received: u64,
     /// Bytes written to it: after a hand-over exactly, otherwise at least.
     pub sent: u64,
+}
+
+/// What stands before the stream of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    Nothing,
+    /// A PROXY header, which is not complete or was not taken yet.
+    Header,
+    /// A PROXY header, which was taken or is taken next: only the kernel knows whether the process has
+    /// come to that.
+    Taken(Taken),
+}
+
+impl Before {
+    /// Bytes of the header that was taken.
+    #[must_use]
+    pub(crate) fn length(self) -> u64 {
+        match self {
+            Self::Taken(taken) => taken.length.into(),
+            Self::Nothing | Self::Header => 0,
+        }
+    }
+}
+
+/// What is recorded of a PROXY header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// Bytes of the header.
+    pub length: u16,
+    /// The addresses that it gives, if any.
+    pub addresses: Option<Addresses>,
+}
+
+impl Taken {
+    fn words(self) -> [u64; 5] {
+        let Self { length, addresses } = self;
+        let Some(Addresses {
+            source,
+            destination,
+        }) = addresses
+        else {
+            return [0, 0, 0, 0, length.into()];
+        };
+        let [one, two] = halves(source.ip());
+        let [three, four] = halves(destination.ip());
+        let ports = u64::from(source.port()) << 16 | u64::from(destination.port()) << 32;
+        [one, two, three, four, u64::from(length) | ports | 1 << 48]
+    }
+
+    fn of_words(words: [u64; 5]) -> Self {
+        let [one, two, three, four, rest] = words;
+        let part = |number: u32| (rest >> (16 * number) & 0xffff) as u16;
+        let address = |high: u64, low: u64, port| {
+            let ip = Ipv6Addr::from(u128::from(high) << 64 | u128::from(low));
+            SocketAddr::new(IpAddr::V6(ip).to_canonical(), port)
+        };
+        Self {
+            length: part(0),
+            addresses: (part(3) != 0).then(|| Addresses {
+                source: address(one, two, part(1)),
+                destination: address(three, four, part(2)),
+            }),
+        }
+    }
+}
+
+/// An address as the two halves of one of IPv6.
+fn halves(ip: IpAddr) -> [u64; 2] {
+    let ip = match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let [high, low] = [0, 8].map(|at| ip.octets()[at..].first_chunk().copied());
+    [high, low].map(|half| u64::from_be_bytes(half.unwrap_or_default()))
 }
 
 /// The words of the memory, and the file behind it.  The payload belongs to the partitions.
@@ -289,7 +367,12 @@ impl StateFile {
             cookie,
             began,
             number,
-            listener: u32::try_from(listener).unwrap_or(u32::MAX),
+            listener: u32::try_from(listener & !BEHIND_HEADER).unwrap_or(u32::MAX),
+            before: if listener & BEHIND_HEADER == 0 {
+                Before::Nothing
+            } else {
+                self.read_header(partition, index, cookie)
+            },
             received,
             sent,
         })
@@ -302,17 +385,47 @@ impl StateFile {
             began,
             number,
             listener,
+            before,
             ..
         } = *record;
-        let listener = u64::from(listener);
+        let listener = match before {
+            Before::Nothing => u64::from(listener),
+            Before::Header | Before::Taken(_) => u64::from(listener) | BEHIND_HEADER,
+        };
         let words = self.record_words(partition, index);
         words.cookie.set(0);
+        // What an earlier connection has left there does not fit the cookie of this one.
+        if let Before::Taken(taken) = before {
+            self.write_header(partition, index, cookie, taken);
+        }
         words.began.set(began);
         words.number.set(number);
         words.listener.set(listener);
         words.check.set(check(&[cookie, began, number, listener]));
         self.write_positions(partition, index, record);
         words.cookie.set(cookie);
+    }
+
+    /// What is recorded of the header before the stream of a connection.
+    fn read_header(&self, partition: usize, index: usize, cookie: u64) -> Before {
+        let record = self.header_words(partition, index);
+        let [one, two, three, four] = record.addresses.each_ref().map(Word::get);
+        let words = [one, two, three, four, record.rest.get()];
+        if record.check.get() != check_header_record(cookie, words) {
+            return Before::Header;
+        }
+        Before::Taken(Taken::of_words(words))
+    }
+
+    /// Records the header before the stream of a connection, which is taken after this.
+    pub(super) fn write_header(&self, partition: usize, index: usize, cookie: u64, taken: Taken) {
+        let record = self.header_words(partition, index);
+        let words = taken.words();
+        for (word, value) in record.addresses.iter().zip(words) {
+            word.set(value);
+        }
+        record.rest.set(words[4]);
+        record.check.set(check_header_record(cookie, words));
     }
 
     /// Writes only the positions of a record that is valid.
@@ -371,6 +484,10 @@ impl StateFile {
         self.words.at(self.geometry.record_at(partition, index))
     }
 
+    fn header_words(&self, partition: usize, index: usize) -> &HeaderRecord {
+        self.words.at(self.geometry.header_at(partition, index))
+    }
+
     fn listener_name(&self, index: u32) -> &ListenerName {
         self.words.at(self.geometry.name_at(index as usize))
     }
@@ -387,6 +504,12 @@ impl Mark {
         let ahead = distance(owner, self.begin.get(), position)?;
         (ahead <= SCRATCH && count <= SCRATCH - ahead).then_some(ahead)
     }
+}
+
+/// The check of a [`HeaderRecord`] of the connection with this cookie.
+fn check_header_record(cookie: u64, words: [u64; 5]) -> u64 {
+    let [one, two, three, four, five] = words;
+    check(&[cookie, one, two, three, four, five])
 }
 
 /// The geometry and the generation of a file of `length` bytes, if its header is not damaged.
@@ -451,6 +574,7 @@ mod tests {
             began: 1_000 + cookie,
             number: 2_000 + cookie,
             listener: 5,
+            before: Before::Nothing,
             received: 0x0123_4567_89ab,
             sent: 0x0123_4567_8000,
         }
@@ -461,19 +585,19 @@ mod tests {
         state_file.file().unwrap().try_clone_to_owned().unwrap()
     }
 
-    /// Every word of layout version 2 that is not 0 in a file with one of everything in it, as the
+    /// Every word of layout version 3 that is not 0 in a file with one of everything in it, as the
     /// first program with this version wrote it.
     #[test]
-    fn every_word_stands_where_version_2_has_it() {
-        const WORDS: [(usize, u64); 77] = [
+    fn every_word_stands_where_version_3_has_it() {
+        const WORDS: [(usize, u64); 90] = [
             (0x0, 0x7463_702d_6563_686f),
-            (0x8, 0x2),
-            (0x10, 0x37_0000),
+            (0x8, 0x3),
+            (0x10, 0x39_0000),
             (0x18, 0x2),
             (0x20, 0x3),
             (0x28, 0x4_0000),
             (0x30, 0x9),
-            (0x38, 0x51bd_be71_19b2_8b0f),
+            (0x38, 0x99bd_94ee_b195_7b82),
             (0x80, 0x1),
             (0x88, 0xb),
             (0x90, 0xc),
@@ -498,7 +622,11 @@ mod tests {
             (0x170, 0x58),
             (0x178, 0x59),
             (0x180, 0x5a),
-            (0x188, 0xcc0b_7af4_f9e1_58b3),
+            (0x188, 0x5b),
+            (0x190, 0x5c),
+            (0x198, 0x5d),
+            (0x1a0, 0x5e),
+            (0x1a8, 0x30fc_d0d8_9c2a_4f99),
             (0x200, 0x2),
             (0x208, 0x29),
             (0x210, 0x32),
@@ -516,7 +644,11 @@ mod tests {
             (0x270, 0x58),
             (0x278, 0x59),
             (0x280, 0x5a),
-            (0x288, 0xc357_4e34_1e1f_ecbe),
+            (0x288, 0x5b),
+            (0x290, 0x5c),
+            (0x298, 0x5d),
+            (0x2a0, 0x5e),
+            (0x2a8, 0x12a3_78b3_bc5f_81bc),
             (0x1_0100, 0x37_3a5d_3a3a_5b06),
             (0x1_01f8, 0x9ad8_feb1_7dc1_63d9),
             (0x12_0000, 0x46),
@@ -526,8 +658,8 @@ mod tests {
             (0x14_0000, 0x46),
             (0x14_0008, 0x42e),
             (0x14_0010, 0x816),
-            (0x14_0018, 0x5),
-            (0x14_0020, 0x8be5_925e_a06f_3171),
+            (0x14_0018, 0x1_0000_0005),
+            (0x14_0020, 0xb30_0e6f_a6c3_d0d9),
             (0x14_0028, 0x123_4567_89ab),
             (0x14_0030, 0x123_4567_8000),
             (0x14_0038, 0x81ad_9fad_f6ce_873b),
@@ -543,11 +675,26 @@ mod tests {
             (0x16_0008, 0xffb0_0000_ffff_ffff),
             (0x16_0010, 0x46),
             (0x16_0018, 0x9ab2_ffff_ffff_ffff),
+            (0x18_0008, 0xffff_cb00_7109),
+            (0x18_0010, 0x2001_0db8_0000_0000),
+            (0x18_0018, 0x7),
+            (0x18_0020, 0x1_0007_ca64_012c),
+            (0x18_0028, 0xdf8e_19eb_0854_ff75),
         ];
         let (state_file, mut payloads) = StateFile::create(SMALL, 9).unwrap();
         let state_file = Arc::new(state_file);
         let mut partition = Partition::new(state_file.clone(), 1, payloads.pop().unwrap());
-        let _ = partition.add_record(&record(70)).unwrap();
+        let first = Record {
+            before: Before::Taken(Taken {
+                length: 300,
+                addresses: Some(Addresses {
+                    source: "203.0.113.9:51812".parse().unwrap(),
+                    destination: "[2001:db8::7]:7".parse().unwrap(),
+                }),
+            }),
+            ..record(70)
+        };
+        let _ = partition.add_record(&first).unwrap();
         let second = partition.add_record(&record(71)).unwrap();
         let later = Record {
             received: 0x1_0000_0000,
@@ -620,6 +767,47 @@ mod tests {
         assert!(!state_file.take_over());
         found.clear_record(1, 2);
         assert_eq!(state_file.read_record(1, 2), None);
+    }
+
+    #[test]
+    fn what_stands_before_a_stream_is_read_as_it_was_written() {
+        let (state_file, _payloads) = StateFile::create(SMALL, 9).unwrap();
+        let taken = |source: &str, destination: &str| {
+            Before::Taken(Taken {
+                length: 4096,
+                addresses: Some(Addresses {
+                    source: source.parse().unwrap(),
+                    destination: destination.parse().unwrap(),
+                }),
+            })
+        };
+        let without = Taken {
+            length: 28,
+            addresses: None,
+        };
+        for (cookie, before) in [
+            (70, taken("203.0.113.9:51812", "192.0.2.1:7")),
+            (71, taken("[2001:db8::9]:65535", "[::1]:0")),
+            (72, Before::Taken(without)),
+            // What the one before has left is not taken for its own.
+            (73, Before::Header),
+            (74, Before::Nothing),
+        ] {
+            let record = Record {
+                before,
+                ..record(cookie)
+            };
+            state_file.write_record(1, 2, &record);
+            assert_eq!(state_file.read_record(1, 2), Some(record));
+        }
+        let waiting = Record {
+            before: Before::Header,
+            ..record(75)
+        };
+        state_file.write_record(1, 2, &waiting);
+        state_file.write_header(1, 2, 75, without);
+        let found = state_file.read_record(1, 2).unwrap();
+        assert_eq!(found.before, Before::Taken(without));
     }
 
     #[test]

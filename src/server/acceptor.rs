@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use mio::Registry;
 
 use super::listener::{BURST, Failure, Listener, SHORT, State};
-use super::stream::{Socket, Stream, source_of};
+use super::stream::{ProxyHeader, Socket, Stream, source_of};
 use super::token::EventSource;
 use crate::config::{Config, Options};
 use crate::echo::time::MonoTime;
@@ -204,11 +204,23 @@ impl Acceptor {
         }
     }
 
-    /// Gives a socket its number; `index` is that of the name of its listener.
-    pub(crate) fn stream(&mut self, socket: Socket, index: usize, quickack: bool) -> Stream {
+    /// Gives a socket its number; `index` is that of the name of its listener, which has these options.
+    pub(crate) fn stream(
+        &mut self,
+        socket: Socket,
+        index: usize,
+        options: &Options,
+        now: MonoTime,
+    ) -> Stream {
         self.number += 1;
-        let listener = u32::try_from(index).unwrap_or(u32::MAX);
-        Stream::new(socket, self.number, listener, quickack)
+        stream(socket, self.number, index, options, now)
+    }
+
+    /// A socket that the listener of this index has accepted, with its number.
+    pub(crate) fn accepted(&mut self, socket: Socket, index: usize, now: MonoTime) -> Stream {
+        self.number += 1;
+        let options = &self.listeners[index].options;
+        stream(socket, self.number, index, options, now)
     }
 
     /// Sets the options that an accepted socket has not inherited from its listener; returns those that
@@ -232,8 +244,15 @@ impl Acceptor {
     /// Counts a connection for its source.
     pub(crate) fn count(&mut self, stream: &Stream) {
         if let Some(source) = source_of(stream) {
-            *self.sources.entry(source).or_default() += 1;
+            self.add(source);
         }
+    }
+
+    /// Counts a connection for a source; whether it has more than it may now.
+    pub(crate) fn add(&mut self, source: IpAddr) -> bool {
+        let count = self.sources.entry(source).or_default();
+        *count += 1;
+        self.per_source.is_some_and(|most| *count > most)
     }
 
     /// Counts a connection of a source as over.
@@ -342,6 +361,20 @@ impl Acceptor {
         }
         refused
     }
+}
+
+/// The stream of a new connection; `index` is that of the name of its listener.
+fn stream(socket: Socket, number: u64, index: usize, options: &Options, now: MonoTime) -> Stream {
+    let listener = u32::try_from(index).unwrap_or(u32::MAX);
+    let quickack = options.quickack == Some(true);
+    let mut stream = Stream::new(socket, number, listener, quickack);
+    if let Some(timeout) = options.header_timeout() {
+        stream.header = match stream.peer_address() {
+            Some(peer) if !options.trusts(peer.ip()) => ProxyHeader::Untrusted,
+            _ => ProxyHeader::Expected(now + timeout),
+        };
+    }
+    stream
 }
 
 impl Attempt {

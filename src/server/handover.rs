@@ -20,9 +20,11 @@ use socket2::{Domain, SockRef};
 
 use super::Server;
 use super::lifecycle::Life;
-use super::stream::{Socket, Stream};
+use super::stream::{ProxyHeader, Socket, Stream};
 use super::token::EventSource;
 use super::worker::Worker;
+use crate::config::units::Span;
+use crate::echo::LINGER;
 use crate::echo::connection::{Connection, Start};
 use crate::echo::connections::Connections;
 use crate::echo::counters::Counters;
@@ -145,8 +147,14 @@ impl Server {
         let name = self.store.state_file().name(record.listener);
         let name = name.unwrap_or_else(|| "unknown".into());
         let listener = self.pool.number_of(&name);
-        let quickack = self.settings.config.options_for(&name).quickack == Some(true);
+        let options = self.settings.config.options_of_passed(&name);
+        let quickack = options.quickack == Some(true);
         let mut stream = Stream::new(socket, record.number, listener, quickack);
+        // The proxy may have been kept waiting by the restart, and the time begins anew.
+        let timeout = options
+            .proxy_timeout
+            .map_or(LINGER, |Span(timeout)| timeout);
+        stream.header = ProxyHeader::restored(record.before, self.now + timeout);
         stream.shared = true;
         stream.record_id = Some(record_id);
         let moved = if pending.is_some() {
@@ -156,7 +164,7 @@ impl Server {
         };
         let start = Start {
             owner: record.cookie,
-            prefix: 0,
+            header_due: stream.header.due(),
             received: connection.positions.received,
             sent: connection.positions.sent,
             pending,
@@ -594,6 +602,7 @@ fn record(connection: &Connection, stream: &Stream, listener: u32) -> Record {
         began: connection.began().as_micros(),
         number: stream.number,
         listener,
+        before: stream.header.before(),
         received: connection.received(),
         sent: connection.sent(),
     }

@@ -19,7 +19,7 @@
 //! concerns several of them stands in this file, in `reload` or in `handover`, and nowhere else.
 //!
 //! In reading order: [`token`], [`event_loop`], [`deadline_timer`], [`lifecycle`], [`stream`],
-//! [`listener`], [`acceptor`], [`worker`] (turns), [`worker_pool`], [`agenda`], [`reporter`], then the
+//! [`header`], [`listener`], [`acceptor`], [`worker`] (turns), [`worker_pool`], [`agenda`], [`reporter`], then the
 //! parts of [`Server`] in this file, `handover` and `reload`.
 
 pub(crate) mod acceptor;
@@ -27,6 +27,7 @@ pub(crate) mod agenda;
 pub(crate) mod deadline_timer;
 pub(crate) mod event_loop;
 mod handover;
+pub(crate) mod header;
 pub(crate) mod lifecycle;
 pub(crate) mod listener;
 mod reload;
@@ -42,10 +43,10 @@ use std::time::Duration;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Poll};
 
-use crate::cli::Level;
 use crate::config::units::size;
 use crate::config::{Config, Origin};
 use crate::echo::counters::Counters;
+use crate::echo::end_reason::EndReason;
 use crate::echo::time::{MonoTime, earliest};
 use crate::log::events::Event;
 use crate::log::rate_limit::Limited;
@@ -70,9 +71,9 @@ use lifecycle::{Action, How, Life};
 use listener::{Listener, State};
 use reload::Settings;
 use reporter::{Reporter, Status};
-use stream::{Socket, Stream};
+use stream::{ProxyHeader, Socket, Stream};
 use token::EventSource;
-use worker::Worker;
+use worker::{Report, Worker};
 use worker_pool::WorkerPool;
 
 /// What [`Server::new`] puts together.
@@ -232,9 +233,7 @@ impl Server {
             },
             StreamSocket::Unix(socket) => Socket::Unix(Apart::stream(UnixStream::from_std(socket))),
         };
-        let mut stream = self
-            .acceptor
-            .stream(socket, index, options.quickack == Some(true));
+        let mut stream = self.acceptor.stream(socket, index, &options, self.now);
         stream.shared = true;
         let refused = sockopt::apply(&stream, &options);
         self.options_refused(index, refused);
@@ -338,8 +337,7 @@ impl Server {
     /// Serves an accepted connection, or closes it if its source has as many as it may.  `asked`:
     /// whether the workers were paused in this burst already, to count the connections that are over.
     fn accepted(&mut self, index: usize, socket: Socket, asked: &mut bool) {
-        let quickack = self.acceptor.listeners[index].options.quickack == Some(true);
-        let stream = self.acceptor.stream(socket, index, quickack);
+        let stream = self.acceptor.accepted(socket, index, self.now);
         // A connection of this source may be over and not counted as such yet.  Once a burst is enough:
         // a source that connects again and again must not hold up all loops.
         let mut exceeded = self.acceptor.exceeded(&stream);
@@ -360,10 +358,6 @@ impl Server {
 
     /// Counts a connection, and assigns it to a worker.
     fn admit(&mut self, stream: Stream) {
-        if self.reporter.log.wants(Level::Debug) {
-            let identity = self.pool.own.identity(&stream);
-            self.reporter.emit(Event::Opened(identity));
-        }
         self.acceptor.count(&stream);
         self.pool.assign(stream);
         self.agenda.changed = true;
@@ -377,7 +371,9 @@ impl Server {
         self.pool.deliver(|worker, of, stream| {
             let preserve = stream.can_be_preserved();
             let (number, listener) = (stream.number, stream.listener);
+            let is_untrusted = matches!(stream.header, ProxyHeader::Untrusted);
             match worker.admit(stream, now) {
+                Ok(key) if is_untrusted => worker.end(key, EndReason::Untrusted),
                 Ok(key) if matches!(life, Life::Stopping { .. }) => {
                     worker.connections.drain(key, now);
                 }
@@ -420,7 +416,17 @@ impl Server {
     /// the rounds that are under way, to include the connections that end in them.
     fn collect_closed(&mut self, pause: bool) {
         let (preserver, acceptor) = (&mut self.preserver, &mut self.acceptor);
-        let any = self.pool.take_closed(pause, |closed| {
+        let mut exceeding = Vec::new();
+        let any = self.pool.take_reports(pause, |worker, report| {
+            let closed = match report {
+                Report::Closed(closed) => closed,
+                Report::Identified(identified) => {
+                    if acceptor.add(identified.source) {
+                        exceeding.push((worker, identified));
+                    }
+                    return;
+                }
+            };
             if closed.preserved {
                 preserver.closed();
             }
@@ -428,6 +434,10 @@ impl Server {
                 acceptor.release(source);
             }
         });
+        for (worker, identified) in exceeding {
+            let reason = EndReason::MaxConnectionsPerSource;
+            self.pool.end(worker, &identified, reason);
+        }
         if any {
             self.acceptor.on_room();
             self.agenda.callers = true;
@@ -437,7 +447,7 @@ impl Server {
 
     /// Ends a round: does what it has made due, and works out when the next one has to come.
     fn look_round(&mut self) -> io::Result<()> {
-        self.agenda.changed |= !self.pool.own.closed.is_empty();
+        self.agenda.changed |= !self.pool.own.reports.is_empty();
         // While stopping, the end of any connection or listener may be what the server waits for.
         self.agenda.everything |= self.pool.own.crash_guard.is_some() || self.life != Life::Serving;
         let sent = std::mem::take(&mut self.pool.own.sent);

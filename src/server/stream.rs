@@ -20,7 +20,10 @@ use socket2::SockRef;
 
 use crate::config::address::unmapped;
 use crate::echo::stream::Duplex;
+use crate::echo::time::MonoTime;
 use crate::preserve::partition::RecordId;
+use crate::preserve::state_file::{Before, Taken};
+use crate::proxy_header::{Addresses, Header, Invalid};
 use crate::sys::bind::is_local;
 use crate::sys::endpoint::Endpoint;
 use crate::sys::rights::{self, Apart};
@@ -38,8 +41,78 @@ pub(crate) struct Stream {
     pub quickack: bool,
     /// Whether another descriptor may refer to the socket: it was passed, or is preserved.
     pub shared: bool,
+    /// The PROXY header before its stream.
+    pub header: ProxyHeader,
     /// Its record in the state file; `None`: it is not preserved.
     pub record_id: Option<RecordId>,
+}
+
+/// What is known of the PROXY header before the stream of a connection.
+#[derive(Debug)]
+pub(crate) enum ProxyHeader {
+    /// Connections of this listener begin without one.
+    Off,
+    /// It has not arrived completely, which it has to until this time.
+    Expected(MonoTime),
+    /// The peer is none of the proxies whose headers are taken.
+    Untrusted,
+    /// What has arrived is none.
+    Invalid(Invalid),
+    /// What it says.
+    Taken(Box<Header>),
+}
+
+impl ProxyHeader {
+    /// The addresses that the header gives.
+    #[must_use]
+    pub(crate) fn addresses(&self) -> Option<Addresses> {
+        match self {
+            Self::Taken(header) => header.addresses,
+            _ => None,
+        }
+    }
+
+    /// What the previous process has recorded.  A header that is missing still has the time until `due`.
+    #[must_use]
+    pub(crate) fn restored(before: Before, due: MonoTime) -> Self {
+        match before {
+            Before::Nothing => Self::Off,
+            Before::Header => Self::Expected(due),
+            Before::Taken(Taken { length, addresses }) => Self::Taken(Box::new(Header {
+                length,
+                addresses,
+                ..Header::default()
+            })),
+        }
+    }
+
+    /// When the header has to be complete, if it is missing.
+    #[must_use]
+    pub(crate) fn due(&self) -> Option<MonoTime> {
+        match self {
+            Self::Expected(due) => Some(*due),
+            _ => None,
+        }
+    }
+
+    /// What the record of a connection has of it.
+    #[must_use]
+    pub(crate) fn before(&self) -> Before {
+        match self {
+            Self::Off => Before::Nothing,
+            Self::Expected(_) | Self::Untrusted | Self::Invalid(_) => Before::Header,
+            Self::Taken(header) => Before::Taken((&**header).into()),
+        }
+    }
+}
+
+impl From<&Header> for Taken {
+    fn from(header: &Header) -> Self {
+        Self {
+            length: header.length,
+            addresses: header.addresses,
+        }
+    }
 }
 
 /// A connected socket of either kind.
@@ -61,6 +134,7 @@ impl Stream {
             listener,
             quickack,
             shared: false,
+            header: ProxyHeader::Off,
             record_id: None,
         }
     }
@@ -77,6 +151,21 @@ impl Stream {
     #[must_use]
     pub(crate) fn is_doubtful(&self) -> bool {
         matches!(&self.socket, Socket::Unix(socket) if socket.doubtful)
+    }
+
+    /// The address of the client: the one that its PROXY header gives, or that of the peer.
+    #[must_use]
+    pub(crate) fn client(&self) -> Endpoint {
+        match self.header.addresses() {
+            Some(Addresses { source, .. }) => Endpoint::Ip(source),
+            None => self.peer(),
+        }
+    }
+
+    /// The address of the proxy that has given other addresses than those of the socket.
+    #[must_use]
+    pub(crate) fn proxy(&self) -> Option<Endpoint> {
+        self.header.addresses().map(|_| self.peer())
     }
 
     /// The address of the peer.
@@ -108,11 +197,15 @@ impl Stream {
         }
     }
 
-    /// The address of this end.
+    /// The address that the client has connected to: the one that its PROXY header gives, or that of
+    /// this end.
     ///
     /// # Errors
     /// Those of getsockname(2).
     pub(crate) fn local(&self) -> io::Result<Endpoint> {
+        if let Some(Addresses { destination, .. }) = self.header.addresses() {
+            return Ok(Endpoint::Ip(destination));
+        }
         match &self.socket {
             Socket::Tcp(socket, _) => socket
                 .local_addr()
@@ -124,10 +217,14 @@ impl Stream {
 
 /// The source for which a connection counts towards `max-connections-per-source`: the IPv4 address of
 /// its peer, or the /64 network of its IPv6 address, as a host usually has all addresses of one
-/// (RFC 4291, section 2.5.1).  `None` for this host, where all processes share one address.
+/// (RFC 4291, section 2.5.1).  `None` for this host, where all processes share one address, and for a
+/// proxy, whose address is that of many clients.
 #[must_use]
 pub(crate) fn source_of(stream: &Stream) -> Option<IpAddr> {
-    let address = stream.peer_address()?.ip();
+    let address = match &stream.header {
+        ProxyHeader::Off => stream.peer_address()?.ip(),
+        header => header.addresses()?.source.ip(),
+    };
     if is_local(address) {
         return None;
     }

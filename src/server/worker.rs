@@ -2,7 +2,7 @@
 //!
 //! The main loop has a worker; with `workers` in the configuration there are others, each with a loop
 //! of its own ([`super::worker_pool`]).  A worker knows no listener, no signal and no service manager.
-//! What the server needs to know of a round stands in [`Worker::closed`] and [`Worker::sent`].
+//! What the server needs to know of a round stands in [`Worker::reports`] and [`Worker::sent`].
 
 use std::io;
 use std::net::IpAddr;
@@ -13,7 +13,8 @@ use mio::{Interest, Registry, Token};
 
 use super::deadline_timer::DeadlineTimer;
 use super::event_loop::Announced;
-use super::stream::{Stream, source_of};
+use super::header::{self, Progress};
+use super::stream::{ProxyHeader, Stream, source_of};
 use super::token::EventSource;
 use crate::cli::Level;
 use crate::config::Config;
@@ -43,6 +44,22 @@ pub(crate) struct Closed {
     pub preserved: bool,
 }
 
+/// A connection whose client is known by its PROXY header, and has to be counted for its source.
+#[derive(Debug)]
+pub(crate) struct Identified {
+    /// The key of the connection, and its number, as the key may be that of a later one meanwhile.
+    pub key: usize,
+    pub number: u64,
+    pub source: IpAddr,
+}
+
+/// What a worker reports of a connection, in the order in which it happens.
+#[derive(Debug)]
+pub(crate) enum Report {
+    Identified(Identified),
+    Closed(Closed),
+}
+
 /// The connections of one loop, and what their turns need.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -50,8 +67,8 @@ pub(crate) struct Worker {
     /// The names of the listeners by their index, and behind them those that only passed or restored
     /// connections have.
     pub names: Vec<String>,
-    /// Connections that are over and that the server has not counted as such yet.
-    pub closed: Vec<Closed>,
+    /// What the server has not been given yet.
+    pub reports: Vec<Report>,
     /// Whether bytes were sent since the server looked.
     pub sent: bool,
     /// In the first round after a start, records which connection has its turn.
@@ -96,7 +113,7 @@ impl Worker {
         Self {
             connections: Connections::new(config.limits.clone(), partition),
             names: Vec::new(),
-            closed: Vec::new(),
+            reports: Vec::new(),
             sent: false,
             crash_guard: None,
             deadline_timer: DeadlineTimer::new(&registry, EventSource::Deadline.into()),
@@ -217,14 +234,55 @@ impl Worker {
                     self.fail(key, &error);
                 }
             }
+            Outcome::Header => self.take_header(key),
             Outcome::Over(summary) => self.close(key, &summary),
         }
     }
 
-    fn fail(&mut self, key: usize, error: &io::Error) {
-        let reason = EndReason::Error(error.raw_os_error().unwrap_or(0));
+    /// Takes the header before the stream of a connection, if it is complete.
+    fn take_header(&mut self, key: usize) {
+        let owner = self.connections.connection(key).map(Connection::owner);
+        let (stream, partition) = self.connections.parts_mut(key);
+        match header::take(stream, owner.unwrap_or(0), partition) {
+            Progress::Missing => {
+                let turn = self.connections.header_missing(key, self.now);
+                self.settle(key, turn);
+            }
+            Progress::Over(reason) => self.end(key, reason),
+            Progress::Taken => {
+                let (number, source) = (stream.number, source_of(stream));
+                self.connections.header_taken(key, self.now);
+                self.log_opened(key);
+                if let Some(source) = source {
+                    self.reports.push(Report::Identified(Identified {
+                        key,
+                        number,
+                        source,
+                    }));
+                }
+                self.touched = true;
+            }
+        }
+    }
+
+    /// Ends a connection at once.
+    pub(crate) fn end(&mut self, key: usize, reason: EndReason) {
         let turn = self.connections.end(key, reason, self.now);
         self.settle(key, turn);
+    }
+
+    /// Logs, at level `debug`, that a connection has begun, once its client is known.
+    fn log_opened(&self, key: usize) {
+        if !self.log.wants(Level::Debug) {
+            return;
+        }
+        if let Some(stream) = self.connections.stream(key) {
+            self.log.emit(Event::Opened(self.identity(stream)));
+        }
+    }
+
+    fn fail(&mut self, key: usize, error: &io::Error) {
+        self.end(key, EndReason::Error(error.raw_os_error().unwrap_or(0)));
     }
 
     fn close(&mut self, key: usize, summary: &Summary) {
@@ -235,10 +293,10 @@ impl Worker {
             let identity = self.identity(&stream);
             self.log.emit(Event::Closed(identity, *summary));
         }
-        self.closed.push(Closed {
+        self.reports.push(Report::Closed(Closed {
             source: source_of(&stream),
             preserved: stream.record_id.is_some(),
-        });
+        }));
         if let Some(record_id) = stream.record_id {
             // The record goes first: a next process that finds the socket in the queue and no record
             // closes it.
@@ -266,7 +324,14 @@ impl Worker {
     /// # Errors
     /// Those of epoll_ctl(2); the connection was closed then, and that was logged.
     pub(crate) fn admit(&mut self, stream: Stream, now: MonoTime) -> io::Result<usize> {
-        let key = self.connections.insert(stream, now);
+        let key = match stream.header.due() {
+            Some(due) => self.connections.insert_behind_header(stream, due, now),
+            None => {
+                let key = self.connections.insert(stream, now);
+                self.log_opened(key);
+                key
+            }
+        };
         self.register(key, INPUT)?;
         Ok(key)
     }
@@ -290,7 +355,16 @@ impl Worker {
     pub(crate) fn identity(&self, stream: &Stream) -> Identity {
         Identity {
             number: stream.number,
-            peer: stream.peer(),
+            peer: stream.client(),
+            proxy: stream.proxy(),
+            header: match &stream.header {
+                ProxyHeader::Taken(header) => Some(header.clone()),
+                _ => None,
+            },
+            invalid: match &stream.header {
+                ProxyHeader::Invalid(invalid) => Some(*invalid),
+                _ => None,
+            },
             credentials: stream.credentials(),
             local: stream.local().unwrap_or(Endpoint::Unix(None)),
             listener: self.names[stream.listener as usize].clone(),

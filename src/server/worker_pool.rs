@@ -26,10 +26,11 @@ use mio::{Poll, Registry, Waker};
 use super::event_loop::{self, Announced, Rounds};
 use super::stream::Stream;
 use super::token::EventSource;
-use super::worker::{Closed, Worker};
+use super::worker::{Identified, Report, Worker};
 use crate::config::Config;
 use crate::echo::connection::Start;
 use crate::echo::counters::Counters;
+use crate::echo::end_reason::EndReason;
 use crate::echo::time::MonoTime;
 use crate::preserve::partition::Partition;
 use crate::sys::clock;
@@ -45,7 +46,7 @@ const LARGE: usize = 1024;
 struct Outbox {
     /// Whether the main loop was woken for it, and has not looked yet.
     full: bool,
-    closed: Vec<Closed>,
+    reports: Vec<Report>,
     /// The totals of this process, and those for the next process, at the time of the report.
     counters: (Counters, Counters),
     /// Why the loop of the worker has ended: an error of epoll_wait(2).
@@ -117,12 +118,12 @@ impl Shared {
     fn report(&self, worker: &mut Worker) {
         let sent = std::mem::take(&mut worker.sent) && !self.unreported.load(Ordering::Relaxed);
         // With a crash guard always: the main loop has to see when the first round is over.
-        if !sent && worker.closed.is_empty() && worker.crash_guard.is_none() {
+        if !sent && worker.reports.is_empty() && worker.crash_guard.is_none() {
             return;
         }
         self.unreported.fetch_or(sent, Ordering::Relaxed);
         let mut outbox = lock(&self.outbox);
-        outbox.closed.extend(std::mem::take(&mut worker.closed));
+        outbox.reports.append(&mut worker.reports);
         outbox.count(worker);
         self.call(&mut outbox);
     }
@@ -453,46 +454,64 @@ impl WorkerPool {
         self.load.iter().sum()
     }
 
-    /// Takes the connections that are over, as far as the workers have reported them, and calls `take`
-    /// for each; returns whether there were any.  `pause`: waits for the rounds that are under way, to
-    /// include those that end in them.
-    pub(crate) fn take_closed(&mut self, pause: bool, mut take: impl FnMut(Closed)) -> bool {
+    /// Takes what the workers have reported, and calls `take` for each report, with the number of its
+    /// worker; returns whether there were any.  `pause`: waits for the rounds that are under way, to
+    /// include what is reported in them.
+    pub(crate) fn take_reports(
+        &mut self,
+        pause: bool,
+        mut take: impl FnMut(usize, Report),
+    ) -> bool {
         if pause {
             for paused in &mut self.pause_all().others {
                 let mut outbox = lock(&paused.shared.outbox);
-                outbox.closed.append(&mut paused.worker.closed);
+                outbox.reports.append(&mut paused.worker.reports);
                 outbox.full = true;
             }
         }
         let mut any = false;
-        let mut loads = self.load.iter_mut();
-        if let Some(load) = loads.next() {
-            for closed in self.own.closed.drain(..) {
-                (*load, any) = (*load - 1, true);
-                take(closed);
+        let load = &mut self.load;
+        let mut take = |number: usize, report| {
+            any = true;
+            if matches!(report, Report::Closed(_)) {
+                load[number] -= 1;
             }
+            take(number, report);
+        };
+        for report in self.own.reports.drain(..) {
+            take(0, report);
         }
-        for (load, other) in loads.zip(&mut self.others) {
+        for (number, other) in (1..).zip(&mut self.others) {
             let mut outbox = lock(&other.shared.outbox);
             if !std::mem::take(&mut outbox.full) {
                 continue;
             }
             other.trouble = outbox.trouble.take();
             // The list itself is taken, as a long one would keep its memory.
-            let list = std::mem::take(&mut outbox.closed);
+            let list = std::mem::take(&mut outbox.reports);
             drop(outbox);
-            for closed in list {
-                (*load, any) = (*load - 1, true);
-                take(closed);
+            for report in list {
+                take(number, report);
             }
         }
         if any && self.was_large && self.open() == 0 {
             // The allocator by itself would keep the memory of many connections.
             self.was_large = false;
-            self.own.closed = Vec::new();
+            self.own.reports = Vec::new();
             give_back_free_memory();
         }
         any
+    }
+
+    /// Ends a connection, if it is not over.
+    pub(crate) fn end(&mut self, worker: usize, identified: &Identified, reason: EndReason) {
+        let Identified { key, number, .. } = *identified;
+        self.with(worker, |worker| {
+            let stream = worker.connections.stream(key);
+            if stream.is_some_and(|stream| stream.number == number) {
+                worker.end(key, reason);
+            }
+        });
     }
 
     /// Drains every connection: it echoes what has arrived, sends a FIN and ends.

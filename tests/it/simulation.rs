@@ -24,7 +24,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tcp_echo::echo::buffers::HeapStore;
-use tcp_echo::echo::connection::{Hint, Phase, Want};
+use tcp_echo::echo::connection::{Connection, Hint, Phase, Want};
 use tcp_echo::echo::connections::{Allowance, Connections, EventLoop, Outcome, run_round};
 use tcp_echo::echo::deadlines::Deadline;
 use tcp_echo::echo::end_reason::{EndReason, Summary};
@@ -67,7 +67,14 @@ fn whatever_happens_every_byte_comes_back_and_no_connection_is_forgotten() {
         // A world in which something never happens tests nothing of it.
         for (row, count) in EndReason::ALL.iter().zip(reasons) {
             // The model has no other errors, and no earlier process.
-            let cannot = ["error", "not-restored"].contains(&row.word);
+            let cannot = [
+                "error",
+                "not-restored",
+                "header-invalid",
+                "untrusted",
+                "max-connections-per-source",
+            ]
+            .contains(&row.word);
             assert!(count > 0 || cannot, "nothing ended as {}", row.word);
         }
     }
@@ -128,6 +135,11 @@ struct Pipe {
     habit: Habit,
     /// A read may stop short without a further announcement: a Unix stream with descriptors.
     unix: bool,
+    /// Parts of a header that are still to come before anything else; `None`: the header was taken, or
+    /// there is none.
+    header: Option<u64>,
+    /// Part of a header has come since the service looked at it.
+    header_grew: bool,
     /// Bytes that the peer has still to send.
     plan: u64,
     /// Positions in the peer's stream: sent by it, read by the service.
@@ -192,6 +204,8 @@ impl Pipe {
         Self {
             habit,
             unix: chance.one_in(5),
+            header: chance.one_in(4).then(|| chance.below(4)),
+            header_grew: false,
             plan,
             sent: 0,
             read: 0,
@@ -233,6 +247,7 @@ impl Pipe {
     fn is_ready(&self, want: Want) -> bool {
         self.reset
             || match want {
+                Want::Read if self.header.is_some() => self.header_grew,
                 Want::Read => self.sent > self.read || self.peer_finished,
                 // As TCP does: not for a few bytes.
                 Want::Write => self.free() * 3 >= self.send_room,
@@ -268,8 +283,16 @@ impl Pipe {
         })
     }
 
-    /// The peer does something, or nothing.
+    /// The peer does something, or nothing; first it sends the header, part by part.
     fn peer_acts(&mut self) {
+        if let Some(missing) = self.header.filter(|missing| *missing > 0) {
+            if self.chance.one_in(3) {
+                self.header = Some(missing - 1);
+                self.header_grew = true;
+                self.announce(Want::Read);
+            }
+            return;
+        }
         match self.chance.below(11) {
             0..=3 => self.peer_sends(),
             4..=6 => self.peer_reads(),
@@ -361,6 +384,9 @@ impl Pipe {
 
     /// A good peer sends and reads all that it can, and finishes.
     fn carry_on(&mut self) {
+        while self.header.is_some_and(|missing| missing > 0) {
+            self.peer_acts();
+        }
         self.peer_sends();
         while self.written > self.taken && !self.reset {
             self.transmitted = self.window();
@@ -372,6 +398,7 @@ impl Pipe {
 
     /// Between two system calls the peer and the network act, and any call may be interrupted.
     fn meanwhile(&mut self) -> io::Result<()> {
+        assert_eq!(self.header, None, "the header was not taken");
         self.interrupted = false;
         if !self.calm {
             if self.chance.one_in(2) {
@@ -606,7 +633,13 @@ impl World {
             pipe.peer_acts();
         }
         pipe.register(Want::Read);
-        let key = self.connections.insert(pipe, self.now());
+        let now = self.now();
+        let key = if pipe.header.is_some() {
+            let due = now + Duration::from_millis(self.chance.below(3000));
+            self.connections.insert_behind_header(pipe, due, now)
+        } else {
+            self.connections.insert(pipe, now)
+        };
         assert!(!self.keys.contains(&key), "a key was used twice");
         self.keys.push(key);
         self.arrived += 1;
@@ -663,6 +696,7 @@ impl World {
         match turn {
             Outcome::Same => {}
             Outcome::Rearm(want) => self.connections.stream_mut(key).register(want),
+            Outcome::Header => self.look_at_header(key),
             Outcome::Over(summary) => {
                 let phase = self.connections.connection(key).unwrap().phase();
                 let pipe = self.connections.remove(key);
@@ -671,6 +705,24 @@ impl World {
                 self.is_true(&summary, phase, &pipe);
                 self.connections.check();
             }
+        }
+    }
+
+    /// Takes the header of a connection, if it is complete.
+    fn look_at_header(&mut self, key: usize) {
+        let now = self.now();
+        let pipe = self.connections.stream_mut(key);
+        pipe.header_grew = false;
+        if pipe.header != Some(0) {
+            let outcome = self.connections.header_missing(key, now);
+            return self.settle(key, outcome);
+        }
+        pipe.header = None;
+        pipe.moved = now;
+        self.connections.header_taken(key, now);
+        let phase = self.connections.connection(key).map(Connection::phase);
+        if matches!(phase, Some(Phase::Draining { .. })) {
+            self.connections.stream_mut(key).stopped = Some(now);
         }
     }
 
@@ -691,6 +743,12 @@ impl World {
             EndReason::PeerClosed => {
                 assert!(pipe.peer_finished && pipe.read == pipe.sent, "{about}");
                 assert_eq!(pipe.read, pipe.written, "{about}");
+            }
+            EndReason::HeaderTimeout => {
+                let Phase::Header { due, .. } = phase else {
+                    panic!("{about}");
+                };
+                assert!(self.now() >= due && pipe.header > Some(0), "{about}");
             }
             EndReason::Shutdown | EndReason::MaxLifetime | EndReason::MaxBytes => {
                 assert!(lingered || summary.owed == 0, "{about}");
@@ -719,7 +777,7 @@ impl World {
                 assert!(pipe.free() == 0 && !pipe.reset, "{about}");
             }
             EndReason::StopTimeout => match phase {
-                Phase::Echoing => panic!("{about}"),
+                Phase::Echoing | Phase::Header { .. } => panic!("{about}"),
                 Phase::Draining { since, .. } => {
                     let most = self.limits.stop_timeout.max(LINGER);
                     assert!(self.now().since(since) >= most, "{about}");
@@ -729,7 +787,10 @@ impl World {
                     assert!(pipe.unacknowledged() > 0, "{about}");
                 }
             },
-            EndReason::Error(_) => panic!("{about}"),
+            EndReason::Error(_)
+            | EndReason::HeaderInvalid
+            | EndReason::Untrusted
+            | EndReason::MaxConnectionsPerSource => panic!("{about}"),
         }
     }
 

@@ -317,6 +317,7 @@ impl Harness {
         assert_eq!(connection.want() == Want::Write, owes);
         let echoing = connection.phase() == Phase::Echoing;
         match step {
+            Step::Header => panic!("there is no header"),
             Step::Blocked if owes => {
                 let wrote = script.wrote;
                 assert!(
@@ -396,7 +397,7 @@ impl Harness {
                 Step::Blocked if self.script.reads.is_empty() && self.connection.owed() == 0 => {
                     return Step::Blocked;
                 }
-                Step::Blocked | Step::Yield => {}
+                Step::Blocked | Step::Yield | Step::Header => {}
             }
         }
     }
@@ -990,34 +991,47 @@ fn input_does_not_move_the_deadline_of_lingering() {
     }
 }
 
-// When its stream has a beginning that is not echoed.
+// When a header stands before its stream.
 
 #[test]
-fn a_prefix_is_received_and_not_echoed() {
-    let mut store = HeapStore::new();
-    store.scratch()[..4].copy_from_slice(&bytes_at(5, 4)[..4]);
-    let slot = store.keep(1, 0..4, 21).expect("memory");
+fn nothing_is_read_before_the_header_was_taken() {
     let now = MonoTime::new(1 << 60);
-    let start = Start {
-        owner: 1,
-        prefix: 16,
-        received: 16 + 9,
-        sent: 5,
-        pending: Some(PendingOutput::new(slot, 0)),
-        began: now,
-        moved: now,
-        finished: false,
-    };
-    let limits = Limits::default();
-    let mut connection = Connection::resumed(start, &limits, now);
-    connection.check();
-    assert_eq!(connection.summary(EndReason::Reset, now).owed, 4);
-    let mut script = Script::resumed([In::Data(3), In::End], 9);
-    script.taken = 5;
-    let step = connection.advance(&mut script, &mut store, Hint::Plain, &limits, now);
+    let (due, limits) = (now + SECOND, Limits::default());
+    let mut store = HeapStore::new();
+    let mut script = Script::new([In::Data(3), In::End], []);
+    let mut connection = Connection::behind_header(due, now);
+    for _ in 0..2 {
+        let step = connection.advance(&mut script, &mut store, Hint::Plain, &limits, now);
+        assert_eq!(step, Step::Header);
+        assert_eq!(connection.due(&limits), Some((due, Deadline::Header)));
+        connection.check();
+    }
+    connection.header_taken(now);
+    let step = connection.advance(&mut script, &mut store, Hint::ReadOn, &limits, now);
     assert_eq!(step, Step::Done(EndReason::PeerClosed));
     let summary = connection.summary(EndReason::PeerClosed, now);
-    assert_eq!((summary.received, summary.sent, summary.owed), (28, 12, 0));
+    assert_eq!((summary.received, summary.sent, summary.owed), (3, 3, 0));
+}
+
+#[test]
+fn a_stop_leaves_a_header_some_time_and_then_drains_the_stream() {
+    let now = MonoTime::new(1 << 60);
+    let limits = Limits::default();
+    let mut connection = Connection::behind_header(now + 10 * SECOND, now);
+    connection.drain(EndReason::Shutdown, now);
+    assert_eq!(
+        connection.due(&limits),
+        Some((now + LINGER, Deadline::Header))
+    );
+    assert_eq!(connection.reason_of_end(), EndReason::Shutdown);
+    connection.header_taken(now);
+    assert!(matches!(
+        connection.phase(),
+        Phase::Draining {
+            reason: EndReason::Shutdown,
+            ..
+        }
+    ));
 }
 
 // Whatever happens.
@@ -1110,7 +1124,7 @@ proptest! {
                     over = Some(reason);
                     break;
                 }
-                Step::Yield => {}
+                Step::Yield | Step::Header => {}
                 Step::Blocked => {
                     if test.script.reads.is_empty() && test.connection.owed() == 0 {
                         if let Phase::Lingering { since, .. } = test.connection.phase() {

@@ -839,7 +839,7 @@ fn the_counters_add_up() {
 fn start(now: MonoTime) -> Start {
     Start {
         owner: 7,
-        prefix: 0,
+        header_due: None,
         received: 30,
         sent: 30,
         pending: None,

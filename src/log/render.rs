@@ -17,8 +17,6 @@ use crate::cli::Level;
 use crate::config::units::{duration, size};
 use crate::echo::counters::Counters;
 use crate::echo::end_reason::{EndReason, Summary};
-#[cfg(test)]
-use crate::proxy_header::Header;
 use crate::proxy_header::Invalid;
 use crate::sys::endpoint::{Endpoint, printable};
 use crate::sys::kernel::Kernel;
@@ -708,6 +706,7 @@ mod tests {
 
     use super::*;
     use crate::log::events::EVENTS;
+    use crate::proxy_header::Header;
     use crate::sys::sockopt::{Queue, Refused};
 
     /// What reached the sink.

@@ -4,6 +4,7 @@
 //! - [`systemd`]: sockets, messages, configuration and log, as the service manager has them
 //! - [`preserve`]: connections outlive the daemon
 //! - [`shipped`]: what is installed is right: units, configuration, manuals, completions, catalog
+//! - [`fleet`]: the place behind balancers
 //! - [`client`]: each verdict of `ping` and `probe`, by a server or a path with exactly that fault
 //! - [`simulation`]: thousands of scripted conversations, seeded
 //! - [`kernel`]: the facts of the kernel that the design rests on
@@ -18,6 +19,7 @@
 )]
 
 mod client;
+mod fleet;
 mod preserve;
 mod protocol;
 mod shipped;

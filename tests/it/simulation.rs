@@ -199,13 +199,14 @@ impl Pipe {
         };
         // Or it takes for ever.
         let least = if plan > 5000 { 500 } else { 1 };
+        let header = chance.one_in(4).then(|| chance.below(4));
         let mut room = || chance.of(&buffers).max(least);
         let (receive_room, send_room, peer_room) = (room(), room(), room());
         Self {
             habit,
             unix: chance.one_in(5),
-            header: chance.one_in(4).then(|| chance.below(4)),
-            header_grew: false,
+            header,
+            header_grew: header == Some(0),
             plan,
             sent: 0,
             read: 0,

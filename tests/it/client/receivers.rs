@@ -243,24 +243,40 @@ listen receiver
 /// Starts nginx before a daemon: with half-close as it is by default and as it should be, and a
 /// receiver of PROXY headers; `None`, and said, where its stream module is not installed.
 pub fn nginx(daemon: SocketAddr, at: [SocketAddr; 3]) -> Option<Other> {
+    let [plain, half, receiver] = at;
+    let servers = format!(
+        "server {{ listen {plain}; proxy_pass {daemon}; }}
+  server {{ listen {half}; proxy_pass {daemon}; proxy_half_close on; }}
+  server {{ listen {receiver} proxy_protocol; proxy_pass {daemon}; proxy_half_close on; }}"
+    );
+    start_nginx(&servers, &at)
+}
+
+fn start_nginx(servers: &str, at: &[SocketAddr]) -> Option<Other> {
     const MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
     if !std::path::Path::new(MODULE).exists() && !has("the stream module of nginx") {
         return None;
     }
-    let [plain, half, receiver] = at;
     let text = format!(
         "load_module {MODULE};
 daemon off; pid nginx.pid; error_log nginx.log; worker_processes 1;
 events {{ worker_connections 1000; }}
 stream {{
-  server {{ listen {plain}; proxy_pass {daemon}; }}
-  server {{ listen {half}; proxy_pass {daemon}; proxy_half_close on; }}
-  server {{ listen {receiver} proxy_protocol; proxy_pass {daemon}; proxy_half_close on; }}
+  {servers}
 }}
 "
     );
     let arguments = ["-p", ".", "-e", "nginx.log", "-c", "FILE"];
-    Some(Other::start("nginx", &arguments, &text, &at))
+    Some(Other::start("nginx", &arguments, &text, at))
+}
+
+/// Starts nginx before a daemon to which it sends PROXY headers; `None`, and said, where its stream
+/// module is not installed.
+pub fn nginx_sender(daemon: SocketAddr, at: SocketAddr) -> Option<Other> {
+    let server = format!(
+        "server {{ listen {at}; proxy_pass {daemon}; proxy_protocol on; proxy_half_close on; }}"
+    );
+    start_nginx(&server, &[at])
 }
 
 /// The verdicts of some cases, by their ids.

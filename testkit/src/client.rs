@@ -2,6 +2,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,11 +11,34 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::{Pattern, SOON};
 
+/// Whether daemons and clients have a proxy between them: each connection begins with a PROXY header
+/// (the variable `TCP_ECHO_TEST_PROXY`).
+pub(crate) fn has_proxy() -> bool {
+    std::env::var_os("TCP_ECHO_TEST_PROXY").is_some()
+}
+
+/// Writes the PROXY header, if there is a proxy, which names a client of this host.
+pub(crate) fn greet(mut stream: impl Write) {
+    if has_proxy() {
+        let header = b"PROXY TCP4 127.0.0.3 127.0.0.4 9 7\r\n";
+        stream.write_all(header).unwrap();
+    }
+}
+
 /// Connects, with deadlines for reading and writing.
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect_timeout(&address, SOON).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream.set_write_timeout(Some(SOON)).unwrap();
+    greet(&stream);
+    stream
+}
+
+/// Connects to a Unix socket, with a deadline for reading.
+pub fn connect_unix(path: impl AsRef<Path>) -> UnixStream {
+    let stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    greet(&stream);
     stream
 }
 
@@ -26,6 +51,7 @@ pub fn connect_with_buffers(address: SocketAddr, receive: usize, send: usize) ->
     socket.connect_timeout(&address.into(), SOON).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
     socket.set_write_timeout(Some(SOON)).unwrap();
+    greet(&socket);
     socket.into()
 }
 

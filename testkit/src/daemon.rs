@@ -20,7 +20,7 @@ use rustix::process::{
 };
 use socket2::Socket;
 
-use crate::{SOON, connect, eventually};
+use crate::{SOON, connect, eventually, has_proxy};
 
 /// The path of the program under test.
 ///
@@ -99,6 +99,9 @@ impl Plan {
                 &format!("workers = {workers}\n"),
             );
         }
+        if has_proxy() {
+            folder.write("config.toml.d/proxy.toml", "[socket]\nproxy = 'required'\n");
+        }
         Self {
             folder,
             arguments: Vec::new(),
@@ -120,7 +123,7 @@ impl Plan {
     /// Writes the configuration file that the daemon reads.
     pub fn config(self, text: &str) -> Self {
         if text.contains("workers = ") {
-            let _ = std::fs::remove_dir_all(self.folder.path("config.toml.d"));
+            let _ = std::fs::remove_file(self.folder.path("config.toml.d/workers.toml"));
         }
         self.folder.write("config.toml", text);
         self

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
-use crate::Pattern;
+use crate::{Pattern, has_proxy};
 
 /// The most that is written or read with one call.
 const CHUNK: usize = 256 * 1024;
@@ -143,7 +143,7 @@ impl Load {
     pub fn connect(address: SocketAddr, count: usize, talk: Talk) -> Self {
         let mut load = Self::new();
         for _ in 0..count {
-            load.join(std::net::TcpStream::connect(address).unwrap(), talk);
+            load.join(crate::connect(address), talk);
         }
         load
     }
@@ -157,6 +157,9 @@ impl Load {
 
     /// Adds a client that begins to connect now.
     pub fn begin(&mut self, address: SocketAddr, talk: Talk) {
+        if has_proxy() {
+            return self.join(crate::connect(address), talk);
+        }
         self.add(TcpStream::connect(address).unwrap(), talk);
     }
 

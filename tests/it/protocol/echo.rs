@@ -591,8 +591,7 @@ fn nothing_wakes_a_daemon_that_has_nothing_to_do() {
 }
 
 fn unix(daemon: &Daemon) -> UnixStream {
-    let client = UnixStream::connect(daemon.path()).unwrap();
-    client.set_read_timeout(Some(SOON)).unwrap();
+    let client = testkit::connect_unix(daemon.path());
     client.set_write_timeout(Some(SOON)).unwrap();
     client
 }

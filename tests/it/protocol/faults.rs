@@ -594,8 +594,7 @@ fn where_descriptors_cannot_be_refused_they_hold_up_no_loop() {
     let other = tried.daemon.connect();
     ping(&other, b"before");
     let call = || {
-        let client = std::os::unix::net::UnixStream::connect(&path).unwrap();
-        client.set_read_timeout(Some(SOON)).unwrap();
+        let client = testkit::connect_unix(&path);
         ping(&client, b"hello");
         client
     };

@@ -84,7 +84,7 @@ pub fn atomics(report: &mut Report) {
         };
         let plan = || Plan::new().config(&format!("workers = 2\n{CONFIG}"));
         let count = |messages| {
-            let profiles = profiles(plan(), &["--dump-instr=yes"], messages, &work);
+            let profiles = profiles(plan(), &["--dump-instr=yes"], messages, work);
             profiles.iter().map(|text| locked(text)).sum::<u64>() as f64
         };
         let number = (2 * messages * clients as u64) as f64;

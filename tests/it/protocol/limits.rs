@@ -93,9 +93,7 @@ fn one_source_has_no_cap_when_it_is_this_host() {
     let daemon = plan.start();
     let clients: Vec<TcpStream> = (0..5).map(|_| daemon.connect()).collect();
     clients.iter().for_each(|client| ping(client, b"hello"));
-    let clients: Vec<_> = (0..5)
-        .map(|_| testkit::connect_unix(&path))
-        .collect();
+    let clients: Vec<_> = (0..5).map(|_| testkit::connect_unix(&path)).collect();
     clients.iter().for_each(|client| ping(client, b"hello"));
 }
 

@@ -276,7 +276,7 @@ fn a_nat_that_forgets_and_says_nothing_is_bracketed() {
     );
     let (lives, ends) = bracket(&report);
     assert!(
-        lives <= 3.1 && ends >= 2.9 && ends - lives < 0.2,
+        lives <= 3.1 && ends >= 2.9 && ends - lives < 0.4,
         "{report:#}"
     );
 }
@@ -289,7 +289,7 @@ fn a_nat_that_forgets_and_lets_the_server_reset_is_bracketed() {
     expect(&report, "idle/silence", "fail", "by RST when spoken to");
     let (lives, ends) = bracket(&report);
     assert!(
-        lives <= 3.1 && ends >= 2.9 && ends - lives < 0.2,
+        lives <= 3.1 && ends >= 2.9 && ends - lives < 0.4,
         "{report:#}"
     );
 }
@@ -430,7 +430,7 @@ fn queues_that_fill_up_under_load_are_noted() {
         number("rpm") < 1000 && number("working_us") > 20_000,
         "{report:#}"
     );
-    assert!(number("idle_us") < 5000, "{report:#}");
+    assert!(number("idle_us") * 4 < number("working_us"), "{report:#}");
     assert_eq!(status, 0);
 }
 

@@ -203,7 +203,8 @@ pub const KEYS: [Key; 39] = [
         effect: Reload,
         option: "",
         show: Daemon(|config| or_off(config.limits.lifetime, duration)),
-        help: "End a connection when it is this old: what it sent so far comes back, then the end of \
+        help: "End a connection when it is this old, or up to a tenth younger, so that connections which \
+               began together do not end together: what it sent so far comes back, then the end of \
                the stream, within stop-timeout.  What arrives later is discarded.",
     },
     Key {

@@ -475,8 +475,8 @@ impl Connection {
         let quiet = quiet.map(|(span, deadline)| (self.moved + span, deadline));
         let whole = match self.phase {
             Phase::Echoing => limits
-                .lifetime
-                .map(|span| (self.began + span, Deadline::Lifetime)),
+                .end_of_life(self.began)
+                .map(|at| (at, Deadline::Lifetime)),
             Phase::Draining {
                 reason: EndReason::Shutdown,
                 until: None,

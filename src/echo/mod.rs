@@ -21,6 +21,8 @@ pub mod time;
 
 use std::time::Duration;
 
+use time::MonoTime;
+
 /// Bytes of the one buffer of a loop, through which everything passes.  With 256 KiB bulk traffic
 /// costs half as much as with 64 KiB, and a larger buffer brings nothing.
 pub const SCRATCH: usize = 256 * 1024;
@@ -49,12 +51,31 @@ pub struct Limits {
     pub idle: Option<Duration>,
     /// Close after this long without a byte taken by the peer while something is owed.
     pub stall: Option<Duration>,
-    /// Drain after this long since the beginning of the connection.
+    /// Drain after this long since the beginning of the connection, or a little earlier
+    /// ([`Limits::end_of_life`]).
     pub lifetime: Option<Duration>,
     /// Drain after this many bytes received.
     pub bytes: Option<u64>,
     /// Close when draining has taken this long, with what is still owed.
     pub stop_timeout: Duration,
+}
+
+impl Limits {
+    /// When a connection that began at this time is drained because of its age: after 90 % to 100 % of
+    /// [`Limits::lifetime`].
+    ///
+    /// Clients that a balancer has sent here together would otherwise all come back together, again
+    /// and again.  The part follows from the beginning alone (the golden ratio scatters neighbouring
+    /// microseconds), so it is the same in the process that takes the connection over, where the
+    /// beginning is known in microseconds.
+    #[must_use]
+    pub fn end_of_life(&self, began: MonoTime) -> Option<MonoTime> {
+        let most = self.lifetime?;
+        let part = began.as_micros().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54;
+        // A part is 0 to 1023 of 10 240.
+        let earlier = u32::try_from(part).map_or(Duration::ZERO, |part| most / 10_240 * part);
+        Some(began + (most - earlier))
+    }
 }
 
 impl Default for Limits {
@@ -65,6 +86,44 @@ impl Default for Limits {
             lifetime: None,
             bytes: None,
             stop_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_life_is_spread_over_the_last_tenth() {
+        let most = Duration::from_secs(1000);
+        let limits = Limits {
+            lifetime: Some(most),
+            ..Limits::default()
+        };
+        let mut tenths = [0; 10];
+        for round in 0..10_000 {
+            // Rounds of a busy loop are some microseconds apart.
+            let began = MonoTime::from_micros(77_000_000 + 13 * round);
+            let end = limits.end_of_life(began).expect("there is a limit");
+            let short = most - end.since(began);
+            assert!(short < most / 10, "{short:?}");
+            tenths[usize::try_from(short.as_secs() / 10).expect("small")] += 1;
+            // The process that takes the connection over knows the microseconds.
+            let restored = MonoTime::from_micros(began.as_micros());
+            assert_eq!(limits.end_of_life(restored), Some(end));
+        }
+        assert!(
+            tenths.iter().all(|count| (900..1100).contains(count)),
+            "{tenths:?}"
+        );
+        assert_eq!(Limits::default().end_of_life(MonoTime::new(1)), None);
+        for began in [0, u64::MAX] {
+            let limits = Limits {
+                lifetime: Some(Duration::MAX),
+                ..Limits::default()
+            };
+            assert!(limits.end_of_life(MonoTime::new(began)).is_some());
         }
     }
 }

@@ -174,7 +174,11 @@ struct Pipe {
     interrupted: bool,
     /// When draining for a stop began.
     stopped: Option<MonoTime>,
-    /// When a byte last moved, when the service sent its FIN, and the clock of the world.
+    /// When it was opened, when a byte last moved, when the service sent its FIN, and the clock of the
+    /// world.
+    began: MonoTime,
+    /// It was seen to end because of its age.
+    aged: bool,
     moved: MonoTime,
     lingers: Option<MonoTime>,
     clock: Rc<Cell<MonoTime>>,
@@ -228,6 +232,8 @@ impl Pipe {
             calm: false,
             interrupted: false,
             stopped: None,
+            began: clock.get(),
+            aged: false,
             moved: clock.get(),
             lingers: None,
             clock: Rc::clone(clock),
@@ -822,10 +828,25 @@ impl World {
                 let most = (since + LINGER).min(until);
                 assert_eq!(due, Some((most, Deadline::Linger)));
             }
+            let pipe = self.connections.stream_mut(key);
+            let age = now.since(pipe.began);
+            let aged = matches!(
+                phase,
+                Phase::Draining { reason, .. } | Phase::Lingering { reason, .. }
+                    if reason == EndReason::MaxLifetime
+            );
+            if aged && !std::mem::replace(&mut pipe.aged, aged) {
+                // Not before its last tenth.
+                let in_time = |span: Duration| age >= span - span / 10;
+                assert!(self.limits.lifetime.is_some_and(in_time), "{age:?}");
+            }
             if queued {
                 continue;
             }
-            let pipe = self.connections.stream_mut(key);
+            if phase == Phase::Echoing && !used_up {
+                let late = self.limits.lifetime.is_some_and(|span| age >= span);
+                assert!(!late, "{age:?} of {:?}", self.limits.lifetime);
+            }
             assert_eq!(pipe.interest, want, "registered for the wrong thing");
             assert_eq!(
                 want == Want::Write,

@@ -44,6 +44,18 @@ pub enum Command {
     },
     /// Make the daemon ($MAINPID) reload, and report it to the service manager: for ExecReload=
     Reload,
+    /// Answer health checks with drain, so that balancers send no more connections, until undrain
+    Drain {
+        /// The daemon, by its process id or its unit [default: tcp-echo.service]
+        #[arg(value_name = "PID|UNIT")]
+        process: Option<String>,
+    },
+    /// Answer health checks with ready again
+    Undrain {
+        /// The daemon, by its process id or its unit [default: tcp-echo.service]
+        #[arg(value_name = "PID|UNIT")]
+        process: Option<String>,
+    },
     /// Judge the path to an echo server and the server, case by case
     Probe(Box<Probe>),
     /// Measure round trips to an echo server, and say what the cause is where there are none

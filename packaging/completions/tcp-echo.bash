@@ -27,6 +27,9 @@ _tcp__echo() {
             tcp__echo,diff)
                 cmd="tcp__echo__subcmd__diff"
                 ;;
+            tcp__echo,drain)
+                cmd="tcp__echo__subcmd__drain"
+                ;;
             tcp__echo,help)
                 cmd="tcp__echo__subcmd__help"
                 ;;
@@ -42,11 +45,17 @@ _tcp__echo() {
             tcp__echo,serve)
                 cmd="tcp__echo__subcmd__serve"
                 ;;
+            tcp__echo,undrain)
+                cmd="tcp__echo__subcmd__undrain"
+                ;;
             tcp__echo__subcmd__help,check)
                 cmd="tcp__echo__subcmd__help__subcmd__check"
                 ;;
             tcp__echo__subcmd__help,diff)
                 cmd="tcp__echo__subcmd__help__subcmd__diff"
+                ;;
+            tcp__echo__subcmd__help,drain)
+                cmd="tcp__echo__subcmd__help__subcmd__drain"
                 ;;
             tcp__echo__subcmd__help,help)
                 cmd="tcp__echo__subcmd__help__subcmd__help"
@@ -63,6 +72,9 @@ _tcp__echo() {
             tcp__echo__subcmd__help,serve)
                 cmd="tcp__echo__subcmd__help__subcmd__serve"
                 ;;
+            tcp__echo__subcmd__help,undrain)
+                cmd="tcp__echo__subcmd__help__subcmd__undrain"
+                ;;
             *)
                 ;;
         esac
@@ -70,7 +82,7 @@ _tcp__echo() {
 
     case "${cmd}" in
         tcp__echo)
-            opts="-h -V --config --listen --log --log-format --help --version serve check reload probe ping diff help"
+            opts="-h -V --config --listen --log --log-format --help --version serve check reload drain undrain probe ping diff help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -159,8 +171,38 @@ _tcp__echo() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        tcp__echo__subcmd__drain)
+            opts="-h --config --listen --log --log-format --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log)
+                    COMPREPLY=($(compgen -W "off error warn info debug trace" -- "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "auto text json" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         tcp__echo__subcmd__help)
-            opts="serve check reload probe ping diff help"
+            opts="serve check reload drain undrain probe ping diff help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -188,6 +230,20 @@ _tcp__echo() {
             return 0
             ;;
         tcp__echo__subcmd__help__subcmd__diff)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tcp__echo__subcmd__help__subcmd__drain)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -258,6 +314,20 @@ _tcp__echo() {
             return 0
             ;;
         tcp__echo__subcmd__help__subcmd__serve)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tcp__echo__subcmd__help__subcmd__undrain)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -474,6 +544,36 @@ _tcp__echo() {
             return 0
             ;;
         tcp__echo__subcmd__serve)
+            opts="-h --config --listen --log --log-format --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log)
+                    COMPREPLY=($(compgen -W "off error warn info debug trace" -- "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "auto text json" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tcp__echo__subcmd__undrain)
             opts="-h --config --listen --log --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

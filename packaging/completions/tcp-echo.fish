@@ -42,6 +42,8 @@ complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -s V -l version -d 'Prin
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "serve" -d 'Echo whatever arrives (the default)'
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "check" -d 'Read the configuration and print what it means, without serving'
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "reload" -d 'Make the daemon ($MAINPID) reload, and report it to the service manager: for ExecReload='
+complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "drain" -d 'Answer health checks with drain, so that balancers send no more connections, until undrain'
+complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "undrain" -d 'Answer health checks with ready again'
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "probe" -d 'Judge the path to an echo server and the server, case by case'
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "ping" -d 'Measure round trips to an echo server, and say what the cause is where there are none'
 complete -c tcp-echo -n "__fish_tcp_echo_needs_command" -f -a "diff" -d 'Compare two summaries that `ping --json` wrote'
@@ -84,6 +86,30 @@ complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -l log-format 
 text\t'As lines of text on standard error'
 json\t'As one JSON object a line on standard error'"
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand reload" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand drain" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand drain" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand drain" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'No event; what keeps the daemon from starting is still printed'
+error\t'The service cannot do what it should'
+warn\t'Something needs attention'
+info\t'The life of the service, and the end of each connection'
+debug\t'Also the beginning of each connection'
+trace\t'Also each turn of a connection'"
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand drain" -l log-format -d 'Log in this form [default: auto]' -r -f -a "auto\t'To the journal when standard error is connected to it, else as text'
+text\t'As lines of text on standard error'
+json\t'As one JSON object a line on standard error'"
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand drain" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand undrain" -l config -d 'Read FILE and FILE.d/*.toml [default: /etc/tcp-echo/config.toml, which may be absent] [env: TCP_ECHO_CONFIG]' -r -F
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand undrain" -l listen -d 'Listen on ADDRESS, as in 127.0.0.1:9999, [::1]:9999, *:7, localhost:0, unix:/run/echo.sock; may be repeated; replaces the listeners of the configuration' -r
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand undrain" -l log -d 'Log events of at least this level [default: info]' -r -f -a "off\t'No event; what keeps the daemon from starting is still printed'
+error\t'The service cannot do what it should'
+warn\t'Something needs attention'
+info\t'The life of the service, and the end of each connection'
+debug\t'Also the beginning of each connection'
+trace\t'Also each turn of a connection'"
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand undrain" -l log-format -d 'Log in this form [default: auto]' -r -f -a "auto\t'To the journal when standard error is connected to it, else as text'
+text\t'As lines of text on standard error'
+json\t'As one JSON object a line on standard error'"
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand undrain" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l only -d 'Do these cases or groups of cases alone, as in size,end/much' -r
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l idle -d 'Find out for how long a connection may be silent, up to SPAN' -r
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand probe" -l hold -d 'Hold conversations for SPAN, and attribute each pause, instead of the cases' -r
@@ -158,10 +184,12 @@ complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand diff" -l log-format -d
 text\t'As lines of text on standard error'
 json\t'As one JSON object a line on standard error'"
 complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand diff" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload probe ping diff help" -f -a "serve" -d 'Echo whatever arrives (the default)'
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload probe ping diff help" -f -a "check" -d 'Read the configuration and print what it means, without serving'
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload probe ping diff help" -f -a "reload" -d 'Make the daemon ($MAINPID) reload, and report it to the service manager: for ExecReload='
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload probe ping diff help" -f -a "probe" -d 'Judge the path to an echo server and the server, case by case'
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload probe ping diff help" -f -a "ping" -d 'Measure round trips to an echo server, and say what the cause is where there are none'
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload probe ping diff help" -f -a "diff" -d 'Compare two summaries that `ping --json` wrote'
-complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload probe ping diff help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload drain undrain probe ping diff help" -f -a "serve" -d 'Echo whatever arrives (the default)'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload drain undrain probe ping diff help" -f -a "check" -d 'Read the configuration and print what it means, without serving'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload drain undrain probe ping diff help" -f -a "reload" -d 'Make the daemon ($MAINPID) reload, and report it to the service manager: for ExecReload='
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload drain undrain probe ping diff help" -f -a "drain" -d 'Answer health checks with drain, so that balancers send no more connections, until undrain'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload drain undrain probe ping diff help" -f -a "undrain" -d 'Answer health checks with ready again'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload drain undrain probe ping diff help" -f -a "probe" -d 'Judge the path to an echo server and the server, case by case'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload drain undrain probe ping diff help" -f -a "ping" -d 'Measure round trips to an echo server, and say what the cause is where there are none'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload drain undrain probe ping diff help" -f -a "diff" -d 'Compare two summaries that `ping --json` wrote'
+complete -c tcp-echo -n "__fish_tcp_echo_using_subcommand help; and not __fish_seen_subcommand_from serve check reload drain undrain probe ping diff help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -11,11 +11,11 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::findings::Report;
-use super::serve::{BUILT_IN, LOOPBACK, descriptors};
+use super::serve::{BUILT_IN, LOOPBACK, descriptors, listener_descriptors};
 use super::{Exit, complain, print};
 use crate::config::address::Address;
 use crate::config::keys::{KEYS, Key, Show, is_fixed};
-use crate::config::units::{OrOff, Span};
+use crate::config::units::{OrOff, Role, Span};
 use crate::config::{BUILT_IN_PORT, Config, DEFAULT_FILE, Listener, Options, Origin};
 use crate::preserve::store_state::max_preserved;
 use crate::sys::activation::ListenSocket;
@@ -84,6 +84,7 @@ impl Report {
             .iter()
             .filter(|listener| listener.address.is_some())
             .collect();
+        let echoes = named.iter().any(|listener| listener.role() == Role::Echo);
         for listener in &named {
             if let Some(address) = &listener.address {
                 let result = self.listener(
@@ -100,16 +101,16 @@ impl Report {
             .listeners
             .iter()
             .filter(|listener| listener.address.is_none())
-            .filter(|listener| listener.name != BUILT_IN || !named.is_empty())
+            .filter(|listener| listener.name != BUILT_IN || echoes)
         {
             self.begin(&listener.name, None);
             self.passed(&listener.name, &listener.options);
         }
         let is_unix = |listener: &&Listener| matches!(listener.address, Some(Address::Unix(_)));
-        if !named.is_empty() && named.iter().all(is_unix) {
+        if echoes && named.iter().all(is_unix) {
             self.passed("of no table", &config.socket);
         }
-        if named.is_empty() {
+        if !echoes {
             self.line("  The built-in ones, opened only if no socket is passed:");
             let options = config.options_for(BUILT_IN);
             let mut absent = Vec::new();
@@ -165,6 +166,9 @@ impl Report {
         kernel: &Kernel,
     ) -> Result<(), Failure> {
         self.begin(name, Some(address));
+        if options.role(name) == Role::Health {
+            self.note("for health checks: each connection gets one line");
+        }
         let mut options = options.clone();
         if let Address::Any(_) = address {
             options.v6only = options.v6only.or(Some(false));
@@ -259,7 +263,8 @@ impl Report {
 
     /// Every key of the daemon, table by table; those of the listeners stand with each listener.
     fn settings(&mut self, config: &Config) {
-        let most = descriptors(config.workers, config.listeners.len());
+        let listeners = listener_descriptors(config.listeners.iter().map(Listener::role));
+        let most = descriptors(config.workers, listeners);
         let mut table = None;
         for key in KEYS {
             let Show::Daemon(show) = key.show else {
@@ -320,7 +325,8 @@ impl Report {
         self.line("\ncases");
         let options = config
             .listeners
-            .first()
+            .iter()
+            .find(|listener| listener.role() == Role::Echo)
             .map_or(&config.socket, |listener| &listener.options);
         let options = options.clone().over(Options::built_in());
         match dead_peer(&options) {

@@ -1,9 +1,10 @@
 //! The commands of the program, and the exit statuses.
 //!
-//! In reading order: `serve`, `findings`, `check`, `reload`, `ping`, `diff`, `probe`.
+//! In reading order: `serve`, `findings`, `check`, `reload`, `drain`, `ping`, `diff`, `probe`.
 
 mod check;
 mod diff;
+mod drain;
 mod findings;
 mod ping;
 mod probe;
@@ -19,7 +20,7 @@ use crate::cli::{Cli, Command, Level, Settings};
 use crate::config::Origin;
 use crate::sys::endpoint::printable;
 use crate::sys::environment::{self, ENVIRONMENT};
-use crate::sys::signals::SIGNALS;
+use crate::sys::signals::{Request, SIGNALS};
 
 /// The exit status of the process.  The numbers are those of sysexits.h(3head) and of clap.
 /// `--help` and the manual page list [`Exit::ALL`].  What `ping` finds has numbers of its own:
@@ -57,8 +58,8 @@ impl Exit {
         (Self::Usage, "the command line is wrong"),
         (
             Self::Unavailable,
-            "an address or a path is in use or not available, a name cannot be resolved, or a group \
-             does not exist",
+            "an address or a path is in use or not available, a name cannot be resolved, a group does \
+             not exist, or there is no daemon to drain",
         ),
         (Self::Os, "a system call failed that should not"),
         (
@@ -154,6 +155,10 @@ pub fn run() -> ExitCode {
             check::run(&origin, *config_only, *json).into()
         }
         Some(Command::Reload) => reload::run().into(),
+        Some(Command::Drain { process }) => drain::run(Request::Drain, process.as_deref()).into(),
+        Some(Command::Undrain { process }) => {
+            drain::run(Request::Undrain, process.as_deref()).into()
+        }
         Some(Command::Ping(arguments)) => ping::run(arguments),
         Some(Command::Diff { before, after }) => diff::run(before, after).into(),
         Some(Command::Probe(options)) => probe::run(options),

@@ -16,6 +16,7 @@ use socket2::SockRef;
 use super::{Exit, complain};
 use crate::cli::{Format, Level};
 use crate::config::address::Address;
+use crate::config::units::Role;
 use crate::config::{self, BUILT_IN_PORT, Config, MOST_CONNECTIONS, Options, Origin};
 use crate::log::events::Event;
 use crate::log::sink::Log;
@@ -23,6 +24,7 @@ use crate::preserve::layout::Geometry;
 use crate::preserve::recover::StoredFds;
 use crate::preserve::restore::{Restored, UNSERVED};
 use crate::preserve::store::Store;
+use crate::server::health::HELD;
 use crate::server::listener::Listener;
 use crate::server::{Parts, Server};
 use crate::sys::activation::{self, ListenSocket, Passed, UnexpectedFd};
@@ -51,6 +53,18 @@ const OWN: u64 = 32;
 
 /// The listeners for which [`OWN`] has descriptors.
 const LISTENERS: usize = 8;
+
+/// The descriptors that listeners need, for a health listener with its answered connections.
+pub(super) fn listener_descriptors(roles: impl Iterator<Item = Role>) -> usize {
+    let (mut count, mut held) = (0, 0);
+    for role in roles {
+        count += 1;
+        if role == Role::Health {
+            held = HELD;
+        }
+    }
+    count + held
+}
 
 /// The descriptors of each further worker: its poll and a duplicate of that, its timer, its waker.
 const WORKER: u64 = 4;
@@ -150,7 +164,16 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
     // An instance for one connection (Accept=yes) has no use for more workers than one.
     let lone = passed.listeners.is_empty() && !passed.connections.is_empty();
     let workers = if lone { 1 } else { config.workers };
-    let listeners = passed.listeners.len() + config.listeners.len();
+    let passed_roles = passed
+        .listeners
+        .iter()
+        .map(|(name, _)| config.options_for(name).role(name));
+    let roles = config
+        .listeners
+        .iter()
+        .map(config::Listener::role)
+        .chain(passed_roles);
+    let listeners = listener_descriptors(roles);
     let descriptors = descriptors(workers, listeners);
     let stored = StoredFds::sort(std::mem::take(&mut passed.reserved));
     for name in &stored.unexpected {
@@ -247,11 +270,14 @@ impl Opening<'_> {
             .iter()
             .map(|(name, _)| name.clone())
             .collect();
+        let echoes = |name: &String| self.config.options_for(name).role(name) == Role::Echo;
+        let passed_echo = taken.iter().any(echoes);
         self.add_passed(passed.listeners)?;
         if !lone {
             let mut listeners = self.config.listeners.iter();
-            let named = listeners.any(|listener| listener.address.is_some());
-            let built_in = !named && taken.is_empty();
+            let named = listeners
+                .any(|listener| listener.address.is_some() && listener.role() == Role::Echo);
+            let built_in = !named && !passed_echo;
             self.open_named(&taken, built_in)?;
             if built_in {
                 self.open_built_in()?;
@@ -353,7 +379,9 @@ impl Opening<'_> {
             let listener = Listener::new(name.to_owned(), bound.socket, false, options, bound.path)
                 .map_err(unregistered)?;
             self.ours.push(listener.local.clone());
-            if let (None, Endpoint::Ip(address)) = (&self.hint, &listener.local) {
+            if let (None, Role::Echo, Endpoint::Ip(address)) =
+                (&self.hint, listener.role, &listener.local)
+            {
                 self.hint = Some(hint(&listener, *address));
             }
             self.server

@@ -7,8 +7,8 @@
 use clap::ValueEnum;
 
 use super::units::{
-    Congestion, Count, Group, Mode, Moment, Networks, OrAuto, OrOff, Proxy, Seconds, Size, Span,
-    Unit, duration, on_off, or_off, size,
+    Congestion, Count, Group, Mode, Moment, Networks, OrAuto, OrOff, Proxy, Role, Seconds, Size,
+    Span, Unit, duration, on_off, or_off, size,
 };
 use super::{Config, Options, PerSource};
 use crate::cli::{Format, Level};
@@ -69,7 +69,7 @@ pub enum Show {
 }
 
 /// Every key, in the order of the configuration file.
-pub const KEYS: [Key; 39] = [
+pub const KEYS: [Key; 41] = [
     Key {
         table: "",
         name: "allow-remote",
@@ -155,7 +155,8 @@ pub const KEYS: [Key; 39] = [
         }),
         help: "Connections at a time.  Further clients wait in the accept queue of the kernel.  \
                \"auto\": (LimitNOFILE - 32 - 4 (workers - 1)) x 3/7 while connections are preserved, \
-               otherwise without the 3/7; at most 65536.",
+               otherwise without the 3/7; 64 descriptors fewer where there is a health listener; at \
+               most 65536.",
     },
     Key {
         table: "limits",
@@ -216,6 +217,22 @@ pub const KEYS: [Key; 39] = [
         option: "",
         show: Daemon(|config| or_off(config.limits.bytes, size)),
         help: "End a connection as max-lifetime does when this many bytes were received.",
+    },
+    Key {
+        table: "limits",
+        name: "lame-duck",
+        takes: OrOff::<Span>::expected,
+        value: Default("\"off\""),
+        effect: Reload,
+        option: "",
+        show: Daemon(|config| {
+            let span = Some(config.lame_duck).filter(|span| !span.is_zero());
+            or_off(span, duration)
+        }),
+        help: "How long a stop is announced before it begins: health checks are answered with drain, \
+               and the service goes on accepting and echoing, while balancers learn to send new \
+               connections elsewhere.  A second signal begins the stop at once.  Not for a restart over \
+               which connections are preserved.",
     },
     Key {
         table: "limits",
@@ -516,6 +533,19 @@ pub const KEYS: [Key; 39] = [
                IPv4 and IPv6, as one socket, or unix:/run/tcp-echo/echo.sock.  Without an address \
                the listener is only for a passed socket of its name.",
     },
+    Key {
+        table: "listener",
+        name: "role",
+        takes: role,
+        value: Example("\"health\""),
+        effect: AtRestart,
+        option: "",
+        show: Listener(|options| options.role.map(|role| role.word().to_owned())),
+        help: "\"echo\": to echo.  \"health\": to answer each connection with one line and close it, \
+               in the words of HAProxy's agent-check: up ready, up drain (tcp-echo drain, lame-duck), \
+               or down#stopping.  Such a connection counts towards no limit.  Without this key it is \
+               \"health\" for the listener of the name health, otherwise \"echo\".",
+    },
 ];
 
 /// A key of a table; an option of a socket is one of "socket".
@@ -525,10 +555,11 @@ pub fn find(table: &str, name: &str) -> Option<&'static Key> {
     const { &KEYS }.iter().find(is_it)
 }
 
-/// Whether a socket option can be changed only before its socket listens.
+/// Whether an option of a listener can be changed only before its socket listens.
 #[must_use]
 pub fn is_fixed(option: &str) -> bool {
-    find("socket", option).is_some_and(|key| key.effect == AtRestart)
+    let key = find("socket", option).or_else(|| find("listener", option));
+    key.is_some_and(|key| key.effect == AtRestart)
 }
 
 impl Key {
@@ -548,6 +579,10 @@ fn switch() -> String {
 
 fn address() -> String {
     "ADDRESS:PORT, *:PORT or unix:/PATH".into()
+}
+
+fn role() -> String {
+    format!("{:?} or {:?}", Role::Echo.word(), Role::Health.word())
 }
 
 fn one_of<T: ValueEnum>() -> String {
@@ -599,6 +634,7 @@ mod tests {
     fn shown(key: &Key, config: &Config) -> Option<String> {
         match key.show {
             Daemon(show) => Some(show(config)),
+            Listener(show) if key.table == "listener" => show(&config.listeners.first()?.options),
             Listener(show) => show(&config.socket),
             Heading => config.listeners[0]
                 .address
@@ -614,12 +650,13 @@ mod tests {
         main.retain(|name| !tables.contains(name));
         let mut options: BTreeSet<String> = Options::names().into_iter().collect();
         options.remove("address");
+        options.remove("role");
         for (table, parsed) in [
             ("", main),
             ("limits", LimitsFile::names().into_iter().collect()),
             ("log", LogFile::names().into_iter().collect()),
             ("socket", options),
-            ("listener", ["address".to_owned()].into()),
+            ("listener", ["address", "role"].map(str::to_owned).into()),
         ] {
             let listed = KEYS.iter().filter(|key| key.table == table);
             let listed: BTreeSet<String> = listed.map(|key| key.name.to_owned()).collect();

@@ -26,7 +26,9 @@ use address::Address;
 use file::FileConfig;
 pub use file::Options;
 use keys::{Effect, KEYS, Show};
-use units::{Count, Moment, Network, Networks, OrAuto, OrOff, Proxy, Seconds, Size, Span, Unit};
+use units::{
+    Count, Moment, Network, Networks, OrAuto, OrOff, Proxy, Role, Seconds, Size, Span, Unit,
+};
 
 /// The configuration file where neither `--config` nor `TCP_ECHO_CONFIG` names one.
 pub const DEFAULT_FILE: &str = "/etc/tcp-echo/config.toml";
@@ -161,6 +163,8 @@ pub struct Config {
     pub socket: Options,
     /// The limits of a connection.
     pub limits: echo::Limits,
+    /// How long a stop is announced before it begins; zero: not at all.
+    pub lame_duck: Duration,
     /// Connections at a time; `None`: as many as the descriptors allow.
     pub max_connections: Option<usize>,
     /// Connections at a time from one source.
@@ -194,6 +198,14 @@ pub struct Listener {
     pub options: Options,
 }
 
+impl Listener {
+    /// What it is for.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.options.role(&self.name)
+    }
+}
+
 /// How many connections at a time one source may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PerSource {
@@ -224,6 +236,7 @@ impl Options {
     pub fn built_in() -> Self {
         Self {
             address: None,
+            role: None,
             reuse_address: Some(true),
             reuse_port: Some(false),
             v6only: None,
@@ -246,6 +259,12 @@ impl Options {
             proxy_trusted: Some(Networks(this_host())),
             proxy_timeout: Some(Span(Duration::from_secs(5))),
         }
+    }
+
+    /// What the listener of this name is for.
+    #[must_use]
+    pub fn role(&self, name: &str) -> Role {
+        self.role.unwrap_or_else(|| Role::of(name))
     }
 
     /// The options of a passed socket where the configuration names no others: those for which a
@@ -360,6 +379,7 @@ impl Origin {
                     .stop_timeout
                     .map_or(usual.stop_timeout, |Span(span)| span),
             },
+            lame_duck: span(limits.lame_duck, None).unwrap_or_default(),
             max_connections: limits
                 .max_connections
                 .and_then(|OrAuto(most)| most)

@@ -77,6 +77,37 @@ macro_rules! deserialize_unit {
 deserialize_unit!([] Mode, [] Proxy, [] Network, [] Group, [] Congestion, [] Span, [] Moment, [] Size, [const LEAST: u32, const MOST: u32] Count<LEAST, MOST>,
     [const MOST: u64] Seconds<MOST>, [T: Unit + Zero] OrOff<T>, [T: Unit] OrAuto<T>);
 
+/// What a listener is for.
+#[derive(Clone, Copy, Debug, serde::Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It echoes.
+    Echo,
+    /// It answers each connection with one line about the health of the service, and closes it.
+    Health,
+}
+
+impl Role {
+    /// What it is called in the configuration.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Echo => "echo",
+            Self::Health => "health",
+        }
+    }
+
+    /// The role of a listener of this name where the configuration does not say.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        if name == Self::Health.word() {
+            Self::Health
+        } else {
+            Self::Echo
+        }
+    }
+}
+
 /// A span of time, as in "90s", "5min" or "1h 30min".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cli::Level;
+use crate::config::units::Role;
 use crate::echo::counters::Counters;
 use crate::echo::end_reason::{Summary, same};
 use crate::proxy_header::{Header, Invalid};
@@ -37,7 +38,7 @@ pub struct Kind {
 }
 
 /// Every kind of events.
-pub const EVENTS: [Kind; 35] = [
+pub const EVENTS: [Kind; 38] = [
     Kind {
         name: "STARTED",
         id: "e28f14c0857c416cbca1090fae4718ae",
@@ -71,13 +72,37 @@ pub const EVENTS: [Kind; 35] = [
         name: "LISTENING",
         id: "66da9798332243448a6c1590529d5d3d",
         level: Level::Info,
-        fields: &["echo.listener", "echo.local", "echo.passed", "echo.options"],
+        fields: &[
+            "echo.listener",
+            "echo.role",
+            "echo.local",
+            "echo.passed",
+            "echo.options",
+        ],
     },
     Kind {
         name: "READY",
         id: "709de5214d8b42cfae309a00711e4fe5",
         level: Level::Info,
         fields: &["echo.listen"],
+    },
+    Kind {
+        name: "DRAINED",
+        id: "251a1e45259e4e6587ebcff62172d532",
+        level: Level::Info,
+        fields: &[],
+    },
+    Kind {
+        name: "UNDRAINED",
+        id: "a696a57a81d74770a44c16973d18ab14",
+        level: Level::Info,
+        fields: &[],
+    },
+    Kind {
+        name: "LAME_DUCK",
+        id: "13574f4ef03c4e24b02fe9b029b92a5c",
+        level: Level::Info,
+        fields: &["echo.open", "echo.lame_duck_ms"],
     },
     Kind {
         name: "STOPPING",
@@ -93,6 +118,7 @@ pub const EVENTS: [Kind; 35] = [
             "echo.accepted",
             "echo.open",
             "echo.refused",
+            "echo.checks",
             "echo.received",
             "echo.sent",
             "echo.reasons",
@@ -216,6 +242,7 @@ pub const EVENTS: [Kind; 35] = [
             "echo.accepted",
             "echo.open",
             "echo.refused",
+            "echo.checks",
             "echo.received",
             "echo.sent",
             "echo.owed",
@@ -396,6 +423,7 @@ pub(crate) enum Event {
     /// A listener is open.
     Listening {
         listener: String,
+        role: Role,
         local: Endpoint,
         passed: bool,
         rows: Vec<Row>,
@@ -405,10 +433,20 @@ pub(crate) enum Event {
         listen: String,
         hint: Option<String>,
     },
+    /// Health checks are answered with drain from now on, by request.
+    Drained,
+    /// Health checks are answered with ready again.
+    Undrained,
+    /// The process stops after `span`, and announces it to balancers until then.
+    LameDuck { open: u64, span: Duration },
     /// The process stops, with `open` connections that may take `span` to end.
     Stopping { open: u64, span: Duration },
     /// The process ends.
-    Stopped { counters: Counters, refused: u64 },
+    Stopped {
+        counters: Counters,
+        refused: u64,
+        checks: u64,
+    },
     /// A new configuration is in effect, except for the keys `restart`.
     Reloaded {
         read: Vec<PathBuf>,
@@ -463,6 +501,7 @@ pub(crate) enum Event {
     Counters {
         counters: Counters,
         refused: u64,
+        checks: u64,
         owed: u64,
         queues: Vec<(Endpoint, Queue)>,
     },
@@ -521,6 +560,9 @@ impl Event {
             Self::Kernel(..) => const { kind("KERNEL") },
             Self::Listening { .. } => const { kind("LISTENING") },
             Self::Ready { .. } => const { kind("READY") },
+            Self::Drained => const { kind("DRAINED") },
+            Self::Undrained => const { kind("UNDRAINED") },
+            Self::LameDuck { .. } => const { kind("LAME_DUCK") },
             Self::Stopping { .. } => const { kind("STOPPING") },
             Self::Stopped { .. } => const { kind("STOPPED") },
             Self::Reloaded { .. } => const { kind("RELOADED") },

@@ -14,6 +14,7 @@ use tracing::{debug, error, info, trace, warn};
 
 use super::events::{Event, Identity, Pause};
 use crate::cli::Level;
+use crate::config::units::Role;
 use crate::config::units::{duration, size};
 use crate::echo::counters::Counters;
 use crate::echo::end_reason::{EndReason, Summary};
@@ -83,6 +84,9 @@ impl Event {
             Self::Kernel(_)
             | Self::Refused { .. }
             | Self::Counters { .. }
+            | Self::Drained
+            | Self::Undrained
+            | Self::LameDuck { .. }
             | Self::Stopping { .. }
             | Self::Stopped { .. }
             | Self::ClosedMany { .. }
@@ -136,6 +140,7 @@ impl Event {
             ),
             Self::Listening {
                 listener,
+                role,
                 local,
                 passed,
                 rows,
@@ -150,10 +155,12 @@ impl Event {
                 say!(
                     self,
                     "echo.listener" = listener,
+                    "echo.role" = role.word(),
                     "echo.local" = %local,
                     "echo.passed" = passed,
                     "echo.options" = list(options, "none"),
-                    "listening on {local} (listener {listener}, {}){}",
+                    "listening on {local}{} (listener {listener}, {}){}",
+                    if *role == Role::Health { " for health checks" } else { "" },
                     if *passed { "passed by the service manager" } else { "bound here" },
                     notes.collect::<String>()
                 );
@@ -172,6 +179,25 @@ impl Event {
                     hint.map_or_else(String::new, |hint| format!("; try: {hint}"))
                 );
             }
+            Self::Drained => say!(
+                self,
+                "drained: health checks are answered with drain until tcp-echo undrain"
+            ),
+            Self::Undrained => say!(
+                self,
+                "no longer drained: health checks are answered with ready"
+            ),
+            Self::LameDuck { open, span } => say!(
+                self,
+                "echo.open" = open,
+                "echo.lame_duck_ms" = millis(*span),
+                "lame duck for {}: health checks are answered with drain, and {} served on",
+                duration(*span),
+                match open {
+                    1 => "1 connection is".to_owned(),
+                    open => format!("{} are", connections(*open)),
+                }
+            ),
             Self::Stopping { open, span } => say!(
                 self,
                 "echo.open" = open,
@@ -185,20 +211,26 @@ impl Event {
                     }
                 }
             ),
-            Self::Stopped { counters, refused } => say!(
+            Self::Stopped {
+                counters,
+                refused,
+                checks,
+            } => say!(
                 self,
                 "echo.accepted" = counters.accepted,
                 "echo.open" = counters.open(),
                 "echo.refused" = refused,
+                "echo.checks" = checks,
                 "echo.received" = counters.received,
                 "echo.sent" = counters.sent,
                 "echo.reasons" = reasons(counters.by_reason()),
                 "stopped; {}",
-                sums(counters, *refused)
+                sums(counters, *refused, *checks)
             ),
             Self::Counters {
                 counters,
                 refused,
+                checks,
                 owed,
                 queues,
             } => {
@@ -211,13 +243,14 @@ impl Event {
                     "echo.accepted" = counters.accepted,
                     "echo.open" = counters.open(),
                     "echo.refused" = refused,
+                    "echo.checks" = checks,
                     "echo.received" = counters.received,
                     "echo.sent" = counters.sent,
                     "echo.owed" = owed,
                     "echo.reasons" = reasons(counters.by_reason()),
                     "echo.queues" = queues,
                     "{}; accept queues: {queues}",
-                    sums(counters, *refused)
+                    sums(counters, *refused, *checks)
                 );
             }
             Self::Reloaded { read, restart } => {
@@ -600,9 +633,13 @@ fn reasons(by_reason: impl Iterator<Item = (&'static str, u64)>) -> String {
     )
 }
 
-fn sums(counters: &Counters, refused: u64) -> String {
+fn sums(counters: &Counters, refused: u64, checks: u64) -> String {
+    let checks = match checks {
+        0 => String::new(),
+        checks => format!(", health checks {checks}"),
+    };
     format!(
-        "connections: accepted {}, open {}, refused {refused}; received {}, sent {}; ended: {}",
+        "connections: accepted {}, open {}, refused {refused}{checks}; received {}, sent {}; ended: {}",
         counters.accepted,
         counters.open(),
         size(counters.received),
@@ -772,6 +809,7 @@ mod tests {
             Event::Kernel(Kernel::default()),
             Event::Listening {
                 listener: listener(),
+                role: Role::Health,
                 local: Endpoint::Unix(Some("/run/\u{1b}.sock".into())),
                 passed: true,
                 rows: Vec::new(),
@@ -780,6 +818,12 @@ mod tests {
                 listen: "unix:/\u{1b}".into(),
                 hint: Some("\u{1b}".into()),
             },
+            Event::Drained,
+            Event::Undrained,
+            Event::LameDuck {
+                open: 1,
+                span: Duration::ZERO,
+            },
             Event::Stopping {
                 open: 0,
                 span: Duration::ZERO,
@@ -787,6 +831,7 @@ mod tests {
             Event::Stopped {
                 counters: Counters::default(),
                 refused: 0,
+                checks: 0,
             },
             Event::Reloaded {
                 read: vec!["/etc/\u{7}".into()],
@@ -827,6 +872,7 @@ mod tests {
             Event::Counters {
                 counters: Counters::default(),
                 refused: 0,
+                checks: 0,
                 owed: 0,
                 queues: vec![(
                     Endpoint::Unix(Some("/\0".into())),

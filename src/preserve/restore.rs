@@ -107,6 +107,7 @@ impl Restored {
                     Some((found, payloads)) => {
                         let placed = move_all(&found, &payloads, partitions, connections);
                         state_file.record(&found.totals());
+                        state_file.set_drained(found.is_drained());
                         if recovered.unusable.is_none() {
                             CrashHistory::read(&found).write(&state_file);
                         }

@@ -31,6 +31,9 @@ use crate::sys::memory::{
     Memory, Place, Region, Word, Words, allocate, cannot_shrink, memory_file,
 };
 
+/// The value of [`Header::drained`] while the service is drained.
+const DRAINED: u64 = 1;
+
 /// The value of [`Header::handed_over`] after a hand-over.
 const HANDED_OVER: u64 = 1;
 
@@ -287,6 +290,17 @@ impl StateFile {
     /// Ends the use of the file by this process.  Every record is exact, and nothing changes any more.
     pub(crate) fn hand_over(&self) {
         self.header().handed_over.set(HANDED_OVER);
+    }
+
+    /// Whether the service is drained by request, which its next process goes on with.
+    #[must_use]
+    pub(crate) fn is_drained(&self) -> bool {
+        self.header().drained.get() == DRAINED
+    }
+
+    /// Records whether the service is drained by request.
+    pub(crate) fn set_drained(&self, drained: bool) {
+        self.header().drained.set(if drained { DRAINED } else { 0 });
     }
 
     /// Writes down the name of a listener, if it is new; returns its index.  Names with an index in
@@ -585,19 +599,19 @@ mod tests {
         state_file.file().unwrap().try_clone_to_owned().unwrap()
     }
 
-    /// Every word of layout version 3 that is not 0 in a file with one of everything in it, as the
+    /// Every word of layout version 4 that is not 0 in a file with one of everything in it, as the
     /// first program with this version wrote it.
     #[test]
-    fn every_word_stands_where_version_3_has_it() {
-        const WORDS: [(usize, u64); 90] = [
+    fn every_word_stands_where_version_4_has_it() {
+        const WORDS: [(usize, u64); 91] = [
             (0x0, 0x7463_702d_6563_686f),
-            (0x8, 0x3),
+            (0x8, 0x4),
             (0x10, 0x39_0000),
             (0x18, 0x2),
             (0x20, 0x3),
             (0x28, 0x4_0000),
             (0x30, 0x9),
-            (0x38, 0x99bd_94ee_b195_7b82),
+            (0x38, 0x43b0_74c3_0c2c_e9dc),
             (0x80, 0x1),
             (0x88, 0xb),
             (0x90, 0xc),
@@ -605,6 +619,7 @@ mod tests {
             (0xa0, 0xe),
             (0xa8, 0xf),
             (0xb0, 0x10),
+            (0xb8, 0x1),
             (0x100, 0x1),
             (0x108, 0x28),
             (0x110, 0x32),
@@ -730,6 +745,7 @@ mod tests {
         header.crashes.suspected.set(14);
         header.memory_kills.set(15);
         header.failing_since.set(16);
+        state_file.set_drained(true);
         state_file.hand_over();
 
         let mut bytes = vec![0; SMALL.size()];

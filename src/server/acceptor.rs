@@ -15,6 +15,7 @@ use mio::Registry;
 use super::listener::{BURST, Failure, Listener, SHORT, State};
 use super::stream::{ProxyHeader, Socket, Stream, source_of};
 use super::token::EventSource;
+use crate::config::units::Role;
 use crate::config::{Config, Options};
 use crate::echo::time::MonoTime;
 use crate::log::events::{Event, Pause};
@@ -109,8 +110,8 @@ impl Acceptor {
         now: MonoTime,
         registry: &Registry,
     ) -> Attempt {
-        let full = open >= self.max_connections;
         let listener = &mut self.listeners[index];
+        let full = listener.role == Role::Echo && open >= self.max_connections;
         let tried = burst.taken + burst.lost;
         if tried >= BURST {
             // After failures only, a pause: the loop would be busy with them and serve nothing.
@@ -273,17 +274,18 @@ impl Acceptor {
     }
 
     /// Begins to stop: a listener that this process opened accepts the callers that wait already and
-    /// closes then, one that was passed closes at once ([`Listener::drain`]).
+    /// closes then, one that was passed closes at once ([`Listener::drain`]).  Health listeners go on
+    /// until the process ends, so that checks see how it ends.
     pub(crate) fn drain(&mut self, registry: &Registry) {
-        for listener in &mut self.listeners {
+        for listener in self.listeners.iter_mut().filter(|it| it.role == Role::Echo) {
             listener.drain(registry);
         }
     }
 
-    /// Stops accepting at once ([`Listener::close`]).
-    pub(crate) fn close(&mut self, registry: &Registry) {
+    /// Stops accepting at once at the selected listeners ([`Listener::close`]).
+    pub(crate) fn close(&mut self, selected: impl Fn(&Listener) -> bool, registry: &Registry) {
         for listener in &mut self.listeners {
-            if listener.state != State::Closed {
+            if listener.state != State::Closed && selected(listener) {
                 listener.close(registry);
             }
         }
@@ -302,11 +304,17 @@ impl Acceptor {
         listeners.any(|listener| listener.state == state)
     }
 
-    /// Whether no listener accepts any more.
+    /// The listeners that echo.
+    fn echoing(&self) -> impl Iterator<Item = &Listener> {
+        let listeners = self.listeners.iter();
+        listeners.filter(|listener| listener.role == Role::Echo)
+    }
+
+    /// Whether no listener accepts connections to echo any more.
     #[must_use]
     pub(crate) fn is_closed(&self) -> bool {
-        let mut listeners = self.listeners.iter();
-        listeners.all(|listener| listener.state == State::Closed)
+        self.echoing()
+            .all(|listener| listener.state == State::Closed)
     }
 
     /// When the first paused listener tries again.
@@ -319,11 +327,10 @@ impl Acceptor {
         self.listeners.iter().filter_map(waits).min()
     }
 
-    /// The addresses of the listeners, with the ports that the kernel has chosen.
+    /// The addresses of the listeners that echo, with the ports that the kernel has chosen.
     #[must_use]
     pub(crate) fn addresses(&self) -> Vec<String> {
-        let listeners = self.listeners.iter();
-        listeners
+        self.echoing()
             .map(|listener| listener.local.to_string())
             .collect()
     }

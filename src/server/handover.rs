@@ -19,11 +19,11 @@ use mio::unix::SourceFd;
 use socket2::{Domain, SockRef};
 
 use super::Server;
-use super::lifecycle::Life;
+use super::listener::Listener;
 use super::stream::{ProxyHeader, Socket, Stream};
 use super::token::EventSource;
 use super::worker::Worker;
-use crate::config::units::Span;
+use crate::config::units::{Role, Span};
 use crate::echo::LINGER;
 use crate::echo::connection::{Connection, Start};
 use crate::echo::connections::Connections;
@@ -66,6 +66,10 @@ impl Server {
     pub(crate) fn restore(&mut self, recovered: &Recovered, connections: Vec<RestoredConnection>) {
         let totals = self.store.state_file().totals();
         self.acceptor.refused = totals.refused;
+        self.health.drained = self.store.state_file().is_drained();
+        if self.health.drained {
+            self.reporter.emit(Event::Drained);
+        }
         let mut counters = totals.counters;
         let restored = connections.len();
         counters.take_over(restored as u64);
@@ -315,8 +319,9 @@ impl Server {
                 self.reporter.emit(Event::NotPreserving { why, grave });
                 self.update_limits();
                 self.acceptor.on_room();
-                // No connection can be handed over any more.
-                if self.life.stop_instead() {
+                // No connection can be handed over any more.  Before the listeners are closed, the
+                // hand-over itself finds that out.
+                if self.acceptor.is_closed() && self.life.stop_instead() {
                     self.pool.drain_all(self.now);
                 }
             }
@@ -345,7 +350,7 @@ impl Server {
         }
         self.watch_queue();
         self.end_first_round();
-        if self.life != Life::Serving {
+        if !self.life.is_serving() {
             return;
         }
         // While the store accepts nothing, the list of waiting connections must not grow without bound.
@@ -433,9 +438,8 @@ impl Server {
         self.settle_rotation();
         if !self.is_store_held() {
             // The wait for the manager is no part of the time that connections have to drain.
-            let until = self.now + self.settings.config.limits.stop_timeout;
-            self.life.stop_until(until);
-            return self.stop();
+            let action = self.life.begin_stop(self.now, self.spans());
+            return self.act(action);
         }
         self.take_last_callers();
         self.preserve_all();
@@ -475,13 +479,16 @@ impl Server {
     }
 
     /// Accepts the callers that wait at listeners that this process opened, as these close with it; the
-    /// queue of one that was passed remains for the next process.
+    /// queue of one that was passed remains for the next process.  Health listeners close at once: the
+    /// next process answers, and a restart is nothing to drain for.
     fn take_last_callers(&mut self) {
+        let answers = |listener: &Listener| listener.role == Role::Health;
+        self.acceptor.close(answers, self.pool.registry());
         self.acceptor.drain(self.pool.registry());
         while self.acceptor.is_due(self.now) {
             self.accept();
         }
-        self.acceptor.close(self.pool.registry());
+        self.acceptor.close(|_| true, self.pool.registry());
     }
 
     /// Preserves every connection that can be, before `preserve-after` has passed, too.

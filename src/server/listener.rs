@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::stream::Socket;
 use crate::config::Options;
+use crate::config::units::Role;
 use crate::echo::time::MonoTime;
 use crate::sys::activation::ListenSocket;
 use crate::sys::bind::OwnPath;
@@ -60,6 +61,8 @@ pub(crate) struct Listener {
     pub local: Endpoint,
     /// Whether the service manager has passed the socket, and holds it too.
     pub passed: bool,
+    /// What it is for, for as long as it is open.
+    pub role: Role,
     /// The options that the configuration asks for.
     pub options: Options,
     pub state: State,
@@ -149,6 +152,7 @@ impl Listener {
             }
         };
         Ok(Self {
+            role: options.role(&name),
             name,
             local,
             passed,

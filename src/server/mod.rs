@@ -14,13 +14,14 @@
 //! that a worker is in, and at a hand-over the manager's answer to a rotation (a second at most).
 //!
 //! [`Server`] composes owners, each with its own fields, none of which knows another: the [`Acceptor`]
-//! (listeners and limits), the [`WorkerPool`] (connections), the [`Preserver`] with its [`Store`]
-//! (what outlives the process), the [`Reporter`] (log), the [`Agenda`] (what is due in a round).  What
-//! concerns several of them stands in this file, in `reload` or in `handover`, and nowhere else.
+//! (listeners and limits), [`Health`] (answers to health checks), the [`WorkerPool`] (connections), the
+//! [`Preserver`] with its [`Store`] (what outlives the process), the [`Reporter`] (log), the
+//! [`Agenda`] (what is due in a round).  What concerns several of them stands in this file, in
+//! `reload` or in `handover`, and nowhere else.
 //!
 //! In reading order: [`token`], [`event_loop`], [`deadline_timer`], [`lifecycle`], [`stream`],
-//! [`header`], [`listener`], [`acceptor`], [`worker`] (turns), [`worker_pool`], [`agenda`], [`reporter`], then the
-//! parts of [`Server`] in this file, `handover` and `reload`.
+//! [`header`], [`listener`], [`acceptor`], [`health`], [`worker`] (turns), [`worker_pool`], [`agenda`],
+//! [`reporter`], then the parts of [`Server`] in this file, `handover` and `reload`.
 
 pub(crate) mod acceptor;
 pub(crate) mod agenda;
@@ -28,6 +29,7 @@ pub(crate) mod deadline_timer;
 pub(crate) mod event_loop;
 mod handover;
 pub(crate) mod header;
+pub(crate) mod health;
 pub(crate) mod lifecycle;
 pub(crate) mod listener;
 mod reload;
@@ -43,7 +45,7 @@ use std::time::Duration;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Poll};
 
-use crate::config::units::size;
+use crate::config::units::{Role, size};
 use crate::config::{Config, Origin};
 use crate::echo::counters::Counters;
 use crate::echo::end_reason::EndReason;
@@ -67,7 +69,8 @@ use crate::sys::sockopt::{self, Refused};
 use acceptor::{Acceptor, Attempt};
 use agenda::Agenda;
 use event_loop::{Announced, Rounds};
-use lifecycle::{Action, How, Life};
+use health::Health;
+use lifecycle::{Action, How, Life, Spans};
 use listener::{Listener, State};
 use reload::Settings;
 use reporter::{Reporter, Status};
@@ -102,6 +105,7 @@ pub(crate) struct Server {
     signals: Signals,
     settings: Settings,
     acceptor: Acceptor,
+    health: Health,
     pool: WorkerPool,
     preserver: Preserver,
     store: Store,
@@ -149,6 +153,7 @@ impl Server {
             signals,
             settings: Settings::new(config, origin, descriptors, kernel),
             acceptor,
+            health: Health::default(),
             pool,
             preserver,
             store,
@@ -186,6 +191,7 @@ impl Server {
             let rows = read_back(&socket, &listener.options, &self.settings.kernel);
             self.reporter.emit(Event::Listening {
                 listener: name(),
+                role: listener.role,
                 local: local(),
                 passed: listener.passed,
                 rows,
@@ -272,16 +278,75 @@ impl Server {
     }
 
     fn handle_signals(&mut self) {
-        let span = self.settings.config.limits.stop_timeout;
         for request in self.signals.pending() {
-            match self.life.on(request, self.now, span) {
-                Some(Action::Stop) => self.stop(),
-                Some(Action::HandOver) => self.hand_over(),
-                Some(Action::Reload) => self.reload(),
-                Some(Action::Report) => self.report(),
-                None => {}
+            let spans = self.spans();
+            if let Some(action) = self.life.on(request, self.now, spans) {
+                self.act(action);
             }
         }
+    }
+
+    /// Does what a change of the life asks for.
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Announce => self.announce_stop(),
+            Action::Stop => self.stop(),
+            Action::HandOver => self.hand_over(),
+            Action::Reload => self.reload(),
+            Action::Report => self.report(),
+            Action::Drain(drained) => self.drain(drained),
+        }
+    }
+
+    /// How long the parts of an end may take.
+    fn spans(&self) -> Spans {
+        // An instance for passed connections gets no new ones, so there is no balancer to wait for.
+        let lone = self.acceptor.listeners.is_empty();
+        let config = &self.settings.config;
+        Spans {
+            lame_duck: if lone {
+                Duration::ZERO
+            } else {
+                config.lame_duck
+            },
+            stop_timeout: config.limits.stop_timeout,
+        }
+    }
+
+    /// Begins to drain the service by request, or ends that: health checks are answered accordingly,
+    /// and nothing else changes.
+    fn drain(&mut self, drained: bool) {
+        if std::mem::replace(&mut self.health.drained, drained) != drained {
+            self.store.state_file().set_drained(drained);
+            // The next process is to know, even if there has been no connection so far.
+            if self.preserves() {
+                self.preserve(Input::Ask);
+            }
+            self.reporter.emit(if drained {
+                Event::Drained
+            } else {
+                Event::Undrained
+            });
+        }
+        let status = self.status();
+        self.manager.report(&status, self.now);
+    }
+
+    /// Announces a stop to balancers, and serves on until it begins.
+    fn announce_stop(&mut self) {
+        let Spans {
+            lame_duck,
+            stop_timeout,
+        } = self.spans();
+        let status = self.status();
+        // From here on the manager waits for the end, and starts nothing that depends on the service.
+        let span = lame_duck + stop_timeout;
+        self.manager.stopping(span, &status, self.now);
+        let open = self.counters().open();
+        self.reporter.emit(Event::LameDuck {
+            open,
+            span: lame_duck,
+        });
     }
 
     /// Stops accepting, and lets every connection echo what has arrived, send a FIN and end.
@@ -337,6 +402,9 @@ impl Server {
     /// Serves an accepted connection, or closes it if its source has as many as it may.  `asked`:
     /// whether the workers were paused in this burst already, to count the connections that are over.
     fn accepted(&mut self, index: usize, socket: Socket, asked: &mut bool) {
+        if self.acceptor.listeners[index].role == Role::Health {
+            return self.checked(index, socket);
+        }
         let stream = self.acceptor.accepted(socket, index, self.now);
         // A connection of this source may be over and not counted as such yet.  Once a burst is enough:
         // a source that connects again and again must not hold up all loops.
@@ -354,6 +422,15 @@ impl Server {
         let refused = self.acceptor.apply_options(index, &stream);
         self.options_refused(index, refused);
         self.admit(stream);
+    }
+
+    /// Answers a health check, which is no connection of the echo.
+    fn checked(&mut self, index: usize, socket: Socket) {
+        let stream = Stream::new(socket, 0, u32::MAX, false);
+        let refused = self.acceptor.apply_options(index, &stream);
+        self.options_refused(index, refused);
+        self.health.answer(stream, self.life, self.now);
+        self.agenda.wake_by(self.health.next_due());
     }
 
     /// Counts a connection, and assigns it to a worker.
@@ -449,7 +526,7 @@ impl Server {
     fn look_round(&mut self) -> io::Result<()> {
         self.agenda.changed |= !self.pool.own.reports.is_empty();
         // While stopping, the end of any connection or listener may be what the server waits for.
-        self.agenda.everything |= self.pool.own.crash_guard.is_some() || self.life != Life::Serving;
+        self.agenda.everything |= self.pool.own.crash_guard.is_some() || !self.life.is_serving();
         let sent = std::mem::take(&mut self.pool.own.sent);
         if (sent || self.agenda.changed) && !self.agenda.status {
             self.agenda.status = true;
@@ -476,6 +553,7 @@ impl Server {
     fn housekeep(&mut self) -> io::Result<()> {
         self.collect_closed(false);
         self.pool.trouble().map_or(Ok(()), Err)?;
+        self.health.on_time(self.now);
         self.reporter.flush(self.now, false);
         self.forget_closed();
         self.keep_preserving();
@@ -487,8 +565,10 @@ impl Server {
             // An instance for passed connections ends with the last of them.
             self.life.finish();
         }
-        let closed = self.acceptor.is_closed();
-        self.life.on_time(self.now, idle && closed);
+        let done = idle && self.acceptor.is_closed();
+        if let Some(action) = self.life.on_time(self.now, done, self.spans()) {
+            self.act(action);
+        }
         self.send_status();
         self.record_totals();
         if self.manager.on_time(self.now, self.pool.is_alive()) {
@@ -497,7 +577,7 @@ impl Server {
         if let Some(error) = self.manager.trouble() {
             self.reporter.emit(Event::Manager(error));
         }
-        let preserve = (self.life == Life::Serving)
+        let preserve = (self.life.is_serving())
             .then(|| self.preserver.next_due())
             .flatten();
         self.agenda.done(earliest([
@@ -505,6 +585,7 @@ impl Server {
             self.manager.next_due(),
             self.reporter.next_due(),
             self.acceptor.next_due(),
+            self.health.next_due(),
             preserve,
         ]));
         self.agenda.callers = self.acceptor.is_any(State::Ready);
@@ -533,6 +614,7 @@ impl Server {
         let preserved = self.preserver.preserved();
         Status {
             life: self.life,
+            drained: self.health.drained,
             addresses: self.acceptor.addresses(),
             counters: self.counters(),
             stale: self.settings.stale,
@@ -563,6 +645,7 @@ impl Server {
         self.reporter.emit(Event::Counters {
             counters,
             refused,
+            checks: self.health.checks,
             owed,
             queues: self.acceptor.queues(),
         });
@@ -590,7 +673,11 @@ impl Server {
         self.reporter.flush(self.now, true);
         self.manager.flush(self.now);
         let (counters, refused) = (self.counters(), self.acceptor.refused);
-        self.reporter.emit(Event::Stopped { counters, refused });
+        self.reporter.emit(Event::Stopped {
+            counters,
+            refused,
+            checks: self.health.checks,
+        });
         self.pool.trouble().map_or(Ok(()), Err)
     }
 }

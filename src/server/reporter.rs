@@ -82,6 +82,8 @@ impl Reporter {
 #[derive(Debug)]
 pub(crate) struct Status {
     pub life: Life,
+    /// Whether the service is drained by request.
+    pub drained: bool,
     /// The addresses of the listeners, with the ports that the kernel has chosen.
     pub addresses: Vec<String>,
     /// The totals over all workers.
@@ -98,7 +100,9 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (listeners, open) = (self.addresses.len(), self.counters.open());
         f.write_str(match self.life {
+            Life::Serving if self.drained => "drained: ",
             Life::Serving => "",
+            Life::LameDuck { .. } => "lame duck: ",
             Life::HandingOver { .. } => "handing over: ",
             Life::Stopping { .. } | Life::Over(_) => "stopping: ",
         })?;

@@ -29,6 +29,10 @@ pub enum Request {
     Reload,
     /// Log the counters.
     Report,
+    /// Answer health checks so that balancers send no more connections.
+    Drain,
+    /// End that.
+    Undrain,
 }
 
 /// A row of [`SIGNALS`].
@@ -45,7 +49,7 @@ pub struct Signal {
 }
 
 /// Every signal that is handled.  Signals of one request stand together and have one effect.
-pub const SIGNALS: [Signal; 7] = [
+pub const SIGNALS: [Signal; 9] = [
     Signal {
         number: SIGTERM,
         name: "SIGTERM",
@@ -77,6 +81,18 @@ pub const SIGNALS: [Signal; 7] = [
         effect: "leave the connections to the next process and end; where they are not preserved, stop",
     },
     Signal {
+        number: REAL_TIME + 8,
+        name: "SIGRTMIN+8",
+        request: Some(Request::Drain),
+        effect: "answer health checks with drain, as tcp-echo drain asks for",
+    },
+    Signal {
+        number: REAL_TIME + 9,
+        name: "SIGRTMIN+9",
+        request: Some(Request::Undrain),
+        effect: "answer them with ready again, as tcp-echo undrain asks for",
+    },
+    Signal {
         number: SIGALRM,
         name: "SIGALRM",
         request: None,
@@ -91,8 +107,57 @@ pub const SIGNALS: [Signal; 7] = [
     },
 ];
 
+/// SIGRTMIN of the GNU C library, which has two signals before it for itself (signal(7)).  A table of
+/// constants cannot ask for it, and a test compares.  systemd leaves 8 to 12 above it without a meaning,
+/// so a mistaken process id of 1 does no harm.
+const REAL_TIME: i32 = 34;
+
 const STOP: &str = "stop in good order; a second signal stops at once";
 const IGNORED: &str = "nothing";
+
+impl Request {
+    /// The first row of the signals that ask for it.
+    ///
+    /// # Panics
+    /// There is no such row.
+    #[must_use]
+    pub fn signal(self) -> &'static Signal {
+        let mut rows = const { &SIGNALS }.iter();
+        let row = rows.find(|row| row.request == Some(self));
+        row.expect("a request has a signal")
+    }
+}
+
+/// Sends the signal of a request to a process.  It would end a process that does not handle it, so such
+/// a process is not sent it.
+///
+/// # Errors
+/// Those of open(2) for the process in proc(5), those of kill(2), and one of the kind `NotFound` if the
+/// process does not handle the signal.
+pub(crate) fn send(request: Request, process: i32) -> io::Result<()> {
+    let number = request.signal().number;
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    if caught.unwrap_or(0) & 1 << (number - 1) == 0 {
+        let why = "it does not handle it, so it is no tcp-echo that serves";
+        return Err(io::Error::new(io::ErrorKind::NotFound, why));
+    }
+    kill(process, number)
+}
+
+#[expect(
+    unsafe_code,
+    reason = "no crate in the tree sends a signal by its number"
+)]
+fn kill(process: i32, number: i32) -> io::Result<()> {
+    // SAFETY: kill(2) takes two numbers and no memory.
+    if unsafe { libc::kill(process, number) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
 
 /// The signals of this process, as a mio source.
 pub struct Signals(signal_hook_mio::v1_0::Signals);
@@ -209,6 +274,11 @@ mod tests {
             [Request::Stop, Request::Reload]
         );
         assert_eq!(order(&[SIGALRM, SIGXFSZ]), []);
+    }
+
+    #[test]
+    fn the_real_time_signals_are_those_of_the_c_library() {
+        assert_eq!(libc::SIGRTMIN(), REAL_TIME);
     }
 
     #[test]

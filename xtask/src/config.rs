@@ -23,13 +23,16 @@ notsent-lowat, for which a socket unit has no setting.";
 const LISTENER: &str = "\
 Listeners.  The name is logged with each connection; a socket that the service manager passes under \
 this name (FileDescriptorName=) takes the options of the table and replaces its address.  Every key \
-of [socket] may stand here too.  Without any listener, and without a passed socket, tcp-echo listens \
-on 127.0.0.1:9999 and [::1]:9999.";
+of [socket] may stand here too.  Without any listener that echoes, and without a passed one, tcp-echo \
+listens on 127.0.0.1:9999 and [::1]:9999.";
 
 const EXAMPLES: &str = "\
 #
 #[listener.public]
 #address = \"*:9999\"            # any address, IPv4 and IPv6, one socket
+#
+#[listener.health]
+#address = \"127.0.0.1:9108\"     # one line about the health of the service, for balancers
 #
 #[listener.local]
 #address = \"unix:/run/tcp-echo/echo.sock\"

@@ -922,9 +922,10 @@ fn the_earlier_of_two_deadlines_counts() {
     ] {
         test.limits.idle = idle.map(|seconds| SECOND * seconds);
         test.limits.lifetime = lifetime.map(|seconds| SECOND * seconds);
-        let due = due.map(|(seconds, deadline)| match deadline {
-            Deadline::Lifetime => (test.limits.end_of_life(test.now).unwrap(), deadline),
-            _ => (test.now + SECOND * seconds, deadline),
+        let end_of_life = test.limits.end_of_life(test.now);
+        let due = due.and_then(|(seconds, deadline)| match deadline {
+            Deadline::Lifetime => Some((end_of_life?, deadline)),
+            _ => Some((test.now + SECOND * seconds, deadline)),
         });
         assert_eq!(test.due(), due);
     }

@@ -4,8 +4,10 @@
 //! - `lame_duck`: a stop that is announced first
 //! - `proxy`: a listener takes PROXY headers, whoever sends them and however they arrive
 //! - `drain`: planned work without a stop
+//! - `haproxy`: rolling restarts behind a real balancer
 
 mod drain;
+mod haproxy;
 
 mod health;
 mod lame_duck;

@@ -47,13 +47,13 @@ pub enum Command {
     /// Answer health checks with drain, so that balancers send no more connections, until undrain
     Drain {
         /// The daemon, by its process id or its unit [default: tcp-echo.service]
-        #[arg(value_name = "PID|UNIT")]
+        #[arg(value_name = "PROCESS")]
         process: Option<String>,
     },
     /// Answer health checks with ready again
     Undrain {
         /// The daemon, by its process id or its unit [default: tcp-echo.service]
-        #[arg(value_name = "PID|UNIT")]
+        #[arg(value_name = "PROCESS")]
         process: Option<String>,
     },
     /// Judge the path to an echo server and the server, case by case

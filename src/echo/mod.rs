@@ -21,7 +21,7 @@ pub mod time;
 
 use std::time::Duration;
 
-use time::MonoTime;
+use crate::echo::time::MonoTime;
 
 /// Bytes of the one buffer of a loop, through which everything passes.  With 256 KiB bulk traffic
 /// costs half as much as with 64 KiB, and a larger buffer brings nothing.

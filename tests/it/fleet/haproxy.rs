@@ -42,15 +42,18 @@ fn documented() -> String {
 }
 
 impl Fleet {
-    /// `number`: which of the tests of this process asks, as each needs addresses of its own.
-    fn start(number: u8, config: &str) -> Self {
+    /// `number`: which of the tests of this process asks, as each needs addresses of its own; `agent`:
+    /// further words of the agent-check.
+    fn start(number: u8, config: &str, agent: &str) -> Self {
         let [high, low] = std::process::id().to_be_bytes()[2..] else {
             unreachable!()
         };
         let [front] = unused();
         let control = Folder::new();
         let socket = control.path("control");
-        let mut text = documented().replace(" :7\n", &format!(" {front}\n"));
+        let mut text = documented()
+            .replace(" :7\n", &format!(" {front}\n"))
+            .replace("agent-check ", &format!("agent-check {agent} "));
         let instances = (0..3)
             .map(|index| {
                 let ip = format!("127.{}.{high}.{low}", number + index);
@@ -208,7 +211,7 @@ fn a_rolling_restart_with_preserved_connections_is_seen_by_no_client() {
     if !has("haproxy") {
         return;
     }
-    let mut fleet = Fleet::start(101, "preserve-after = '0s'\n");
+    let mut fleet = Fleet::start(101, "preserve-after = '0s'\n", "");
     let (status, summary, short) = fleet.under_load(|fleet, index| {
         fleet.drain(index, "drain");
         fleet.shows(NAMES[index], &["DRAIN"]);
@@ -236,7 +239,7 @@ fn a_rolling_stop_with_a_lame_duck_refuses_no_connection() {
         return;
     }
     let config = "preserve-connections = false\n[limits]\nlame-duck = '2s'\n";
-    let mut fleet = Fleet::start(104, config);
+    let mut fleet = Fleet::start(104, config, "");
     let (status, summary, short) = fleet.under_load(|fleet, index| {
         let name = NAMES[index];
         fleet.instances[index].0.daemon().signal(Signal::TERM);
@@ -265,11 +268,16 @@ fn a_rolling_stop_with_a_lame_duck_refuses_no_connection() {
 }
 
 #[test]
-fn what_is_not_up_gets_no_connection() {
+fn what_is_not_up_gets_no_connection_and_what_the_agent_sends_changes_nothing() {
     if !has("haproxy") {
         return;
     }
-    let mut fleet = Fleet::start(107, "preserve-after = '0s'\n");
+    let agent = "agent-send hello\\n";
+    let mut fleet = Fleet::start(107, "preserve-after = '0s'\n", agent);
+    fleet.drain(1, "drain");
+    fleet.shows("b", &["DRAIN"]);
+    fleet.drain(1, "undrain");
+    fleet.shows("b", &["UP"]);
     fleet.instances[0].0.kill();
     fleet.shows("a", &["DOWN"]);
     for _ in 0..10 {

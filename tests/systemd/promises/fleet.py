@@ -2,7 +2,7 @@
 
 import time
 
-from bench import SERVICE, SOCKET, drain, equal, has, line, promise, shell
+from bench import SERVICE, SOCKET, drain, equal, has, line, promise, shell, until
 
 HEALTH = "tcp-echo-health.socket"
 
@@ -44,14 +44,15 @@ def a_drain_lasts_over_a_restart_and_ends_with_undrain(box):
         client.sendall(b"a")
         equal(client.recv(1), b"a", "before")
         box.run("tcp-echo drain")
-        equal(health(box), "up drain\n", "the answer after drain")
+        # A signal is acted on at once, but the command does not wait for that.
+        until(lambda: health(box) == "up drain\n", "the answer is up drain")
         has(box.status(), "drained: ", "the status")
         box.run(f"systemctl restart {SERVICE}")
         equal(health(box), "up drain\n", "the answer after a restart")
         client.sendall(b"b")
         equal(client.recv(1), b"b", "after the restart")
         box.run(f"tcp-echo undrain {SERVICE}")
-        equal(health(box), "up ready\n", "the answer after undrain")
+        until(lambda: health(box) == "up ready\n", "the answer is up ready again")
     box.run(f"systemctl stop {SOCKET} {HEALTH} {SERVICE}")
     status, text = box.try_("tcp-echo drain")
     equal(status, 69, f"the status without a daemon ({text})")

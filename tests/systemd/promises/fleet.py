@@ -58,7 +58,9 @@ def a_drain_lasts_over_a_restart_and_ends_with_undrain(box):
     equal(status, 69, f"the status without a daemon ({text})")
 
 
-@promise(line(SERVICE, ("NotifyAccess=exec", "Type=exec"), ("WatchdogSec=10s", "")))
+# Each of these lines alone lets the daemon send messages.
+@promise(line(SERVICE, ("NotifyAccess=exec", "Type=exec"), ("WatchdogSec=10s", ""),
+              ("FileDescriptorStoreMax=16", "")))
 def a_lame_duck_is_served_to_its_end_although_it_is_longer_than_the_unit_allows(box):
     box.write(f"/etc/systemd/system/{SERVICE}.d/short.conf", "[Service]\nTimeoutStopSec=1s\n")
     begin(box, "[limits]\nlame-duck = '4s'\n")

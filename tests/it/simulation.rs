@@ -843,7 +843,7 @@ impl World {
             if queued {
                 continue;
             }
-            if phase == Phase::Echoing && !used_up {
+            if phase == Phase::Echoing && !used_up && !begins {
                 let late = self.limits.lifetime.is_some_and(|span| age >= span);
                 assert!(!late, "{age:?} of {:?}", self.limits.lifetime);
             }

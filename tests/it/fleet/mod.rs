@@ -1,14 +1,13 @@
 //! One instance among others: what a balancer sees of it, and what clients notice of its planned work.
 //!
+//! - `proxy`: a listener takes PROXY headers, whoever sends them and however they arrive
 //! - `health`: what a health listener answers, and that it costs the echo nothing
 //! - `lame_duck`: a stop that is announced first
-//! - `proxy`: a listener takes PROXY headers, whoever sends them and however they arrive
 //! - `drain`: planned work without a stop
 //! - `haproxy`: rolling restarts behind a real balancer
 
 mod drain;
 mod haproxy;
-
 mod health;
 mod lame_duck;
 mod proxy;

@@ -19,8 +19,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use super::Error;
 use super::address::Address;
 use super::units::{
-    Congestion, Count, Group, Mode, Moment, Networks, OrAuto, OrOff, Proxy, Role, Seconds, Size,
-    Span,
+    Congestion, Count, Group, Mode, Moment, Networks, OrAuto, OrOff, Proxy, Seconds, Size, Span,
 };
 use crate::cli::{Format, Level};
 
@@ -69,10 +68,10 @@ fn key(field: &str) -> String {
 
 /// [`Options`], and the same without what only one listener can have for `[socket]`.
 macro_rules! options {
-    ($(#[$doc:meta])* Options { address: Address, role: Role, $($field:ident: $type:ty),+ $(,)? }) => {
+    ($(#[$doc:meta])* Options { address: Address, $($field:ident: $type:ty),+ $(,)? }) => {
         section! {
             $(#[$doc])*
-            pub Options { address: Address, role: Role, $($field: $type),+ }
+            pub Options { address: Address, $($field: $type),+ }
         }
 
         /// `[socket]`.
@@ -82,7 +81,7 @@ macro_rules! options {
 
         impl From<SocketFile> for Options {
             fn from(file: SocketFile) -> Self {
-                Self { address: None, role: None, $($field: file.$field),+ }
+                Self { address: None, $($field: file.$field),+ }
             }
         }
     };
@@ -94,7 +93,6 @@ options! {
     /// has; the keys of PROXY headers are not options of a socket.
     Options {
         address: Address,
-        role: Role,
         reuse_address: bool,
         reuse_port: bool,
         v6only: bool,

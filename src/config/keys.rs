@@ -7,8 +7,8 @@
 use clap::ValueEnum;
 
 use super::units::{
-    Congestion, Count, Group, Mode, Moment, Networks, OrAuto, OrOff, Proxy, Role, Seconds, Size,
-    Span, Unit, duration, on_off, or_off, size,
+    Congestion, Count, Group, Mode, Moment, Networks, OrAuto, OrOff, Proxy, Seconds, Size, Span,
+    Unit, duration, on_off, or_off, size,
 };
 use super::{Config, Options, PerSource};
 use crate::cli::{Format, Level};
@@ -69,7 +69,7 @@ pub enum Show {
 }
 
 /// Every key, in the order of the configuration file.
-pub const KEYS: [Key; 41] = [
+pub const KEYS: [Key; 40] = [
     Key {
         table: "",
         name: "allow-remote",
@@ -467,12 +467,16 @@ pub const KEYS: [Key; 41] = [
         table: "socket",
         name: "mode",
         takes: Mode::expected,
-        value: Example("\"0660\""),
+        value: Example("\"health\""),
         effect: AtRestart,
         option: "",
-        show: Listener(|options| options.mode.map(|mode| format!("{:04o}", mode.0))),
-        help: "The permissions of the path of a Unix socket that tcp-echo binds, see chmod(2).  \
-               Without this key the umask decides.",
+        show: Listener(|options| options.mode.map(|mode| mode.to_string())),
+        help: "What a listener is for.  \"echo\": to echo.  \"health\": to answer each connection with \
+               one line and close it, in the words of HAProxy's agent-check: up ready, up drain \
+               (tcp-echo drain, lame-duck), or down#stopping; such a connection counts towards no \
+               limit.  Without either, the listener of the name health is for health checks, and any \
+               other one echoes.  Octal permissions instead are those of the path of a Unix socket \
+               that tcp-echo binds, see chmod(2); without them the umask decides.",
     },
     Key {
         table: "socket",
@@ -533,19 +537,6 @@ pub const KEYS: [Key; 41] = [
                IPv4 and IPv6, as one socket, or unix:/run/tcp-echo/echo.sock.  Without an address \
                the listener is only for a passed socket of its name.",
     },
-    Key {
-        table: "listener",
-        name: "role",
-        takes: role,
-        value: Example("\"health\""),
-        effect: AtRestart,
-        option: "",
-        show: Listener(|options| options.role.map(|role| role.word().to_owned())),
-        help: "\"echo\": to echo.  \"health\": to answer each connection with one line and close it, \
-               in the words of HAProxy's agent-check: up ready, up drain (tcp-echo drain, lame-duck), \
-               or down#stopping.  Such a connection counts towards no limit.  Without this key it is \
-               \"health\" for the listener of the name health, otherwise \"echo\".",
-    },
 ];
 
 /// A key of a table; an option of a socket is one of "socket".
@@ -579,10 +570,6 @@ fn switch() -> String {
 
 fn address() -> String {
     "ADDRESS:PORT, *:PORT or unix:/PATH".into()
-}
-
-fn role() -> String {
-    format!("{:?} or {:?}", Role::Echo.word(), Role::Health.word())
 }
 
 fn one_of<T: ValueEnum>() -> String {
@@ -650,13 +637,12 @@ mod tests {
         main.retain(|name| !tables.contains(name));
         let mut options: BTreeSet<String> = Options::names().into_iter().collect();
         options.remove("address");
-        options.remove("role");
         for (table, parsed) in [
             ("", main),
             ("limits", LimitsFile::names().into_iter().collect()),
             ("log", LogFile::names().into_iter().collect()),
             ("socket", options),
-            ("listener", ["address", "role"].map(str::to_owned).into()),
+            ("listener", ["address".to_owned()].into()),
         ] {
             let listed = KEYS.iter().filter(|key| key.table == table);
             let listed: BTreeSet<String> = listed.map(|key| key.name.to_owned()).collect();

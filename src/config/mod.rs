@@ -27,7 +27,7 @@ use file::FileConfig;
 pub use file::Options;
 use keys::{Effect, KEYS, Show};
 use units::{
-    Count, Moment, Network, Networks, OrAuto, OrOff, Proxy, Role, Seconds, Size, Span, Unit,
+    Count, Mode, Moment, Network, Networks, OrAuto, OrOff, Proxy, Role, Seconds, Size, Span, Unit,
 };
 
 /// The configuration file where neither `--config` nor `TCP_ECHO_CONFIG` names one.
@@ -236,7 +236,6 @@ impl Options {
     pub fn built_in() -> Self {
         Self {
             address: None,
-            role: None,
             reuse_address: Some(true),
             reuse_port: Some(false),
             v6only: None,
@@ -264,7 +263,10 @@ impl Options {
     /// What the listener of this name is for.
     #[must_use]
     pub fn role(&self, name: &str) -> Role {
-        self.role.unwrap_or_else(|| Role::of(name))
+        match self.mode {
+            Some(Mode::Role(role)) => role,
+            Some(Mode::Permissions(_)) | None => Role::of(name),
+        }
     }
 
     /// The options of a passed socket where the configuration names no others: those for which a

@@ -78,8 +78,7 @@ deserialize_unit!([] Mode, [] Proxy, [] Network, [] Group, [] Congestion, [] Spa
     [const MOST: u64] Seconds<MOST>, [T: Unit + Zero] OrOff<T>, [T: Unit] OrAuto<T>);
 
 /// What a listener is for.
-#[derive(Clone, Copy, Debug, serde::Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// It echoes.
     Echo,
@@ -236,25 +235,43 @@ impl<const LEAST: u32, const MOST: u32> Unit for Count<LEAST, MOST> {
     }
 }
 
-/// The permissions of a file, chmod(2), from 0 to 0777.
+/// What a listener is for, or the permissions of the path of its Unix socket (chmod(2)), from 0 to 0777.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mode(pub u32);
+pub enum Mode {
+    /// What it is for.
+    Role(Role),
+    /// The permissions.
+    Permissions(u32),
+}
 
 impl Unit for Mode {
     fn expected() -> String {
-        "an octal mode as text, such as \"0660\"".into()
+        "\"echo\", \"health\", or octal permissions as text, such as \"0660\"".into()
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
+        let roles = [Role::Echo, Role::Health];
+        if let Some(role) = roles.into_iter().find(|role| role.word() == text) {
+            return Ok(Self::Role(role));
+        }
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
         match u32::from_str_radix(text, 8) {
-            Ok(mode) if digits && mode <= 0o777 => Ok(Self(mode)),
+            Ok(mode) if digits && mode <= 0o777 => Ok(Self::Permissions(mode)),
             _ => Err(format!("{text:?} is no mode from \"0\" to \"0777\"")),
         }
     }
 
     fn from_number(number: i128) -> Result<Self, String> {
         Err(format!("{number} might be decimal or octal"))
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Role(role) => f.write_str(role.word()),
+            Self::Permissions(mode) => write!(f, "{mode:04o}"),
+        }
     }
 }
 

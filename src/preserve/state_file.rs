@@ -599,19 +599,19 @@ mod tests {
         state_file.file().unwrap().try_clone_to_owned().unwrap()
     }
 
-    /// Every word of layout version 4 that is not 0 in a file with one of everything in it, as the
+    /// Every word of layout version 3 that is not 0 in a file with one of everything in it, as the
     /// first program with this version wrote it.
     #[test]
-    fn every_word_stands_where_version_4_has_it() {
+    fn every_word_stands_where_version_3_has_it() {
         const WORDS: [(usize, u64); 91] = [
             (0x0, 0x7463_702d_6563_686f),
-            (0x8, 0x4),
+            (0x8, 0x3),
             (0x10, 0x39_0000),
             (0x18, 0x2),
             (0x20, 0x3),
             (0x28, 0x4_0000),
             (0x30, 0x9),
-            (0x38, 0x43b0_74c3_0c2c_e9dc),
+            (0x38, 0x99bd_94ee_b195_7b82),
             (0x80, 0x1),
             (0x88, 0xb),
             (0x90, 0xc),

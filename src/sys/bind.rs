@@ -291,9 +291,12 @@ fn set_permissions(path: &Path, options: &Options) -> io::Result<()> {
         })?;
     }
     // After the group, as chown(2) may clear permissions.
-    options.mode.map_or(Ok(()), |Mode(mode)| {
-        std::fs::set_permissions(path, Permissions::from_mode(mode))
-    })
+    match options.mode {
+        Some(Mode::Permissions(mode)) => {
+            std::fs::set_permissions(path, Permissions::from_mode(mode))
+        }
+        Some(Mode::Role(_)) | None => Ok(()),
+    }
 }
 
 /// The id of a group, by its name in `/etc/group` (group(5)) or by its number.

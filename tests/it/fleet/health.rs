@@ -61,11 +61,11 @@ fn the_role_is_that_of_the_table_or_else_of_the_name() {
     assert_eq!(passed("health", ""), "health");
     assert_eq!(passed("other", ""), "echo");
     assert_eq!(
-        passed("other", "[listener.other]\nrole = 'health'\n"),
+        passed("other", "[listener.other]\nmode = 'health'\n"),
         "health"
     );
     assert_eq!(
-        passed("health", "[listener.health]\nrole = 'echo'\n"),
+        passed("health", "[listener.health]\nmode = 'echo'\n"),
         "echo"
     );
 }

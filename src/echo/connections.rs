@@ -656,7 +656,7 @@ pub trait EventLoop {
 ///
 /// Deadlines come first, because under a flood the ready list uses up every round.  Each connection
 /// of the list gets one turn only, so that the poll can announce others in between.  Only where a
-/// single one is left that could go on, it gets what remains of [`ROUND_TURNS`]: a poll finds nothing
+/// single one is left that could go on, it gets what remains of `ROUND_TURNS`: a poll finds nothing
 /// else most of the time.
 #[inline]
 pub fn run_round<L: EventLoop>(

@@ -11,10 +11,13 @@ box.  `run --broken` makes each of them and expects the promise to fail: a promi
 fail says nothing.
 """
 
+import fcntl
 import json
 import pathlib
 import re
 import socket
+import struct
+import termios
 import time
 
 from box import Box
@@ -120,6 +123,26 @@ def drain(client):
     while part := client.recv(1 << 20):
         parts.append(part)
     return b"".join(parts)
+
+
+def fill(client):
+    """Sends without reading until nothing more fits; returns what was sent, and how many bytes of it
+    the other side has acknowledged."""
+    client.settimeout(0.5)
+    sent = bytearray()
+    number = 0
+    while True:
+        part = b"%015d\n" % number * 4096
+        number += 1
+        try:
+            while part:
+                count = client.send(part)
+                sent += part[:count]
+                part = part[count:]
+        except TimeoutError:
+            client.settimeout(20)
+            queued = struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))[0]
+            return bytes(sent), len(sent) - queued
 
 
 def readme(title):

@@ -68,6 +68,18 @@ def enter(leader):
         os.close(there)
 
 
+@contextlib.contextmanager
+def network(leader):
+    """This thread in the network of a box, or of another container, by its process 1."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        enter(leader)
+        yield
+    finally:
+        LIBC.setns(home, CLONE_NEWNET)
+        os.close(home)
+
+
 def cache():
     """The folder that holds the root file systems."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache") / "tcp-echo-bench"
@@ -299,16 +311,9 @@ class Box:
             raise AssertionError(f"`{' '.join(command.split())}` ended with {status}: {said.strip()}")
         return said.rstrip("\n")
 
-    @contextlib.contextmanager
     def network(self):
         """This thread in the network of the box."""
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        try:
-            enter(self.leader)
-            yield
-        finally:
-            LIBC.setns(home, CLONE_NEWNET)
-            os.close(home)
+        return network(self.leader)
 
     def connect(self, host="127.0.0.1", port=7, source=None, timeout=20):
         """A client's connection to the box; a host that begins with a slash is a Unix socket."""

@@ -252,7 +252,8 @@ pub fn nginx(daemon: SocketAddr, at: [SocketAddr; 3]) -> Option<Other> {
     start_nginx(&servers, &at)
 }
 
-fn start_nginx(servers: &str, at: &[SocketAddr]) -> Option<Other> {
+/// Starts nginx with these servers of its stream module; `None`, and said, where that is not installed.
+pub fn start_nginx(servers: &str, at: &[SocketAddr]) -> Option<Other> {
     const MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
     if !std::path::Path::new(MODULE).exists() && !has("the stream module of nginx") {
         return None;
@@ -268,15 +269,6 @@ stream {{
     );
     let arguments = ["-p", ".", "-e", "nginx.log", "-c", "FILE"];
     Some(Other::start("nginx", &arguments, &text, at))
-}
-
-/// Starts nginx before a daemon to which it sends PROXY headers; `None`, and said, where its stream
-/// module is not installed.
-pub fn nginx_sender(daemon: SocketAddr, at: SocketAddr) -> Option<Other> {
-    let server = format!(
-        "server {{ listen {at}; proxy_pass {daemon}; proxy_protocol on; proxy_half_close on; }}"
-    );
-    start_nginx(&server, &[at])
 }
 
 /// The verdicts of some cases, by their ids.

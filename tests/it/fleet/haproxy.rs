@@ -6,7 +6,6 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -17,7 +16,7 @@ use serde_json::Value;
 use testkit::manager::Manager;
 use testkit::{Folder, SOON, eventually, has, ping, program};
 
-use super::{answer, answers};
+use super::{answer, answers, documented};
 use crate::client::receivers::{Other, unused};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -33,14 +32,6 @@ struct Fleet {
     _haproxy: Other,
 }
 
-/// The configuration of the document.
-fn documented() -> String {
-    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/fleet.md");
-    let text = std::fs::read_to_string(document).unwrap();
-    let (_, rest) = text.split_once("```haproxy\n").expect("no configuration");
-    rest.split_once("```").unwrap().0.into()
-}
-
 impl Fleet {
     /// `number`: which of the tests of this process asks, as each needs addresses of its own; `agent`:
     /// further words of the agent-check.
@@ -51,7 +42,7 @@ impl Fleet {
         let [front] = unused();
         let control = Folder::new();
         let socket = control.path("control");
-        let mut text = documented()
+        let mut text = documented("haproxy", "agent-check")
             .replace(" :7\n", &format!(" {front}\n"))
             .replace("agent-check ", &format!("agent-check {agent} "));
         let instances = (0..3)

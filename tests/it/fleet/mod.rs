@@ -46,3 +46,16 @@ fn answers(address: SocketAddr, line: &str) {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// The first configuration of docs/fleet.md in this language that has a word.
+fn documented(language: &str, word: &str) -> String {
+    let document = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/fleet.md");
+    let text = std::fs::read_to_string(document).unwrap();
+    let begin = format!("```{language}\n");
+    let mut blocks = text.split(&begin).skip(1);
+    let block = blocks.find_map(|block| {
+        let (block, _) = block.split_once("```")?;
+        block.contains(word).then(|| block.to_owned())
+    });
+    block.expect("there is no such configuration")
+}

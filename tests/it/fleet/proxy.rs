@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tcp_echo::log::events::id;
+use testkit::crowd::{ClientMix, Kind};
 use testkit::manager::Manager;
 use testkit::{Daemon, Plan, SOON, connect, end_of, eventually, finish, has, ping, reset, waits};
 
+use super::documented;
 use crate::client::probe::judged;
-use crate::client::receivers::{Other, unused, verdicts};
+use crate::client::receivers::{Other, start_nginx, unused, verdicts};
 
 const CLOSED: &str = id("CLOSED");
 
@@ -397,33 +399,30 @@ fn haproxy_and_nginx_name_their_clients() {
     let daemon = plan("").start();
     let echo = daemon.address();
     let [first, second, third] = unused();
+    let at_test = |text: String| {
+        text.replace("192.0.2.11:7", &echo.to_string())
+            .replace(" :7001", &format!(" {first}"))
+            .replace(" :7002", &format!(" {second}"))
+            .replace("listen 7;", &format!("listen {third};"))
+    };
     let mut proxies = Vec::new();
     let mut names = Vec::new();
     if has("haproxy") {
-        let text = format!(
-            "defaults
-  mode tcp
-  timeout connect 5s
-  timeout client 60s
-  timeout server 60s
-  unique-id-format haproxy-%rt
-listen version1
-  bind {first}
-  server echo {echo} send-proxy check inter 100ms
-listen version2
-  bind {second}
-  server echo {echo} send-proxy-v2 proxy-v2-options crc32c,unique-id check inter 100ms
+        let text = "defaults
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
 "
-        );
+        .to_owned()
+            + &at_test(documented("haproxy", "send-proxy-v2"));
         let arguments = ["-db", "-f", "FILE"];
         proxies.push(Other::start("haproxy", &arguments, &text, &[first, second]));
         names.extend([first, second]);
     }
-    proxies.extend(
-        crate::client::receivers::nginx_sender(echo, third).inspect(|_| {
-            names.push(third);
-        }),
-    );
+    let stream = at_test(documented("nginx", "proxy_protocol"));
+    let servers = stream.trim().strip_prefix("stream {").unwrap();
+    let servers = servers.strip_suffix('}').unwrap();
+    proxies.extend(start_nginx(servers, &[third]).inspect(|_| names.push(third)));
     for name in names {
         let client = connect(name);
         ping(&client, &[7; 100_000]);
@@ -448,4 +447,47 @@ listen version2
             .any(|word| log.contains(&format!("\"{word}\""))),
         "{log}"
     );
+}
+
+#[test]
+fn what_haproxy_has_named_is_still_known_after_restarts_and_kills() {
+    if !has("haproxy") {
+        return;
+    }
+    let mut manager = manager();
+    let [first, second] = unused();
+    let text = documented("haproxy", "send-proxy-v2")
+        .replace("192.0.2.11:7", &manager.address().to_string())
+        .replace(" :7001", &format!(" {first}"))
+        .replace(" :7002", &format!(" {second}"));
+    let text =
+        format!("defaults\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n{text}");
+    let _haproxy = Other::start("haproxy", &["-db", "-f", "FILE"], &text, &[first, second]);
+    let clients: Vec<TcpStream> = [first, second, first, second].map(connect).into();
+    clients.iter().for_each(|client| ping(client, b"before"));
+    let mut mix = ClientMix::new(second, &[(Kind::Streaming, 4)]);
+    mix.meanwhile(|progress| {
+        for _ in 0..3 {
+            progress.moves(100_000);
+            manager.preserves(8);
+            manager.restart();
+            progress.moves(100_000);
+            manager.preserves(8);
+            manager.kill();
+            manager.start();
+        }
+        progress.moves(100_000);
+    });
+    mix.none_was_dropped();
+    mix.gets_exact_bytes();
+    for client in &clients {
+        ping(client, b"after");
+        let peer = client.local_addr().unwrap().to_string();
+        assert!(finish(client).is_empty());
+        eventually(SOON, "the client is not known any more", || {
+            let ends = ends(|| manager.daemon().log(), 1);
+            ends.into_iter()
+                .find(|end| end["echo.peer"] == peer.as_str())
+        });
+    }
 }

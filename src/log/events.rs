@@ -9,6 +9,7 @@
 //! of its payload, escaped.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::sys::endpoint::Endpoint;
 use crate::sys::kernel::Kernel;
 use crate::sys::option_report::Row;
 use crate::sys::sockopt::{Credentials, Queue, Refused};
+use crate::sys::tcp_info::TcpInfo;
 
 /// A kind of events: a row of [`EVENTS`].
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +40,7 @@ pub struct Kind {
 }
 
 /// Every kind of events.
-pub const EVENTS: [Kind; 38] = [
+pub const EVENTS: [Kind; 39] = [
     Kind {
         name: "STARTED",
         id: "e28f14c0857c416cbca1090fae4718ae",
@@ -190,7 +192,26 @@ pub const EVENTS: [Kind; 38] = [
             "echo.duration_usec",
             "echo.reason",
             "errno",
+            "echo.closed_first",
+            "echo.rtt_usec",
+            "echo.rttvar_usec",
+            "echo.min_rtt_usec",
+            "echo.segments",
+            "echo.segments_again",
+            "echo.segments_needless",
+            "echo.mss",
+            "echo.path_mtu",
+            "echo.delivery_rate",
+            "echo.busy_usec",
+            "echo.rwnd_limited_usec",
+            "echo.sndbuf_limited_usec",
         ],
+    },
+    Kind {
+        name: "CLOSED_EMPTY",
+        id: "0c55ac4d3d2e47399e28e874ce5d333b",
+        level: Level::Info,
+        fields: &["echo.count", "echo.reasons", "echo.sources"],
     },
     Kind {
         name: "CLOSED_MANY",
@@ -466,8 +487,15 @@ pub(crate) enum Event {
         owed: u64,
         preview: Option<String>,
     },
-    /// A connection ended.
-    Closed(Identity, Summary),
+    /// A connection ended; the last is what the kernel knows of it, if it is one of TCP.
+    Closed(Identity, Summary, Option<Box<TcpInfo>>),
+    /// Connections without a byte ended, so many of each source (`None`: Unix sockets), and so many
+    /// of `others`.
+    ClosedEmpty {
+        reasons: Vec<(&'static str, u64)>,
+        sources: Vec<(Option<IpAddr>, u64)>,
+        others: u64,
+    },
     /// Connections ended faster than their ends are logged one by one.
     ClosedMany {
         reasons: Vec<(&'static str, u64)>,
@@ -571,6 +599,7 @@ impl Event {
             Self::Opened(..) => const { kind("OPENED") },
             Self::Moved { .. } => const { kind("MOVED") },
             Self::Closed(..) => const { kind("CLOSED") },
+            Self::ClosedEmpty { .. } => const { kind("CLOSED_EMPTY") },
             Self::ClosedMany { .. } => const { kind("CLOSED_MANY") },
             Self::Refused { .. } => const { kind("REFUSED") },
             Self::Paused { .. } => const { kind("PAUSED") },

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::sys::endpoint::{Endpoint, printable};
 use crate::sys::kernel::Kernel;
 use crate::sys::option_report::Row;
 use crate::sys::sockopt::Credentials;
+use crate::sys::tcp_info::{TcpInfo, field, state};
 
 /// Makes a `tracing` event with the id of an [`Event`], as a warning or as information after its
 /// level.  `tracing` wants a level that is known when the program is compiled, so a kind of another
@@ -63,7 +65,7 @@ impl Event {
                 text(listen);
                 hint.iter_mut().for_each(text);
             }
-            Self::Opened(identity) | Self::Closed(identity, _) => text(&mut identity.listener),
+            Self::Opened(identity) | Self::Closed(identity, ..) => text(&mut identity.listener),
             Self::Listening { listener: name, .. }
             | Self::Exposed { listener: name, .. }
             | Self::Isolated { listener: name, .. }
@@ -89,6 +91,7 @@ impl Event {
             | Self::LameDuck { .. }
             | Self::Stopping { .. }
             | Self::Stopped { .. }
+            | Self::ClosedEmpty { .. }
             | Self::ClosedMany { .. }
             | Self::Root
             | Self::Manager(_)
@@ -305,7 +308,34 @@ impl Event {
                     text.map_or_else(String::new, |text| format!(", payload \"{text}\""))
                 );
             }
-            Self::Closed(identity, summary) => self.emit_closed(identity, summary),
+            Self::Closed(identity, summary, info) => {
+                self.emit_closed(identity, summary, info.as_deref());
+            }
+            Self::ClosedEmpty {
+                reasons: by_reason,
+                sources,
+                others,
+            } => {
+                let count: u64 = by_reason.iter().map(|(_, count)| count).sum();
+                let reasons = reasons(by_reason.iter().copied());
+                let name = |source: &Option<IpAddr>| match source {
+                    Some(address) => address.to_string(),
+                    None => "unix".to_owned(),
+                };
+                let of_each = sources
+                    .iter()
+                    .map(|(source, count)| format!("{} {count}", name(source)))
+                    .chain((*others > 0).then(|| format!("others {others}")));
+                let sources = list(of_each, "none");
+                say!(
+                    self,
+                    "echo.count" = count,
+                    "echo.reasons" = reasons,
+                    "echo.sources" = sources,
+                    "{count} more connection{} ended without a byte ({reasons}): from {sources}",
+                    plural(count)
+                );
+            }
             Self::ClosedMany {
                 reasons: by_reason,
                 received,
@@ -526,7 +556,7 @@ impl Event {
         }
     }
 
-    fn emit_closed(&self, identity: &Identity, summary: &Summary) {
+    fn emit_closed(&self, identity: &Identity, summary: &Summary, info: Option<&TcpInfo>) {
         let Identity {
             number,
             peer,
@@ -562,6 +592,8 @@ impl Event {
                 ": what the proxy sent is no PROXY header, as {invalid}"
             );
         }
+        let get = |field| info?.get(field);
+        text.push_str(&info.map_or_else(String::new, path));
         say!(
             self,
             "echo.connection" = number,
@@ -581,12 +613,68 @@ impl Event {
             "echo.duration_usec" = micros(*span),
             "echo.reason" = reason.as_str(),
             errno,
+            "echo.closed_first" = info.and_then(|info| closed_first(*reason, info)),
+            "echo.rtt_usec" = info.and_then(TcpInfo::rtt),
+            "echo.rttvar_usec" = info.and_then(TcpInfo::rtt).and(get(field::RTTVAR)),
+            "echo.min_rtt_usec" = info.and_then(TcpInfo::min_rtt),
+            "echo.segments" = get(field::DATA_SEGS_OUT),
+            "echo.segments_again" = get(field::TOTAL_RETRANS),
+            "echo.segments_needless" = get(field::DSACK_DUPS),
+            "echo.mss" = get(field::SND_MSS),
+            "echo.path_mtu" = get(field::PMTU),
+            "echo.delivery_rate" = info.and_then(TcpInfo::delivery_rate),
+            "echo.busy_usec" = get(field::BUSY),
+            "echo.rwnd_limited_usec" = get(field::RWND_LIMITED),
+            "echo.sndbuf_limited_usec" = get(field::SNDBUF_LIMITED),
             "connection {number} from {peer}{} on {local}{} ended ({}): received {received}, sent {sent}, \
              in {span:.1?}{text}",
             process(identity),
             through(identity),
             reason.as_str()
         );
+    }
+}
+
+/// Which side has ended the connection first, as far as that is known.
+fn closed_first(reason: EndReason, info: &TcpInfo) -> Option<&'static str> {
+    match (reason, info.get(field::STATE)?) {
+        (EndReason::Reset | EndReason::TimedOut | EndReason::Error(_), _) => None,
+        (EndReason::PeerClosed, _) | (_, state::CLOSE_WAIT | state::LAST_ACK) => Some("peer"),
+        _ => Some("service"),
+    }
+}
+
+/// What the kernel says of a connection, behind the message of its end; what says nothing is left
+/// out.
+fn path(info: &TcpInfo) -> String {
+    let mut parts = Vec::new();
+    let span = Duration::from_micros;
+    if let Some(rtt) = info.rtt() {
+        let least = info.min_rtt();
+        let least = least.map_or_else(String::new, |least| format!(" (least {:.1?})", span(least)));
+        parts.push(format!("rtt {:.1?}{least}", span(rtt)));
+    }
+    if let Some(again) = info.get(field::TOTAL_RETRANS).filter(|again| *again > 0) {
+        let of = info.get(field::DATA_SEGS_OUT).filter(|of| *of >= again);
+        let of = of.map_or_else(String::new, |of| format!(" of {of}"));
+        let needless = info.get(field::DSACK_DUPS).filter(|needless| *needless > 0);
+        let needless = needless.map_or_else(String::new, |count| format!(" ({count} needless)"));
+        parts.push(format!("sent again {again}{of} segments{needless}"));
+    }
+    if let Some(mss) = info.get(field::SND_MSS) {
+        parts.push(format!("mss {mss}"));
+    }
+    for (field, what) in [
+        (field::RWND_LIMITED, "the peer's window"),
+        (field::SNDBUF_LIMITED, "the send buffer"),
+    ] {
+        if let Some(limited) = info.get(field).filter(|micros| *micros >= 1000) {
+            parts.push(format!("{:.1?} limited by {what}", span(limited)));
+        }
+    }
+    match parts.is_empty() {
+        true => String::new(),
+        false => format!("; {}", parts.join(", ")),
     }
 }
 
@@ -772,6 +860,23 @@ mod tests {
         }
     }
 
+    /// What the kernel says of a connection with all kinds of trouble.
+    fn measured() -> Box<TcpInfo> {
+        Box::new(TcpInfo::scripted(&[
+            (field::STATE, state::CLOSE_WAIT),
+            (field::RTT, 12_100),
+            (field::RTTVAR, 900),
+            (field::MIN_RTT, 11_800),
+            (field::DATA_SEGS_OUT, 3022),
+            (field::TOTAL_RETRANS, 17),
+            (field::DSACK_DUPS, 2),
+            (field::SND_MSS, 1428),
+            (field::DELIVERY_RATE, 1_000_000),
+            (field::RWND_LIMITED, 400_000),
+            (field::SNDBUF_LIMITED, 999),
+        ]))
+    }
+
     fn one_of_each() -> Vec<Event> {
         let identity = || Identity {
             number: 1,
@@ -847,7 +952,12 @@ mod tests {
                 owed: 0,
                 preview: Some("\u{1b}".into()),
             },
-            Event::Closed(identity(), summary),
+            Event::Closed(identity(), summary, Some(measured())),
+            Event::ClosedEmpty {
+                reasons: vec![("peer-closed", 9)],
+                sources: vec![(None, 4), (Some([192, 0, 2, 1].into()), 3)],
+                others: 2,
+            },
             Event::ClosedMany {
                 reasons: vec![("reset", 2)],
                 received: 0,
@@ -974,6 +1084,14 @@ mod tests {
     /// [`one_of_each`], and the same kinds with other values, so that each field is there.
     fn all() -> Vec<Event> {
         let mut events = one_of_each();
+        // A connection that breaks has no side that ended it first.
+        if let Some(Event::Closed(identity, summary, info)) = one_of_each()
+            .into_iter()
+            .find(|event| matches!(event, Event::Closed(..)))
+        {
+            let reason = EndReason::PeerClosed;
+            events.push(Event::Closed(identity, Summary { reason, ..summary }, info));
+        }
         events.push(Event::Unused {
             listener: "web".into(),
             others: true,
@@ -1029,6 +1147,39 @@ mod tests {
             assert_eq!(seen.remove(kind.name), Some(row), "{}", kind.name);
         }
         assert!(seen.is_empty(), "{seen:?}");
+    }
+
+    #[test]
+    fn the_end_of_a_connection_says_what_its_path_was_like_and_no_more() {
+        assert_eq!(
+            path(&measured()),
+            "; rtt 12.1ms (least 11.8ms), sent again 17 of 3022 segments (2 needless), mss 1428, \
+             400.0ms limited by the peer's window"
+        );
+        let smooth = [
+            (field::RTT, 90),
+            (field::DATA_SEGS_OUT, 9),
+            (field::SND_MSS, 536),
+        ];
+        assert_eq!(path(&TcpInfo::scripted(&smooth)), "; rtt 90.0µs, mss 536");
+    }
+
+    #[test]
+    fn the_side_that_ended_first_is_known_unless_the_connection_broke() {
+        let first =
+            |reason, state| closed_first(reason, &TcpInfo::scripted(&[(field::STATE, state)]));
+        for (reason, state, side) in [
+            (EndReason::PeerClosed, state::CLOSE_WAIT, Some("peer")),
+            (EndReason::PeerClosed, state::CLOSE, Some("peer")),
+            (EndReason::MaxBytes, state::FIN_WAIT2, Some("service")),
+            (EndReason::MaxBytes, state::CLOSE, Some("service")),
+            (EndReason::IdleTimeout, state::ESTABLISHED, Some("service")),
+            (EndReason::Shutdown, state::CLOSE_WAIT, Some("peer")),
+            (EndReason::Reset, state::CLOSE, None),
+            (EndReason::TimedOut, state::CLOSE, None),
+        ] {
+            assert_eq!(first(reason, state), side, "{reason:?} {state}");
+        }
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Reporter {
     /// Logs the sums of the seconds that are over; with `last`, all sums.
     pub(crate) fn flush(&mut self, now: MonoTime, last: bool) {
         let ended = lock(&self.close_summary).flush(now, last);
-        for event in ended.into_iter().chain(self.rate_limits.flush(now, last)) {
+        for event in ended.chain(self.rate_limits.flush(now, last)) {
             self.log.emit(event);
         }
     }

@@ -31,6 +31,7 @@ use crate::preserve::partition::Partition;
 use crate::sys::endpoint::Endpoint;
 use crate::sys::lock::lock;
 use crate::sys::sockopt;
+use crate::sys::tcp_info::TcpInfo;
 
 /// The interest in input.  Urgent data is input too, and its event a hint to read on.
 const INPUT: Interest = Interest::READABLE.add(Interest::PRIORITY);
@@ -288,10 +289,13 @@ impl Worker {
     fn close(&mut self, key: usize, summary: &Summary) {
         self.touched = true;
         let mut stream = self.connections.remove(key);
-        let admitted = lock(&self.close_summary).admit(summary, self.now);
+        let source = stream.peer_address().map(|address| address.ip());
+        let admitted = lock(&self.close_summary).admit(summary, source, self.now);
         if admitted && self.log.wants(Level::Info) {
             let identity = self.identity(&stream);
-            self.log.emit(Event::Closed(identity, *summary));
+            let info = source.and_then(|_| TcpInfo::of(&stream).ok());
+            self.log
+                .emit(Event::Closed(identity, *summary, info.map(Box::new)));
         }
         self.reports.push(Report::Closed(Closed {
             source: source_of(&stream),

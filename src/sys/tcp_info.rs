@@ -48,6 +48,8 @@ fields! {
     BACKOFF = "backoff", 4, 1;
     /// What was agreed in the handshake; 1 stands for timestamps.
     OPTIONS = "options", 5, 1;
+    /// Bits, of which the first is [`TcpInfo::delivery_rate`]'s (Linux 4.9).
+    FLAGS = "flags", 7, 1;
     /// The retransmission time-out, in microseconds.
     RTO = "rto_us", 8, 4;
     /// Bytes in a segment that is sent.
@@ -204,6 +206,35 @@ impl TcpInfo {
         (!unmeasured).then_some(value)
     }
 
+    /// The rate at which the network has delivered data, in bytes a second; `None` also where the
+    /// sender had too little to send to measure it (tcp_rate.c).
+    #[must_use]
+    pub fn delivery_rate(&self) -> Option<u64> {
+        // The first bit of a C structure's byte.
+        let limited = if cfg!(target_endian = "little") {
+            1
+        } else {
+            0x80
+        };
+        let measured = self.get(field::FLAGS)? & limited == 0;
+        let rate = self.get(field::DELIVERY_RATE)?;
+        (measured && rate > 0).then_some(rate)
+    }
+
+    /// The least round-trip time of late in microseconds or, where the kernel has not measured it,
+    /// nothing; see [`TcpInfo::rtt`].
+    #[must_use]
+    pub fn min_rtt(&self) -> Option<u64> {
+        self.get(field::MIN_RTT).filter(|least| *least > 0)
+    }
+
+    /// The smoothed round-trip time in microseconds; `None` also where nothing was acknowledged, of
+    /// which the kernel makes a 0.
+    #[must_use]
+    pub fn rtt(&self) -> Option<u64> {
+        self.get(field::RTT).filter(|rtt| *rtt > 0)
+    }
+
     /// As scripted, for tests of what is concluded from it; all else is 0.
     #[must_use]
     pub fn scripted(values: &[(Field, u64)]) -> Self {
@@ -280,6 +311,22 @@ mod tests {
         assert_eq!(info.get(field::NOTSENT), Some(0));
         let none = TcpInfo::scripted(&[(field::MIN_RTT, u32::MAX.into())]);
         assert_eq!(none.get(field::MIN_RTT), None);
+    }
+
+    #[test]
+    fn a_rate_that_the_sender_has_limited_says_nothing_of_the_network() {
+        let rate = |flags, rate| {
+            TcpInfo::scripted(&[(field::FLAGS, flags), (field::DELIVERY_RATE, rate)])
+                .delivery_rate()
+        };
+        let (limited, other) = match cfg!(target_endian = "little") {
+            true => (1, 2),
+            false => (0x80, 0x40),
+        };
+        assert_eq!(rate(0, 9), Some(9));
+        assert_eq!(rate(other, 9), Some(9));
+        assert_eq!(rate(limited, 9), None);
+        assert_eq!(rate(0, 0), None);
     }
 
     #[test]

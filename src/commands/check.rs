@@ -18,6 +18,7 @@ use crate::config::keys::{KEYS, Key, Show, is_fixed};
 use crate::config::units::{OrOff, Role, Span};
 use crate::config::{BUILT_IN_PORT, Config, DEFAULT_FILE, Listener, Options, Origin};
 use crate::preserve::store_state::max_preserved;
+use crate::server::scrapes::METRICS;
 use crate::sys::activation::ListenSocket;
 use crate::sys::bind::{self, Bound, Failure, is_local};
 use crate::sys::endpoint::printable;
@@ -127,6 +128,11 @@ impl Report {
             if absent.len() == LOOPBACK.len() {
                 self.unless(absent.pop().map_or(Ok(()), Err));
             }
+        }
+        if let Some(address) = &config.metrics {
+            let options = Options::default();
+            let result = self.listener(METRICS, address, &options, config.allow_remote, kernel);
+            self.unless(result);
         }
         let mut asked = config.socket.differ(&Options::default());
         asked.retain(|key| !is_fixed(key));
@@ -264,7 +270,7 @@ impl Report {
     /// Every key of the daemon, table by table; those of the listeners stand with each listener.
     fn settings(&mut self, config: &Config) {
         let listeners = listener_descriptors(config.listeners.iter().map(Listener::role));
-        let most = descriptors(config.workers, listeners);
+        let most = descriptors(config.workers, listeners, config.metrics.is_some());
         let mut table = None;
         for key in KEYS {
             let Show::Daemon(show) = key.show else {

@@ -89,7 +89,7 @@ fn try_run(arguments: &Ping) -> Result<Class, Failure> {
         return Err(usage("--svg and --hdr are for one target".into()));
     }
     let connections = arguments.connections as usize;
-    let possible = descriptors(1, 0);
+    let possible = descriptors(1, 0, false);
     if connections.saturating_mul(targets.len()) > possible {
         return Err(usage(format!(
             "{connections} connections to each target need more descriptors than the {possible} \

@@ -26,6 +26,7 @@ use crate::preserve::restore::{Restored, UNSERVED};
 use crate::preserve::store::Store;
 use crate::server::health::HELD;
 use crate::server::listener::Listener;
+use crate::server::scrapes::{DESCRIPTORS, METRICS};
 use crate::server::{Parts, Server};
 use crate::sys::activation::{self, ListenSocket, Passed, UnexpectedFd};
 use crate::sys::bind::{self, Bound, Failure};
@@ -161,6 +162,9 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
     if let Some(why) = passed.ignored.take() {
         log.emit(Event::Ignored(why));
     }
+    let is_metrics = |(name, _): &(String, ListenSocket)| name == METRICS;
+    let (metrics, listeners) = passed.listeners.into_iter().partition(is_metrics);
+    passed.listeners = listeners;
     // An instance for one connection (Accept=yes) has no use for more workers than one.
     let lone = passed.listeners.is_empty() && !passed.connections.is_empty();
     let workers = if lone { 1 } else { config.workers };
@@ -174,7 +178,8 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
         .map(config::Listener::role)
         .chain(passed_roles);
     let listeners = listener_descriptors(roles);
-    let descriptors = descriptors(workers, listeners);
+    let on = config.metrics.is_some() || !metrics.is_empty();
+    let descriptors = descriptors(workers, listeners, on);
     let stored = StoredFds::sort(std::mem::take(&mut passed.reserved));
     for name in &stored.unexpected {
         log.emit(Event::Reserved { name: name.clone() });
@@ -201,7 +206,7 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
         partitions,
         log: log.clone(),
     };
-    let (mut server, hint) = match open(parts, &poll, config, passed, log) {
+    let (mut server, hint) = match open(parts, &poll, config, passed, metrics, log) {
         Ok(opened) => opened,
         Err(trouble) => {
             if let Some(count) = restored.start_failed(&recovered, clock::now()) {
@@ -230,6 +235,7 @@ fn open(
     poll: &Poll,
     config: &Config,
     passed: Passed,
+    metrics: Vec<(String, ListenSocket)>,
     log: &Log,
 ) -> Result<(Server, Option<String>), Trouble> {
     let mut server = Server::new(parts, poll, clock::now())
@@ -241,7 +247,7 @@ fn open(
         hint: None,
         ours: Vec::new(),
     };
-    let hint = opening.open(passed)?;
+    let hint = opening.open(passed, metrics)?;
     server
         .start()
         .map_err(|error| Trouble::System("a worker cannot be started", error))?;
@@ -262,7 +268,11 @@ struct Opening<'a> {
 impl Opening<'_> {
     /// Adds the listeners that were passed and those that the configuration names, or the built-in ones
     /// if there are neither, and then the connections that were passed.
-    fn open(mut self, passed: Passed) -> Result<Option<String>, Trouble> {
+    fn open(
+        mut self,
+        passed: Passed,
+        metrics: Vec<(String, ListenSocket)>,
+    ) -> Result<Option<String>, Trouble> {
         // An instance for one connection opens no listeners, as every other instance would open them too.
         let lone = passed.listeners.is_empty() && !passed.connections.is_empty();
         let taken: Vec<String> = passed
@@ -273,6 +283,7 @@ impl Opening<'_> {
         let echoes = |name: &String| self.config.options_for(name).role(name) == Role::Echo;
         let passed_echo = taken.iter().any(echoes);
         self.add_passed(passed.listeners)?;
+        self.open_metrics(metrics, lone)?;
         if !lone {
             let mut listeners = self.config.listeners.iter();
             let named = listeners
@@ -303,6 +314,37 @@ impl Opening<'_> {
             self.server
                 .add_listener(listener, refused)
                 .map_err(unregistered)?;
+        }
+        Ok(())
+    }
+
+    /// Opens what the metrics are served on: the passed sockets, or else the address of the
+    /// configuration.
+    fn open_metrics(
+        &mut self,
+        passed: Vec<(String, ListenSocket)>,
+        lone: bool,
+    ) -> Result<(), Trouble> {
+        let ours = passed.is_empty() && !lone;
+        for (name, socket) in passed {
+            let listener = Listener::new(name, socket, true, Options::default(), None)
+                .map_err(unregistered)?;
+            self.server.add_metrics(listener).map_err(unregistered)?;
+        }
+        let Some(address) = self.config.metrics.as_ref().filter(|_| ours) else {
+            return Ok(());
+        };
+        let opened = signals::stoppable(|| bind::open(address, &Options::built_in()));
+        let (bound, absent) = opened.map_err(Trouble::Bind)?;
+        for failure in absent {
+            self.log.emit(Event::Absent(failure.to_string()));
+        }
+        for bound in bound {
+            let options = Options::built_in();
+            let listener =
+                Listener::new(METRICS.to_owned(), bound.socket, false, options, bound.path)
+                    .map_err(unregistered)?;
+            self.server.add_metrics(listener).map_err(unregistered)?;
         }
         Ok(())
     }
@@ -418,8 +460,8 @@ fn reachable(listener: &Listener, address: IpAddr) -> IpAddr {
 }
 
 /// Raises the soft limit of descriptors to the hard one (getrlimit(2)); returns the most connections
-/// for which that leaves descriptors, at least one.
-pub(super) fn descriptors(workers: usize, listeners: usize) -> usize {
+/// for which that leaves descriptors, at least one.  `metrics`: some are for requests of them.
+pub(super) fn descriptors(workers: usize, listeners: usize, metrics: bool) -> usize {
     let limit = getrlimit(Resource::Nofile);
     // With an error the soft limit stays as it is, which is then what counts.
     let _ = setrlimit(
@@ -431,6 +473,7 @@ pub(super) fn descriptors(workers: usize, listeners: usize) -> usize {
     );
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let listeners = listeners.saturating_sub(LISTENERS) as u64;
-    let own = OWN + WORKER * (workers as u64 - 1) + listeners;
+    let metrics = if metrics { DESCRIPTORS as u64 } else { 0 };
+    let own = OWN + WORKER * (workers as u64 - 1) + listeners + metrics;
     usize::try_from(descriptors.saturating_sub(own).max(1)).unwrap_or(usize::MAX)
 }

@@ -142,6 +142,13 @@ section! {
 }
 
 section! {
+    /// `[metrics]`.
+    pub(super) MetricsFile {
+        address: Address,
+    }
+}
+
+section! {
     /// The keys before the first table, and the tables.
     pub(super) MainFile {
         allow_remote: bool,
@@ -152,6 +159,7 @@ section! {
         workers: OrAuto<Count<1, 64>>,
         limits: Table<LimitsFile>,
         log: Table<LogFile>,
+        metrics: Table<MetricsFile>,
         socket: Table<SocketFile>,
         listener: Table<BTreeMap<String, Table<Options>>>,
     }
@@ -190,6 +198,8 @@ pub(super) struct FileConfig {
     pub(super) limits: LimitsFile,
     /// `[log]`.
     pub(super) log: LogFile,
+    /// `[metrics]`.
+    pub(super) metrics: MetricsFile,
     /// `[socket]`.
     pub(super) socket: Options,
     /// `[listener.NAME]`, by name.
@@ -242,6 +252,7 @@ impl FileConfig {
         Ok(Self {
             limits: table(&mut main.limits),
             log: table(&mut main.log),
+            metrics: table(&mut main.metrics),
             socket: table(&mut main.socket).into(),
             listeners: listeners
                 .map(|(name, Table(options))| (name, options))
@@ -263,6 +274,7 @@ impl FileConfig {
             main: self.main.over(base.main),
             limits: self.limits.over(base.limits),
             log: self.log.over(base.log),
+            metrics: self.metrics.over(base.metrics),
             socket: self.socket.over(base.socket),
             listeners,
             read,

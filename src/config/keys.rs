@@ -19,7 +19,7 @@ use Value::{Default, Example};
 /// A key of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// The table that it belongs to: "limits", "log", "socket" (its keys may stand in
+    /// The table that it belongs to: "limits", "log", "metrics", "socket" (its keys may stand in
     /// `[listener.NAME]` too), "listener", or "" for the keys before the first table.
     pub table: &'static str,
     /// Its name.
@@ -69,7 +69,7 @@ pub enum Show {
 }
 
 /// Every key, in the order of the configuration file.
-pub const KEYS: [Key; 40] = [
+pub const KEYS: [Key; 41] = [
     Key {
         table: "",
         name: "allow-remote",
@@ -286,6 +286,22 @@ pub const KEYS: [Key; 40] = [
         option: "",
         show: Daemon(|config| config.log.payload_preview.to_string()),
         help: "Bytes of payload in the event of a turn, at level \"trace\".",
+    },
+    Key {
+        table: "metrics",
+        name: "address",
+        takes: address,
+        value: Example("\"127.0.0.1:9107\""),
+        effect: AtRestart,
+        option: "",
+        show: Daemon(|config| {
+            let address = config.metrics.as_ref();
+            address.map_or_else(|| "off".to_owned(), ToString::to_string)
+        }),
+        help: "Where metrics (/metrics) and health (/healthz) are served over HTTP, beside the echo.  \
+               Without it they are served only on a passed socket of the name metrics \
+               (tcp-echo-metrics.socket), which takes the place of this address.  There is neither a \
+               password nor encryption: keep it on loopback, or behind a firewall.",
     },
     Key {
         table: "socket",
@@ -596,7 +612,7 @@ mod tests {
 
     use super::*;
     use crate::config::Origin;
-    use crate::config::file::{LimitsFile, LogFile, MainFile};
+    use crate::config::file::{LimitsFile, LogFile, MainFile, MetricsFile};
 
     /// Reads a configuration that has one key.
     fn load(key: &Key, value: &str) -> Result<Config, String> {
@@ -632,7 +648,7 @@ mod tests {
 
     #[test]
     fn the_parser_and_the_table_have_the_same_keys() {
-        let tables = ["limits", "log", "socket", "listener"].map(str::to_owned);
+        let tables = ["limits", "log", "metrics", "socket", "listener"].map(str::to_owned);
         let mut main: BTreeSet<String> = MainFile::names().into_iter().collect();
         main.retain(|name| !tables.contains(name));
         let mut options: BTreeSet<String> = Options::names().into_iter().collect();
@@ -641,6 +657,7 @@ mod tests {
             ("", main),
             ("limits", LimitsFile::names().into_iter().collect()),
             ("log", LogFile::names().into_iter().collect()),
+            ("metrics", MetricsFile::names().into_iter().collect()),
             ("socket", options),
             ("listener", ["address".to_owned()].into()),
         ] {
@@ -659,7 +676,7 @@ mod tests {
                 .replace('`', "\"")
                 .contains(&format!("expected {expected}"));
             // Addresses have an error for each mistake.
-            assert!(known || key.show_is_heading(), "{}: {error}", key.name);
+            assert!(known || key.name == "address", "{}: {error}", key.name);
         }
     }
 
@@ -683,7 +700,10 @@ mod tests {
                         "{}",
                         key.name
                     );
-                    let absent = key.show_is_heading() || shown(key, &built_in).is_none();
+                    let usual = (!key.show_is_heading())
+                        .then(|| shown(key, &built_in))
+                        .flatten();
+                    let absent = usual.is_none_or(|usual| usual == "off");
                     assert!(absent, "{} has a default", key.name);
                 }
             }

@@ -171,6 +171,8 @@ pub struct Config {
     pub per_source: PerSource,
     /// What is logged, and how.
     pub log: Log,
+    /// Where the metrics are served; `None`: only on a passed socket.
+    pub metrics: Option<Address>,
     /// The longest sleep of an event loop.
     pub poll_timeout: Option<Duration>,
     /// How long an event loop looks for more events before it sleeps, at most 10 ms.
@@ -338,6 +340,7 @@ impl Origin {
             main,
             limits,
             log,
+            metrics,
             socket,
             listeners,
             read,
@@ -401,6 +404,7 @@ impl Origin {
                 payload_preview: log.payload_preview.map_or(0, |bytes| bytes.0 as usize),
                 connection_rate: log.connection_rate.map_or(50, |rate| rate.0),
             },
+            metrics: metrics.address,
             poll_timeout: span(main.poll_timeout, None),
             busy_poll: main
                 .busy_poll

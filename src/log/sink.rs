@@ -47,8 +47,18 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// How many events were lost, and whether the last one could not be written.
 #[derive(Debug, Default)]
 struct Health {
+    /// Those that no event has counted yet.
     lost: AtomicU64,
+    /// All of them.
+    all: AtomicU64,
     failing: AtomicBool,
+}
+
+impl Health {
+    fn lose(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+        self.all.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// The end of the queue that takes events.
@@ -90,8 +100,14 @@ impl Log {
     /// Queues an event of a level that is logged, or counts it as lost; never blocks.
     pub(crate) fn emit(&self, event: Event) {
         if event.level() <= self.level && self.queue.try_send(event).is_err() {
-            self.health.lost.fetch_add(1, Ordering::Relaxed);
+            self.health.lose();
         }
+    }
+
+    /// How many events were lost so far.
+    #[must_use]
+    pub(crate) fn lost(&self) -> u64 {
+        self.health.all.load(Ordering::Relaxed)
     }
 
     /// Whether an event of this level would be logged, so that an expensive one need not be made.
@@ -134,7 +150,7 @@ fn drain(events: &Receiver<Event>, health: &Health, journal: Option<&UnixDatagra
         if let Some(journal) = journal {
             // tracing-journald ignores its errors, so the socket is tried before.
             if journal.connect(JOURNAL).is_err() {
-                health.lost.fetch_add(1, Ordering::Relaxed);
+                health.lose();
                 continue;
             }
         }
@@ -144,7 +160,9 @@ fn drain(events: &Receiver<Event>, health: &Health, journal: Option<&UnixDatagra
             if lost > 0 {
                 Event::Lost(lost).emit();
                 if health.failing.load(Ordering::Relaxed) {
+                    // The message about them was counted as one of them.
                     health.lost.fetch_add(lost - 1, Ordering::Relaxed);
+                    health.all.fetch_sub(1, Ordering::Relaxed);
                 }
             }
         }
@@ -220,7 +238,7 @@ impl Write for Stderr {
                 }
                 _ => {
                     self.0.failing.store(true, Ordering::Relaxed);
-                    self.0.lost.fetch_add(1, Ordering::Relaxed);
+                    self.0.lose();
                     return Ok(line.len());
                 }
             }

@@ -72,6 +72,7 @@ impl Server {
         }
         let mut counters = totals.counters;
         let restored = connections.len();
+        self.tally.restored = restored as u64;
         counters.take_over(restored as u64);
         // Connections that were passed are counted already.
         let own = &mut self.pool.own.connections;
@@ -298,6 +299,7 @@ impl Server {
 
     /// Logs that so many connections are not preserved, and why.
     fn not_preserved(&mut self, count: usize, error: io::Error) {
+        self.tally.not_preserved += count as u64;
         self.emit_limited(
             Limited::NotPreserved,
             Event::PreserveFailed { count, error },

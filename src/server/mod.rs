@@ -16,12 +16,13 @@
 //! [`Server`] composes owners, each with its own fields, none of which knows another: the [`Acceptor`]
 //! (listeners and limits), [`Health`] (answers to health checks), the [`WorkerPool`] (connections), the
 //! [`Preserver`] with its [`Store`] (what outlives the process), the [`Reporter`] (log), the
-//! [`Agenda`] (what is due in a round).  What concerns several of them stands in this file, in
-//! `reload` or in `handover`, and nowhere else.
+//! [`Scrapes`] (requests for metrics), the [`Agenda`] (what is due in a round).  What concerns several
+//! of them stands in this file, in `reload`, in `handover` or in `observe`, and nowhere else.
 //!
 //! In reading order: [`token`], [`event_loop`], [`deadline_timer`], [`lifecycle`], [`stream`],
-//! [`header`], [`listener`], [`acceptor`], [`health`], [`worker`] (turns), [`worker_pool`], [`agenda`],
-//! [`reporter`], then the parts of [`Server`] in this file, `handover` and `reload`.
+//! [`header`], [`listener`], [`acceptor`], [`health`], [`measured`], [`worker`] (turns),
+//! [`worker_pool`], [`agenda`], [`reporter`], [`metrics`] (their table and text), [`scrapes`] (requests
+//! for them), then the parts of [`Server`] in this file, `handover`, `reload` and `observe`.
 
 pub(crate) mod acceptor;
 pub(crate) mod agenda;
@@ -32,8 +33,12 @@ pub(crate) mod header;
 pub(crate) mod health;
 pub(crate) mod lifecycle;
 pub(crate) mod listener;
+pub(crate) mod measured;
+pub(crate) mod metrics;
+mod observe;
 mod reload;
 pub(crate) mod reporter;
+pub(crate) mod scrapes;
 pub(crate) mod stream;
 pub(crate) mod token;
 pub(crate) mod worker;
@@ -72,8 +77,10 @@ use event_loop::{Announced, Rounds};
 use health::Health;
 use lifecycle::{Action, How, Life, Spans};
 use listener::{Listener, State};
+use observe::Tally;
 use reload::Settings;
 use reporter::{Reporter, Status};
+use scrapes::Scrapes;
 use stream::{ProxyHeader, Socket, Stream};
 use token::EventSource;
 use worker::{Report, Worker};
@@ -111,6 +118,8 @@ pub(crate) struct Server {
     store: Store,
     manager: Manager,
     reporter: Reporter,
+    scrapes: Scrapes,
+    tally: Tally,
     agenda: Agenda,
     life: Life,
     /// The clock as it was read at the beginning of this round.
@@ -159,6 +168,8 @@ impl Server {
             store,
             manager,
             reporter,
+            scrapes: Scrapes::default(),
+            tally: Tally::new(),
             agenda: Agenda::new(),
             life: Life::Serving,
             now,
@@ -185,6 +196,14 @@ impl Server {
     ) -> io::Result<()> {
         self.acceptor
             .register(&mut listener, self.pool.registry())?;
+        self.introduce(&listener, refused);
+        self.pool.add_name(&listener.name);
+        self.acceptor.listeners.push(listener);
+        Ok(())
+    }
+
+    /// Logs a new listener, its options and how far it can be reached.
+    fn introduce(&self, listener: &Listener, refused: Vec<Refused>) {
         let name = || listener.name.clone();
         let local = || listener.local.clone();
         if let Some(socket) = listener.socket() {
@@ -219,9 +238,6 @@ impl Server {
                 local: local(),
             });
         }
-        self.pool.add_name(&listener.name);
-        self.acceptor.listeners.push(listener);
-        Ok(())
     }
 
     /// Serves a connection that the service manager has passed.  Every listener must be added before,
@@ -586,6 +602,7 @@ impl Server {
             self.reporter.next_due(),
             self.acceptor.next_due(),
             self.health.next_due(),
+            self.scrapes.next_due(),
             preserve,
         ]));
         self.agenda.callers = self.acceptor.is_any(State::Ready);
@@ -689,6 +706,7 @@ impl Rounds for Server {
 
     fn wait(&mut self) -> Option<Duration> {
         match self.agenda.wait() {
+            _ if self.scrapes.is_due() => Some(Duration::ZERO),
             Ok(at_once) => Some(at_once),
             Err(wake) => self.pool.own.sleep(wake),
         }
@@ -717,6 +735,8 @@ impl Rounds for Server {
                 self.agenda.everything = true;
             }
             EventSource::Worker => self.agenda.changed = true,
+            EventSource::Scraper => self.scrapes.announce(),
+            EventSource::Scrape(key) => self.scrapes.ready(key),
             EventSource::Signals => {
                 self.agenda.everything = true;
                 self.handle_signals();
@@ -731,6 +751,11 @@ impl Rounds for Server {
             self.accept();
         }
         self.pool.own.serve();
-        self.look_round()
+        self.look_round()?;
+        self.pool.own.finish();
+        if self.scrapes.is_busy() {
+            self.serve_scrapes();
+        }
+        Ok(())
     }
 }

@@ -23,6 +23,10 @@ pub(crate) enum EventSource {
     Listener(usize),
     /// A connection, by its key in [`crate::echo::connections::Connections`].
     Connection(usize),
+    /// The listeners for metrics.
+    Scraper,
+    /// A request for metrics, by its key in [`super::scrapes::Scrapes`].
+    Scrape(usize),
 }
 
 impl From<EventSource> for Token {
@@ -34,6 +38,8 @@ impl From<EventSource> for Token {
             EventSource::Manager => Self(6),
             EventSource::Deadline => Self(10),
             EventSource::Worker => Self(14),
+            EventSource::Scraper => Self(18),
+            EventSource::Scrape(key) => Self(key << 2 | 3),
         }
     }
 }
@@ -43,9 +49,11 @@ impl From<Token> for EventSource {
         match token & 3 {
             0 => Self::Connection(token >> 2),
             1 => Self::Listener(token >> 2),
+            3 => Self::Scrape(token >> 2),
             _ if token == 6 => Self::Manager,
             _ if token == 10 => Self::Deadline,
             _ if token == 14 => Self::Worker,
+            _ if token == 18 => Self::Scraper,
             _ => Self::Signals,
         }
     }
@@ -66,6 +74,9 @@ mod tests {
             EventSource::Listener(77),
             EventSource::Connection(0),
             EventSource::Connection(1_000_000),
+            EventSource::Scraper,
+            EventSource::Scrape(0),
+            EventSource::Scrape(7),
         ] {
             assert_eq!(EventSource::from(Token::from(source)), source);
         }

@@ -14,6 +14,7 @@ use mio::{Interest, Registry, Token};
 use super::deadline_timer::DeadlineTimer;
 use super::event_loop::Announced;
 use super::header::{self, Progress};
+use super::measured::Measured;
 use super::stream::{ProxyHeader, Stream, source_of};
 use super::token::EventSource;
 use crate::cli::Level;
@@ -28,6 +29,7 @@ use crate::log::rate_limit::CloseSummary;
 use crate::log::sink::Log;
 use crate::preserve::crash_guard::CrashGuard;
 use crate::preserve::partition::Partition;
+use crate::sys::clock;
 use crate::sys::endpoint::Endpoint;
 use crate::sys::lock::lock;
 use crate::sys::sockopt;
@@ -74,6 +76,8 @@ pub(crate) struct Worker {
     pub sent: bool,
     /// In the first round after a start, records which connection has its turn.
     pub crash_guard: Option<Arc<CrashGuard>>,
+    /// What is measured for the metrics; `None`: nothing asks for them.
+    pub measured: Option<Box<Measured>>,
     /// The registry of the poll of its loop.
     pub registry: Registry,
     deadline_timer: DeadlineTimer,
@@ -117,6 +121,7 @@ impl Worker {
             reports: Vec::new(),
             sent: false,
             crash_guard: None,
+            measured: None,
             deadline_timer: DeadlineTimer::new(&registry, EventSource::Deadline.into()),
             registry,
             log,
@@ -195,6 +200,13 @@ impl Worker {
         let due = self.connections.store().next_due();
         if std::mem::take(&mut self.touched) || due.is_some_and(|due| due <= self.now) {
             self.connections.store_mut().trim(self.now);
+        }
+    }
+
+    /// Ends a round.
+    pub(crate) fn finish(&mut self) {
+        if let Some(measured) = &mut self.measured {
+            measured.longest = measured.longest.max(clock::now().since(self.now));
         }
     }
 
@@ -291,9 +303,16 @@ impl Worker {
         let mut stream = self.connections.remove(key);
         let source = stream.peer_address().map(|address| address.ip());
         let admitted = lock(&self.close_summary).admit(summary, source, self.now);
-        if admitted && self.log.wants(Level::Info) {
+        let logged = admitted && self.log.wants(Level::Info);
+        let info = match source {
+            Some(_) if logged || self.measured.is_some() => TcpInfo::of(&stream).ok(),
+            _ => None,
+        };
+        if let Some(measured) = &mut self.measured {
+            measured.end(summary, info.as_ref());
+        }
+        if logged {
             let identity = self.identity(&stream);
-            let info = source.and_then(|_| TcpInfo::of(&stream).ok());
             self.log
                 .emit(Event::Closed(identity, *summary, info.map(Box::new)));
         }

@@ -175,6 +175,7 @@ impl Rounds for ThreadLoop<'_> {
         if let Some(mut worker) = self.worker.take() {
             worker.serve();
             self.shared.report(&mut worker);
+            worker.finish();
             self.wait = worker.sleep(None);
         }
         Ok(())
@@ -525,6 +526,19 @@ impl WorkerPool {
     pub(crate) fn reconfigure(&mut self, config: &Config) {
         for worker in self.pause_all().iter_mut() {
             worker.configure(config);
+        }
+    }
+
+    /// How many connections each worker has, by its number, as far as their ends were reported.
+    #[must_use]
+    pub(crate) fn load(&self) -> &[usize] {
+        &self.load
+    }
+
+    /// Measures from now on what the metrics have of workers.
+    pub(crate) fn measure(&mut self) {
+        for worker in self.pause_all().iter_mut() {
+            worker.measured.get_or_insert_default();
         }
     }
 

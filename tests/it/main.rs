@@ -5,6 +5,7 @@
 //! - [`preserve`]: connections outlive the daemon
 //! - [`shipped`]: what is installed is right: units, configuration, manuals, completions, catalog
 //! - [`fleet`]: the place behind balancers
+//! - [`outside`]: metrics and health, asked for by others
 //! - [`client`]: each verdict of `ping` and `probe`, by a server or a path with exactly that fault
 //! - [`simulation`]: thousands of scripted conversations, seeded
 //! - [`kernel`]: the facts of the kernel that the design rests on
@@ -20,6 +21,7 @@
 
 mod client;
 mod fleet;
+mod outside;
 mod preserve;
 mod protocol;
 mod shipped;

@@ -17,7 +17,7 @@
 //! (listeners and limits), [`Health`] (answers to health checks), the [`WorkerPool`] (connections), the
 //! [`Preserver`] with its [`Store`] (what outlives the process), the [`Reporter`] (log), the
 //! [`Scrapes`] (requests for metrics), the [`Agenda`] (what is due in a round).  What concerns several
-//! of them stands in this file, in `reload`, in `handover` or in `observe`, and nowhere else.
+//! of them stands in this file, in `reload`, `handover` or `observe`, and nowhere else.
 //!
 //! In reading order: [`token`], [`event_loop`], [`deadline_timer`], [`lifecycle`], [`stream`],
 //! [`header`], [`listener`], [`acceptor`], [`health`], [`measured`], [`worker`] (turns),

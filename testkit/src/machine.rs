@@ -64,6 +64,14 @@ pub fn has(tool: &str) -> bool {
     is_there(found, &format!("{tool} is not installed"))
 }
 
+/// Whether a Python has a module that a test needs, as [`has`] says of a tool.
+pub fn has_module(python: &str, module: &str) -> bool {
+    let mut import = Command::new(python);
+    let output = import.args(["-c", &format!("import {module}")]).output();
+    let found = output.is_ok_and(|output| output.status.success());
+    is_there(found, &format!("{python} has no module {module}"))
+}
+
 /// Whether unshare(1) with these arguments succeeds, of which the last ones are a command that shows
 /// what the namespaces can do; where it does not, the test says that it skips.
 pub fn has_namespaces(arguments: &[&str]) -> bool {

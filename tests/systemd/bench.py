@@ -29,6 +29,7 @@ UNITS = "/usr/lib/systemd/system"
 SOCKET = "tcp-echo.socket"
 SERVICE = "tcp-echo.service"
 STANDALONE = "tcp-echo-standalone.service"
+METRICS = "tcp-echo-metrics.socket"
 CONFIG = "/etc/tcp-echo/config.toml"
 UPGRADE = "apt-get install -q -y /deb/newer.deb"
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]

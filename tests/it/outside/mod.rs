@@ -1,8 +1,10 @@
 //! What is seen of the daemon from outside, and that seeing it costs nothing.
 //!
 //! - `scrape`: requests for metrics and health, and clients that misbehave at them
+//! - `formats`: programs of others read the text, and what is shipped fits it
 //! - `values`: what the metrics say is what clients have seen, also over restarts and kills
 
+mod formats;
 mod scrape;
 mod values;
 

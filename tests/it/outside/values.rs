@@ -188,12 +188,12 @@ fn totals_are_exact_over_restarts_and_kills() {
     let mut messages = 1;
     let before = totals(&metrics(address));
     assert_eq!(before[0], CLIENTS as f64);
-    for kill in 0..50 {
+    for kill in 0..55 {
         messages += 20;
         load.set_all(Talk::messages(1000, messages));
         // Killed in the middle of it.
         load.run(Duration::from_millis(5 + kill % 20), Load::is_finished);
-        if kill % 10 == 9 {
+        if kill % 11 == 10 {
             manager.hand_over();
         } else {
             manager.kill();

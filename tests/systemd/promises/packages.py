@@ -1,6 +1,6 @@
 """The package: install, upgrade, remove, purge, and what the administrator's changes come to."""
 
-from bench import (CONFIG, SERVICE, SOCKET, STANDALONE, UNITS, UPGRADE, equal, has, package, promise,
+from bench import (CONFIG, METRICS, SERVICE, SOCKET, STANDALONE, UNITS, UPGRADE, equal, has, package, promise,
                    shell, until)
 from crowd import Caller
 
@@ -12,7 +12,7 @@ INSTALL = "apt-get install -q -y /deb/tcp-echo.deb"
                   f"ln -s {UNITS}/{STANDALONE} etc/systemd/system/multi-user.target.wants/")], bare=True)
 def a_first_installation_neither_enables_nor_starts_anything(box):
     box.run(INSTALL)
-    for unit in (SOCKET, SERVICE, STANDALONE):
+    for unit in (SOCKET, SERVICE, STANDALONE, METRICS):
         equal(box.state(unit), "inactive", f"the state of {unit}")
         has("disabled static", box.try_(f"systemctl is-enabled {unit}")[1].strip(), f"{unit} is")
     equal(box.run("ss -ltnH"), "", "listeners")
@@ -36,7 +36,7 @@ def an_installation_where_systemd_is_not_installed_enables_nothing(box):
     box.run(f"mv {systemctl} {systemctl}.away; {INSTALL}; mv {systemctl}.away {systemctl}; systemctl daemon-reload")
     has(box.run("dpkg-query -W -f '${Status}' tcp-echo"), "ok installed", "the package")
     equal(box.run("find /etc/systemd/system -lname '*tcp-echo*'"), "", "links that enable a unit")
-    for unit in (SOCKET, STANDALONE):
+    for unit in (SOCKET, STANDALONE, METRICS):
         equal(box.try_(f"systemctl is-enabled {unit}")[1].strip(), "disabled", f"{unit} is")
 
 
@@ -148,6 +148,7 @@ def binary_units_configuration_and_examples_are_where_they_belong(box):
                  "/usr/share/doc/tcp-echo/examples/tcp-echo@.service", "/usr/share/doc/tcp-echo/copyright",
                  "/usr/share/man/man8/tcp-echo.8.gz", "/usr/share/man/man5/tcp-echo.toml.5.gz",
                  "/usr/share/man/man1/tcp-echo-ping.1.gz", "/usr/share/man/man1/tcp-echo-probe.1.gz", "/usr/share/doc/tcp-echo/docs/ping-summary.schema.json",
-                 "/usr/lib/systemd/catalog/tcp-echo.catalog"):
+                 "/usr/lib/systemd/catalog/tcp-echo.catalog", f"{UNITS}/{METRICS}",
+                 "/usr/share/tcp-echo/grafana/tcp-echo.json", "/usr/share/tcp-echo/prometheus/tcp-echo.rules.yml"):
         assert box.file(path).exists(), f"{path} is not there"
     equal(box.run("dpkg -L tcp-echo | grep ^/lib/ || true"), "", "files below /lib")

@@ -48,7 +48,7 @@ fields! {
     BACKOFF = "backoff", 4, 1;
     /// What was agreed in the handshake; 1 stands for timestamps.
     OPTIONS = "options", 5, 1;
-    /// Bits, of which the first is [`TcpInfo::delivery_rate`]'s (Linux 4.9).
+    /// Bits, of which the first is for [`super::TcpInfo::delivery_rate`] (Linux 4.9).
     FLAGS = "flags", 7, 1;
     /// The retransmission time-out, in microseconds.
     RTO = "rto_us", 8, 4;

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -29,6 +30,7 @@ use testkit::{
 const CLOSED: &str = id("CLOSED");
 const OPENED: &str = id("OPENED");
 const CLOSED_MANY: &str = id("CLOSED_MANY");
+const CLOSED_EMPTY: &str = id("CLOSED_EMPTY");
 const MOVED: &str = id("MOVED");
 const COUNTERS: &str = id("COUNTERS");
 const LOST: &str = id("LOST");
@@ -235,6 +237,84 @@ fn the_end_of_a_connection_is_one_event_with_all_that_matters() {
     );
     assert!(daemon.stop().success());
     assert_eq!(of(&events(&daemon.log()), CLOSED).len(), 1);
+}
+
+#[test]
+fn the_end_of_a_connection_says_what_the_kernel_has_measured() {
+    let mut daemon = json().start();
+    let mut client = daemon.connect();
+    // The window of the peer keeps the echo back for as long as the peer does not read.
+    fill(&mut client);
+    thread::sleep(Duration::from_millis(300));
+    client.shutdown(Shutdown::Write).unwrap();
+    assert!(!end_of(&client).unwrap().is_empty());
+    let end = first_end(&daemon);
+    let field = |name: &str| end[format!("echo.{name}")].as_u64();
+    assert_eq!(end["echo.closed_first"], "peer", "{end}");
+    assert!(
+        field("rtt_usec") > Some(0) && field("rtt_usec") < Some(10_000_000),
+        "{end}"
+    );
+    assert!(
+        field("rttvar_usec").is_some() && field("mss") >= Some(536),
+        "{end}"
+    );
+    assert!(field("path_mtu") >= field("mss"), "{end}");
+    assert!(field("segments") > Some(0), "{end}");
+    // Kernels of the last years have them.
+    assert!(field("rwnd_limited_usec") > Some(100_000), "{end}");
+    assert!(field("busy_usec") >= field("rwnd_limited_usec"), "{end}");
+    let message = end["message"].as_str().unwrap();
+    assert!(
+        message.contains("; rtt ") && message.contains(", mss "),
+        "{end}"
+    );
+    assert!(message.contains(" limited by the peer's window"), "{end}");
+    let broken = daemon.connect();
+    ping(&broken, b"hello");
+    testkit::reset(broken);
+    daemon.logged_times(CLOSED, 2);
+    assert!(daemon.stop().success());
+    let events = events(&daemon.log());
+    assert!(of(&events, CLOSED)[1].get("echo.closed_first").is_none());
+}
+
+#[test]
+fn connections_without_a_byte_are_summed_up_by_source() {
+    // Unprivileged processes may use every address of loopback.
+    let from = |last: u8, daemon: &Daemon| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let source = SocketAddr::from(([127, 0, 1, last], 0));
+        socket.bind(&source.into()).unwrap();
+        socket.connect(&daemon.address().into()).unwrap();
+        TcpStream::from(socket)
+    };
+    let mut daemon = json().start();
+    let descriptors = daemon.descriptors();
+    let (sources, visits) = (40, 3);
+    for _ in 0..visits {
+        for last in 1..=sources {
+            drop(from(last, &daemon));
+        }
+    }
+    let talker = from(1, &daemon);
+    ping(&talker, b"hello");
+    drop(talker);
+    daemon.has_released(descriptors);
+    assert!(daemon.stop().success());
+    let events = events(&daemon.log());
+    let (single, summed) = (of(&events, CLOSED), of(&events, CLOSED_EMPTY));
+    // The first one of 32 sources, and the one with bytes.
+    assert_eq!(single.len(), 33);
+    assert_eq!(summed.len(), 1, "{summed:?}");
+    let count = summed[0]["echo.count"].as_u64().unwrap();
+    assert_eq!(count + 32, u64::from(sources) * visits);
+    assert_eq!(summed[0]["echo.reasons"], format!("peer-closed {count}"));
+    let by_source = summed[0]["echo.sources"].as_str().unwrap();
+    let parts: Vec<&str> = by_source.split(", ").collect();
+    assert_eq!(parts.len(), 33, "{by_source}");
+    assert_eq!(parts[0], "127.0.1.1 2");
+    assert_eq!(parts[32], "others 24");
 }
 
 #[test]

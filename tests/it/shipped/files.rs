@@ -97,13 +97,21 @@ fn the_units_fit_the_program() {
     );
     // The daemon must be done before systemd loses its patience.
     assert!(load("/dev/null".into()).limits.stop_timeout.as_secs() + 5 < 30);
-    let socket = text("systemd/tcp-echo.socket");
-    assert!(
-        socket
-            .lines()
-            .filter(|line| line.starts_with("ListenStream="))
-            .all(|line| { line.contains("127.0.0.1") || line.contains("[::1]") })
-    );
+    for unit in ["systemd/tcp-echo.socket", "systemd/tcp-echo-metrics.socket"] {
+        let socket = text(unit);
+        assert!(
+            socket
+                .lines()
+                .filter(|line| line.starts_with("ListenStream="))
+                .all(|line| { line.contains("127.0.0.1") || line.contains("[::1]") }),
+            "{unit}"
+        );
+    }
+    // Both are for one service, and the name tells it which is which.
+    let metrics = settings("systemd/tcp-echo-metrics.socket");
+    for line in ["FileDescriptorName=metrics", "Service=tcp-echo.service"] {
+        assert!(metrics.iter().any(|found| found == line), "{line}");
+    }
 }
 
 /// The settings of a unit, in order, without comments.

@@ -593,6 +593,7 @@ impl Server {
         if let Some(error) = self.manager.trouble() {
             self.reporter.emit(Event::Manager(error));
         }
+        self.serve_scrapes();
         let preserve = (self.life.is_serving())
             .then(|| self.preserver.next_due())
             .flatten();
@@ -605,6 +606,8 @@ impl Server {
             self.scrapes.next_due(),
             preserve,
         ]));
+        // More clients than are accepted in a round.
+        self.agenda.everything = self.scrapes.is_due();
         self.agenda.callers = self.acceptor.is_any(State::Ready);
         Ok(())
     }
@@ -706,7 +709,6 @@ impl Rounds for Server {
 
     fn wait(&mut self) -> Option<Duration> {
         match self.agenda.wait() {
-            _ if self.scrapes.is_due() => Some(Duration::ZERO),
             Ok(at_once) => Some(at_once),
             Err(wake) => self.pool.own.sleep(wake),
         }
@@ -735,8 +737,14 @@ impl Rounds for Server {
                 self.agenda.everything = true;
             }
             EventSource::Worker => self.agenda.changed = true,
-            EventSource::Scraper => self.scrapes.announce(),
-            EventSource::Scrape(key) => self.scrapes.ready(key),
+            EventSource::Scraper => {
+                self.scrapes.announce();
+                self.agenda.everything = true;
+            }
+            EventSource::Scrape(key) => {
+                self.scrapes.ready(key);
+                self.agenda.everything = true;
+            }
             EventSource::Signals => {
                 self.agenda.everything = true;
                 self.handle_signals();
@@ -753,9 +761,6 @@ impl Rounds for Server {
         self.pool.own.serve();
         self.look_round()?;
         self.pool.own.finish();
-        if self.scrapes.is_busy() {
-            self.serve_scrapes();
-        }
         Ok(())
     }
 }

@@ -69,7 +69,6 @@ impl Server {
             let response = self.response(request);
             self.scrapes.answer(key, &response, self.pool.registry());
         }
-        self.agenda.wake_by(self.scrapes.next_due());
     }
 
     fn response(&mut self, request: Request) -> Response {

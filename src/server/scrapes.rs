@@ -163,12 +163,6 @@ impl Scrapes {
         self.announced || self.exchanges.iter().any(|(_, exchange)| exchange.ready)
     }
 
-    /// Whether there is something to do, or will be at [`Scrapes::next_due`].
-    #[must_use]
-    pub(crate) fn is_busy(&self) -> bool {
-        self.announced || self.again.is_some() || !self.exchanges.is_empty()
-    }
-
     /// When the first exchange is given up, or a listener tried again.
     #[must_use]
     pub(crate) fn next_due(&self) -> Option<MonoTime> {

@@ -193,7 +193,13 @@ impl Server {
         if self.preserves() {
             let after = self.settings.config.preserve_after;
             let store = store_size();
-            return self.preserve(Input::Enable { after, store });
+            self.preserve(Input::Enable { after, store });
+            if self.scrapes.is_on() {
+                // The totals are to go on over a crash, also if no connection was old enough to be
+                // preserved.
+                self.preserve(Input::Ask);
+            }
+            return;
         }
         self.preserve(Input::Dissolve);
         if self.manager.is_there() {

@@ -145,6 +145,12 @@ impl Scrapes {
         Ok(())
     }
 
+    /// Whether there is a listener, so that something may ask for the metrics.
+    #[must_use]
+    pub(crate) fn is_on(&self) -> bool {
+        !self.listeners.is_empty()
+    }
+
     /// Records that clients wait at a listener.
     pub(crate) fn announce(&mut self) {
         self.announced = true;

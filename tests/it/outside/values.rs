@@ -220,3 +220,26 @@ fn totals_are_exact_over_restarts_and_kills() {
     );
     manager.stop();
 }
+
+#[test]
+fn totals_go_on_over_a_kill_although_no_connection_was_ever_preserved() {
+    let (listener, address) = passed();
+    let mut manager = Manager::new().listener("metrics", listener);
+    manager.config("preserve-after = '1h'\n");
+    manager.start();
+    let state = "tcp_echo_preservation{state=\"preserving\"}";
+    eventually(SOON, "nothing is stored", || {
+        (metrics(address).value(state) == 1.0).then_some(())
+    });
+    for _ in 0..7 {
+        ping(manager.connect(), b"hello");
+    }
+    let ended = || totals(&metrics(address));
+    eventually(SOON, "ends are not counted", || {
+        (ended()[1] == 7.0).then_some(())
+    });
+    manager.kill();
+    manager.start();
+    assert_eq!(ended(), [7.0, 7.0, 35.0, 35.0]);
+    manager.stop();
+}

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::events::Event;
 use crate::echo::counters::Counters;
-use crate::echo::end_reason::Summary;
+use crate::echo::end_reason::{EndReason, Summary};
 use crate::echo::time::{MonoTime, earliest};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -61,7 +61,9 @@ impl CloseSummary {
         source: Option<IpAddr>,
         now: MonoTime,
     ) -> bool {
-        if summary.received == 0 && summary.sent == 0 && self.empty.folds(summary, source, now) {
+        let by_peer = matches!(summary.reason, EndReason::PeerClosed | EndReason::Reset);
+        let empty = by_peer && summary.received == 0 && summary.sent == 0;
+        if empty && self.empty.folds(summary, source, now) {
             return false;
         }
         if self
@@ -120,7 +122,7 @@ impl CloseSummary {
     }
 }
 
-/// Ended connections without a byte: of each source the first is logged, and those that follow are
+/// Connections that their peers have ended without a byte: of each source the first is logged, and those that follow are
 /// summed up once a minute, for as long as there are some in each minute.
 #[derive(Debug, Default)]
 struct Empty {
@@ -253,7 +255,6 @@ impl RateLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::echo::end_reason::EndReason;
 
     fn ended(reason: EndReason) -> Summary {
         Summary {
@@ -353,8 +354,10 @@ mod tests {
         assert!(summary.flush(at(240), false).next().is_none());
         assert_eq!(summary.next_due(), None);
         assert!(summary.admit(&empty, check, at(241)));
-        // Another connection with bytes is none of these.
+        // A connection with bytes is none of these, nor is one that a limit has ended.
         assert!(summary.admit(&ended(EndReason::PeerClosed), check, at(241)));
+        let reason = EndReason::IdleTimeout;
+        assert!(summary.admit(&Summary { reason, ..empty }, check, at(241)));
     }
 
     #[test]

@@ -301,10 +301,13 @@ impl Worker {
     fn close(&mut self, key: usize, summary: &Summary) {
         self.touched = true;
         let mut stream = self.connections.remove(key);
-        let source = stream.peer_address().map(|address| address.ip());
+        let peer = stream.peer_address();
+        let client = stream.header.addresses();
+        let client = client.map_or(peer, |addresses| Some(addresses.source));
+        let source = client.map(|address| address.ip());
         let admitted = lock(&self.close_summary).admit(summary, source, self.now);
         let logged = admitted && self.log.wants(Level::Info);
-        let info = match source {
+        let info = match peer {
             Some(_) if logged || self.measured.is_some() => TcpInfo::of(&stream).ok(),
             _ => None,
         };

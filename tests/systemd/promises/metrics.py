@@ -1,6 +1,7 @@
 """The metrics of the packaged service, as a Prometheus of Debian reads them."""
 
 import contextlib
+import http.client
 import json
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ def get(box, path, port=PORT):
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             return 0, str(error)
 
 

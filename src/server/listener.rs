@@ -7,13 +7,15 @@
 //! listener is paused, callers stay in the accept queue; none is accepted only to be closed.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use mio::event::Source;
-use mio::net::{TcpListener, UnixListener};
+use mio::net::{TcpListener, TcpStream, UnixListener};
 use mio::{Interest, Registry, Token};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SocketFlags, acceptfrom_with};
 
 use super::stream::Socket;
 use crate::config::Options;
@@ -264,9 +266,15 @@ impl Listener {
     /// Those of accept(2), for which [`Failure::of`] gives the meaning; `WouldBlock` once it is closed.
     pub(crate) fn accept(&mut self) -> io::Result<Socket> {
         match &self.socket {
-            Some(ListenerSocket::Tcp(socket)) => socket
-                .accept()
-                .map(|(socket, peer)| Socket::Tcp(socket, peer)),
+            Some(ListenerSocket::Tcp(socket)) => {
+                // A direct system call, for the reason that [`super::stream`] gives.
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                let (socket, peer) = acceptfrom_with(socket, flags)?;
+                let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                let peer = peer.ok_or(io::ErrorKind::InvalidInput)?;
+                let socket = std::net::TcpStream::from(socket);
+                Ok(Socket::Tcp(TcpStream::from_std(socket), peer))
+            }
             Some(ListenerSocket::Unix(socket)) => {
                 let (socket, _) = socket.accept()?;
                 Ok(Socket::Unix(Apart::stream(socket)))
@@ -275,15 +283,15 @@ impl Listener {
         }
     }
 
-    /// Whether a caller waits, by poll(2): accept(2) fails for want of a descriptor before it looks at
-    /// the queue.
+    /// Whether a caller waits, or may wait, by poll(2): accept(2) makes the new socket before it looks
+    /// at the queue, which is expensive and fails for want of a descriptor.
     #[must_use]
     pub(crate) fn has_callers(&self) -> bool {
         let Some(socket) = self.socket() else {
             return false;
         };
         let mut polled = [PollFd::new(&socket, PollFlags::IN)];
-        poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        poll(&mut polled, Some(&Timespec::default())) != Ok(0)
     }
 
     /// Whether accepted sockets inherit the options of the listener, as those of TCP do.

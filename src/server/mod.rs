@@ -52,6 +52,7 @@ use mio::{Interest, Poll};
 
 use crate::config::units::{Role, size};
 use crate::config::{Config, Origin};
+use crate::echo::connection::Hint;
 use crate::echo::counters::Counters;
 use crate::echo::end_reason::EndReason;
 use crate::echo::time::{MonoTime, earliest};
@@ -465,14 +466,23 @@ impl Server {
             let preserve = stream.can_be_preserved();
             let (number, listener) = (stream.number, stream.listener);
             let is_untrusted = matches!(stream.header, ProxyHeader::Untrusted);
-            match worker.admit(stream, now) {
-                Ok(key) if is_untrusted => worker.end(key, EndReason::Untrusted),
-                Ok(key) if matches!(life, Life::Stopping { .. }) => {
-                    worker.connections.drain(key, now);
-                }
-                Ok(key) if preserve => preserver.opened(of, key, number, now),
-                Ok(_) => {}
-                Err(error) => lost.push((listener as usize, error)),
+            let key = match worker.admit(stream, now) {
+                Ok(key) => key,
+                Err(error) => return lost.push((listener as usize, error)),
+            };
+            if is_untrusted {
+                return worker.end(key, EndReason::Untrusted);
+            }
+            if matches!(life, Life::Stopping { .. }) {
+                return worker.connections.drain(key, now);
+            }
+            if of == 0 {
+                // Its first message is often there already, and a turn in this round costs less than
+                // another round.  (A worker with a loop of its own would have to be woken for it.)
+                worker.connections.queue(key, Hint::Plain);
+            }
+            if preserve {
+                preserver.opened(of, key, number, now);
             }
         });
         for (listener, error) in lost {

@@ -25,7 +25,7 @@ pub fn instructions(report: &mut Report) {
     if !has("valgrind") {
         return;
     }
-    for (clients, messages, bound) in [(1, 4000, (250.0, 580.0)), (64, 250, (200.0, 360.0))] {
+    for (clients, messages, bound) in [(1, 4000, (250.0, 600.0)), (64, 250, (200.0, 380.0))] {
         let cost = difference(messages, clients as u64, |daemon, messages| {
             let mut load = connected(daemon, clients);
             talk(&mut load, messages);
@@ -38,7 +38,7 @@ pub fn instructions(report: &mut Report) {
         report,
         "a connection with one message",
         cost,
-        (1200.0, 3100.0),
+        (1200.0, 3000.0),
     );
 }
 

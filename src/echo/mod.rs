@@ -7,7 +7,7 @@
 //!
 //! In reading order: [`time`] (a reading of the clock), [`end_reason`] (how a connection ends),
 //! [`buffers`] (where bytes wait), [`stream`] (what a connection needs of its stream),
-//! [`deadlines`] (what becomes due, and an ordered set of it), [`counters`], [`connection`] (one
+//! [`deadlines`] (what becomes due, and the earliest of it first), [`counters`], [`connection`] (one
 //! connection), [`connections`] (all connections of one loop, and their rounds).
 
 pub mod buffers;

@@ -238,6 +238,8 @@ pub(crate) fn source_of(stream: &Stream) -> Option<IpAddr> {
 }
 
 impl Read for Stream {
+    // In the path of every message, and beside it in that of headers.
+    #[inline(always)]
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.is_doubtful() {
             return rights::read(self, buffer);

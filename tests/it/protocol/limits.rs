@@ -233,8 +233,9 @@ fn a_flood_does_not_put_off_the_deadlines_of_others() {
         assert!(flood.run(SOON, |_| watcher.is_finished()));
         watcher.join().unwrap()
     });
-    // The rest is for noise; it was four seconds, and no end in sight.
-    assert!((1.0..3.0).contains(&watcher.as_secs_f64()), "{watcher:?}");
+    // A deadline counts from the beginning of a round, and the echo comes at its end.  The rest is for
+    // noise; it was four seconds, and no end in sight.
+    assert!((0.95..3.0).contains(&watcher.as_secs_f64()), "{watcher:?}");
     assert!(
         daemon
             .logged("ended (idle-timeout)")

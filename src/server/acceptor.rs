@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use mio::Registry;
 
+use super::health::Health;
 use super::listener::{BURST, Failure, Listener, SHORT, State};
 use super::stream::{ProxyHeader, Socket, Stream, source_of};
 use super::token::EventSource;
@@ -26,6 +27,8 @@ use crate::sys::sockopt::{self, Queue, Refused};
 /// The listeners, and the limits on connections.
 #[derive(Debug, Default)]
 pub(crate) struct Acceptor {
+    /// Answers to the callers of health listeners.
+    pub health: Health,
     /// The listeners, by the index that their tokens have.
     pub listeners: Vec<Listener>,
     /// The most connections at a time, over all listeners.

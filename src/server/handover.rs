@@ -66,13 +66,13 @@ impl Server {
     pub(crate) fn restore(&mut self, recovered: &Recovered, connections: Vec<RestoredConnection>) {
         let totals = self.store.state_file().totals();
         self.acceptor.refused = totals.refused;
-        self.health.drained = self.store.state_file().is_drained();
-        if self.health.drained {
+        self.acceptor.health.drained = self.store.state_file().is_drained();
+        if self.acceptor.health.drained {
             self.reporter.emit(Event::Drained);
         }
         let mut counters = totals.counters;
         let restored = connections.len();
-        self.tally.restored = restored as u64;
+        self.reporter.tally.restored = restored as u64;
         counters.take_over(restored as u64);
         // Connections that were passed are counted already.
         let own = &mut self.pool.own.connections;
@@ -305,7 +305,7 @@ impl Server {
 
     /// Logs that so many connections are not preserved, and why.
     fn not_preserved(&mut self, count: usize, error: io::Error) {
-        self.tally.not_preserved += count as u64;
+        self.reporter.tally.not_preserved += count as u64;
         self.emit_limited(
             Limited::NotPreserved,
             Event::PreserveFailed { count, error },

@@ -14,13 +14,13 @@
 //! that a worker is in, and at a hand-over the manager's answer to a rotation (a second at most).
 //!
 //! [`Server`] composes owners, each with its own fields, none of which knows another: the [`Acceptor`]
-//! (listeners and limits), [`Health`] (answers to health checks), the [`WorkerPool`] (connections), the
+//! (listeners, limits, answers to health checks), the [`WorkerPool`] (connections), the
 //! [`Preserver`] with its [`Store`] (what outlives the process), the [`Reporter`] (log), the
 //! [`Scrapes`] (requests for metrics), the [`Agenda`] (what is due in a round).  What concerns several
 //! of them stands in this file, in `reload`, `handover` or `observe`, and nowhere else.
 //!
 //! In reading order: [`token`], [`event_loop`], [`deadline_timer`], [`lifecycle`], [`stream`],
-//! [`header`], [`listener`], [`acceptor`], [`health`], [`measured`], [`worker`] (turns),
+//! [`header`], [`listener`], [`health`], [`acceptor`], [`measured`], [`worker`] (turns),
 //! [`worker_pool`], [`agenda`], [`reporter`], [`metrics`] (their table and text), [`scrapes`] (requests
 //! for them), then the parts of [`Server`] in this file, `handover`, `reload` and `observe`.
 
@@ -75,10 +75,8 @@ use crate::sys::sockopt::{self, Refused};
 use acceptor::{Acceptor, Attempt};
 use agenda::Agenda;
 use event_loop::{Announced, Rounds};
-use health::Health;
 use lifecycle::{Action, How, Life, Spans};
 use listener::{Listener, State};
-use observe::Tally;
 use reload::Settings;
 use reporter::{Reporter, Status};
 use scrapes::Scrapes;
@@ -113,14 +111,12 @@ pub(crate) struct Server {
     signals: Signals,
     settings: Settings,
     acceptor: Acceptor,
-    health: Health,
     pool: WorkerPool,
     preserver: Preserver,
     store: Store,
     manager: Manager,
     reporter: Reporter,
     scrapes: Scrapes,
-    tally: Tally,
     agenda: Agenda,
     life: Life,
     /// The clock as it was read at the beginning of this round.
@@ -163,14 +159,12 @@ impl Server {
             signals,
             settings: Settings::new(config, origin, descriptors, kernel),
             acceptor,
-            health: Health::default(),
             pool,
             preserver,
             store,
             manager,
             reporter,
             scrapes: Scrapes::default(),
-            tally: Tally::new(),
             agenda: Agenda::new(),
             life: Life::Serving,
             now,
@@ -333,7 +327,7 @@ impl Server {
     /// Begins to drain the service by request, or ends that: health checks are answered accordingly,
     /// and nothing else changes.
     fn drain(&mut self, drained: bool) {
-        if std::mem::replace(&mut self.health.drained, drained) != drained {
+        if std::mem::replace(&mut self.acceptor.health.drained, drained) != drained {
             self.store.state_file().set_drained(drained);
             // The next process is to know, even if there has been no connection so far.
             if self.preserves() {
@@ -446,8 +440,8 @@ impl Server {
         let stream = Stream::new(socket, 0, u32::MAX, false);
         let refused = self.acceptor.apply_options(index, &stream);
         self.options_refused(index, refused);
-        self.health.answer(stream, self.life, self.now);
-        self.agenda.wake_by(self.health.next_due());
+        self.acceptor.health.answer(stream, self.life, self.now);
+        self.agenda.wake_by(self.acceptor.health.next_due());
     }
 
     /// Counts a connection, and assigns it to a worker.
@@ -579,7 +573,7 @@ impl Server {
     fn housekeep(&mut self) -> io::Result<()> {
         self.collect_closed(false);
         self.pool.trouble().map_or(Ok(()), Err)?;
-        self.health.on_time(self.now);
+        self.acceptor.health.on_time(self.now);
         self.reporter.flush(self.now, false);
         self.forget_closed();
         self.keep_preserving();
@@ -612,7 +606,7 @@ impl Server {
             self.manager.next_due(),
             self.reporter.next_due(),
             self.acceptor.next_due(),
-            self.health.next_due(),
+            self.acceptor.health.next_due(),
             self.scrapes.next_due(),
             preserve,
         ]));
@@ -644,7 +638,7 @@ impl Server {
         let preserved = self.preserver.preserved();
         Status {
             life: self.life,
-            drained: self.health.drained,
+            drained: self.acceptor.health.drained,
             addresses: self.acceptor.addresses(),
             counters: self.counters(),
             stale: self.settings.stale,
@@ -675,7 +669,7 @@ impl Server {
         self.reporter.emit(Event::Counters {
             counters,
             refused,
-            checks: self.health.checks,
+            checks: self.acceptor.health.checks,
             owed,
             queues: self.acceptor.queues(),
         });
@@ -706,7 +700,7 @@ impl Server {
         self.reporter.emit(Event::Stopped {
             counters,
             refused,
-            checks: self.health.checks,
+            checks: self.acceptor.health.checks,
         });
         self.pool.trouble().map_or(Ok(()), Err)
     }

@@ -3,7 +3,7 @@
 //! A request costs the echo little.  What the workers count is read between two of their rounds, once
 //! for each page and without a look at their connections; everything else is known here.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -16,30 +16,6 @@ use super::scrapes::{Request, Response};
 use crate::echo::counters::Counters;
 use crate::preserve::store_state::StoreState;
 use crate::sys::sockopt::accept_queue;
-
-/// What is counted for the metrics alone, and begins at 0 with each process.
-#[derive(Debug)]
-pub(crate) struct Tally {
-    /// Connections of the previous process with which this one goes on.
-    pub restored: u64,
-    /// Connections that could not be preserved.
-    pub not_preserved: u64,
-    /// When the process began, since 1970.
-    started: Duration,
-}
-
-impl Tally {
-    /// A tally for a process that begins now.
-    #[must_use]
-    pub(crate) fn new() -> Self {
-        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        Self {
-            restored: 0,
-            not_preserved: 0,
-            started: started.unwrap_or_default(),
-        }
-    }
-}
 
 /// What all workers have counted, at one moment.
 struct Count {
@@ -94,7 +70,7 @@ impl Server {
 
     /// Whether the service wants no new connection: it is drained, or going to stop.
     fn is_draining(&self) -> bool {
-        self.life != Life::Serving || self.health.drained
+        self.life != Life::Serving || self.acceptor.health.drained
     }
 
     /// Reads what the workers have counted, between two of their rounds.
@@ -183,7 +159,7 @@ impl Server {
         );
         page.single(
             const { family("process_start_time_seconds") },
-            self.tally.started.as_secs_f64(),
+            self.reporter.tally.started.as_secs_f64(),
         );
         page.single(const { family("process_cpu_seconds") }, processor_time());
         page.single(
@@ -253,11 +229,11 @@ impl Server {
         );
         page.single(
             const { family("tcp_echo_connections_restored") },
-            self.tally.restored,
+            self.reporter.tally.restored,
         );
         page.single(
             const { family("tcp_echo_preservation_failures") },
-            self.tally.not_preserved,
+            self.reporter.tally.not_preserved,
         );
     }
 }

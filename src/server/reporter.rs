@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use super::lifecycle::Life;
 use crate::config::units::size;
@@ -19,9 +20,34 @@ use crate::sys::lock::lock;
 /// The most listeners for which the status still lists the addresses.
 const ADDRESSES: usize = 4;
 
-/// The log, and the limits on how often an event is logged.
+/// What is counted for the metrics alone, and begins at 0 with each process.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    /// Connections of the previous process with which this one goes on.
+    pub restored: u64,
+    /// Connections that could not be preserved.
+    pub not_preserved: u64,
+    /// When the process began, since 1970.
+    pub started: Duration,
+}
+
+impl Tally {
+    /// A tally for a process that begins now.
+    #[must_use]
+    pub(crate) fn new() -> Self {
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        Self {
+            restored: 0,
+            not_preserved: 0,
+            started: started.unwrap_or_default(),
+        }
+    }
+}
+
+/// The log, the limits on how often an event is logged, and what is counted beside.
 #[derive(Debug)]
 pub(crate) struct Reporter {
+    pub tally: Tally,
     pub log: Log,
     /// The limit on closed connections, which all workers share.
     pub close_summary: Arc<Mutex<CloseSummary>>,
@@ -33,6 +59,7 @@ impl Reporter {
     #[must_use]
     pub(crate) fn new(log: Log, connection_rate: u32) -> Self {
         Self {
+            tally: Tally::new(),
             log,
             close_summary: Arc::new(Mutex::new(CloseSummary::new(connection_rate))),
             rate_limits: RateLimits::default(),

@@ -19,6 +19,9 @@ use crate::echo::LINGER;
 use crate::echo::stream::Duplex;
 use crate::echo::time::MonoTime;
 
+/// The answer of a service that should get new connections.
+const READY: &str = "up ready\n";
+
 /// The most answered connections that are open at a time.  At 1000 checks a second each is open for
 /// 64 ms at least.
 pub(crate) const HELD: usize = 64;
@@ -38,14 +41,20 @@ pub(crate) struct Health {
 }
 
 impl Health {
+    /// Whether the service should get new connections.
+    #[must_use]
+    pub(crate) fn is_ready(&self, life: Life) -> bool {
+        self.line(life) == READY
+    }
+
     /// What a check is answered.
     #[must_use]
-    fn line(&self, life: Life) -> &'static str {
+    pub(crate) fn line(&self, life: Life) -> &'static str {
         match life {
             Life::Stopping { .. } | Life::Over(_) => "down#stopping\n",
             Life::LameDuck { .. } => "up drain\n",
             _ if self.drained => "up drain\n",
-            _ => "up ready\n",
+            _ => READY,
         }
     }
 

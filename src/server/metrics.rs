@@ -184,7 +184,7 @@ pub(crate) const FAMILIES: [Family; 26] = [
         "tcp_echo_draining",
         Kind::Gauge,
         "",
-        "1 while the service is stopping, handing over or drained, and 0 while it serves.",
+        "1 while the service is drained, in its lame duck or stopping, and 0 otherwise.",
     ),
     row(
         "process_start_time_seconds",

@@ -8,7 +8,6 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::Server;
-use super::lifecycle::Life;
 use super::listener::{Listener, State};
 use super::measured::{DURATION_BOUNDS, Measured, RTT_BOUNDS};
 use super::metrics::{Form, Page, family};
@@ -54,10 +53,13 @@ impl Server {
                 content_type: form.content_type(),
                 body: self.page(form),
             },
-            Request::Health if self.is_draining() => {
-                Response::words("503 Service Unavailable", "draining or stopping")
+            Request::Health if self.acceptor.health.is_ready(self.life) => {
+                Response::words("200 OK", "ok")
             }
-            Request::Health => Response::words("200 OK", "ok"),
+            Request::Health => Response::words(
+                "503 Service Unavailable",
+                self.acceptor.health.line(self.life).trim_end(),
+            ),
             Request::Unknown => Response::words("404 Not Found", "there are /metrics and /healthz"),
             Request::Method => Response::words("405 Method Not Allowed", "there are GET and HEAD"),
             Request::TooLarge => Response::words(
@@ -66,11 +68,6 @@ impl Server {
             ),
             Request::Malformed => Response::words("400 Bad Request", "this is no HTTP/1"),
         }
-    }
-
-    /// Whether the service wants no new connection: it is drained, or going to stop.
-    fn is_draining(&self) -> bool {
-        self.life != Life::Serving || self.acceptor.health.drained
     }
 
     /// Reads what the workers have counted, between two of their rounds.
@@ -155,7 +152,7 @@ impl Server {
         }
         page.single(
             const { family("tcp_echo_draining") },
-            u8::from(self.is_draining()),
+            u8::from(!self.acceptor.health.is_ready(self.life)),
         );
         page.single(
             const { family("process_start_time_seconds") },

@@ -3,11 +3,12 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use testkit::{Folder, Plan, SOON, connect, eventually, ping};
+use testkit::{Folder, Plan, SOON, connect, eventually, ping, program};
 
 use super::{Response, ask, get, metrics, observed, passed};
 
@@ -157,20 +158,32 @@ fn a_client_that_never_finishes_is_closed_after_five_seconds() {
 }
 
 #[test]
-fn health_says_that_the_service_is_stopping() {
+fn health_says_that_the_service_is_drained_or_stopping() {
     let (mut daemon, address) = observed("");
     let client = daemon.connect();
     ping(&client, b"hello");
-    assert_eq!(get(address, "/healthz").status, 200);
-    assert_eq!(metrics(address).value("tcp_echo_draining"), 0.0);
+    let is = |status, words, draining| {
+        eventually(SOON, "health says something else", || {
+            let health = get(address, "/healthz");
+            (health.status == status && health.body == words).then_some(())
+        });
+        assert_eq!(metrics(address).value("tcp_echo_draining"), draining);
+    };
+    let asked = |what: &str| {
+        let pid = daemon.pid().as_raw_nonzero().to_string();
+        let status = Command::new(program()).args([what, pid.as_str()]).status();
+        assert!(status.unwrap().success(), "{what}");
+    };
+    is(200, "ok\n", 0.0);
+    asked("drain");
+    is(503, "up drain\n", 1.0);
+    asked("undrain");
+    is(200, "ok\n", 0.0);
     // A connection that owes something holds the stop up.
     let mut client = client;
     testkit::fill(&mut client);
     daemon.signal(Signal::TERM);
-    eventually(SOON, "the service does not stop", || {
-        (get(address, "/healthz").status == 503).then_some(())
-    });
-    assert_eq!(metrics(address).value("tcp_echo_draining"), 1.0);
+    is(503, "down#stopping\n", 1.0);
     drop(client);
     daemon.exited(SOON);
 }
@@ -181,11 +194,7 @@ fn the_daemon_opens_the_address_of_the_configuration_itself() {
     let config = format!("[metrics]\naddress = \"{free}\"\n");
     let daemon = Plan::new().config(&config).start();
     assert_eq!(get(free, "/healthz").status, 200);
-    assert!(
-        daemon.log().contains("(listener metrics, bound here)"),
-        "{}",
-        daemon.log()
-    );
+    daemon.logged("(listener metrics, bound here)");
     // It is none of the echo's.
     assert_eq!(daemon.listen.len(), 1);
     // Another address needs a restart.

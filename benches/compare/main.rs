@@ -25,6 +25,7 @@
 )]
 
 mod bare;
+mod judged;
 mod load;
 mod options;
 mod plot;
@@ -33,7 +34,9 @@ mod rounds;
 mod scale;
 mod scenarios;
 mod servers;
+mod tables;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -41,17 +44,22 @@ use serde::{Deserialize, Serialize};
 use testkit::report::Report;
 use testkit::{plenty_of_descriptors, process};
 
+use judged::Judged;
 use options::Options;
 use rounds::Compared;
 use scale::Point;
+use scenarios::Scenario;
+use servers::{PEERS, Peer};
 
 /// The words that make another program of this one.
 pub const LOAD: &str = "load";
 pub const BARE: &str = "bare";
+pub const OWN: &str = "own";
 
 /// Those that are no comparison.
-const REPEAT: &str = "pipelined-200";
-const SCALE: &str = "scale";
+const REPEAT: &str = "200 short bursts";
+const SCALE: &str = "from one connection to 19 000";
+const JUDGED: &str = "what a probe finds";
 
 fn main() -> ExitCode {
     let mut words: Vec<String> = std::env::args().collect();
@@ -67,6 +75,7 @@ fn main() -> ExitCode {
             eprintln!("bare: {:?}", bare::serve());
             ExitCode::FAILURE
         }
+        OWN => ExitCode::from(u8::from(servers::own(&words[2..]).is_err())),
         LOAD => {
             words.remove(1);
             work(&load::Work::parse_from(words))
@@ -93,6 +102,7 @@ fn work(work: &load::Work) -> ExitCode {
 struct Results {
     compared: Vec<Compared>,
     scale: Vec<(String, Vec<Point>)>,
+    judged: Vec<Judged>,
 }
 
 fn compare(options: &Options) -> ExitCode {
@@ -110,16 +120,26 @@ fn compare(options: &Options) -> ExitCode {
         };
     }
     let scenarios = scenarios::all();
-    let names = scenarios.iter().map(|scenario| scenario.name);
-    let names: Vec<&str> = names.chain([REPEAT, SCALE]).collect();
-    let is_chosen = |name: &str| {
-        options.words.is_empty() || options.words.iter().any(|word| name.contains(&**word))
-    };
-    if !names.iter().any(|name| is_chosen(name)) {
-        println!("there are: {}", names.join(" "));
+    let mut names: Vec<(&str, bool)> = scenarios.iter().map(|it| (it.name, it.has_peers)).collect();
+    names.extend([(JUDGED, true), (REPEAT, false), (SCALE, false)]);
+    let words = &options.words;
+    let is_exact = words
+        .iter()
+        .all(|word| names.iter().any(|(name, _)| name == word));
+    let is_meant = |name: &str, word: &str| name == word || (!is_exact && name.contains(word));
+    names.retain(|(name, has_peers)| {
+        (words.is_empty() && (*has_peers || !options.peers))
+            || words.iter().any(|word| is_meant(name, word))
+    });
+    let is_chosen = |name: &str| names.iter().any(|(chosen, _)| *chosen == name);
+    if names.is_empty() {
+        for scenario in &scenarios {
+            println!("{}", scenario.name);
+        }
+        println!("{JUDGED}\n{REPEAT}\n{SCALE}");
         return ExitCode::from(u8::from(options.words != ["list"]) * 2);
     }
-    let mut report = Report::new(names.iter().filter(|name| is_chosen(name)).count());
+    let mut report = Report::new(names.len());
     report.note(&format!(
         "{} processors, load {}; {} rounds of {} s for each side",
         process::processors().len(),
@@ -127,12 +147,27 @@ fn compare(options: &Options) -> ExitCode {
         options.rounds,
         options.seconds
     ));
+    let has_peers = |scenario: &&Scenario| is_chosen(scenario.name) && scenario.has_peers;
+    let mut peers: Vec<&Peer> = Vec::new();
+    if !options.alone && (is_chosen(JUDGED) || scenarios.iter().any(|it| has_peers(&it))) {
+        report.section("the other servers");
+        for peer in &PEERS {
+            match peer.prepare() {
+                Ok(()) => peers.push(peer),
+                Err(why) => report.note(&format!("{}: skipped: {why}", peer.name)),
+            }
+        }
+    }
     let mut results = Results::default();
     for scenario in scenarios.iter().filter(|scenario| is_chosen(scenario.name)) {
         report.section(scenario.name);
         results
             .compared
-            .extend(rounds::compare(scenario, options, &mut report));
+            .extend(rounds::compare(scenario, options, &peers, &mut report));
+    }
+    if is_chosen(JUDGED) {
+        report.section(JUDGED);
+        results.judged = judged::judge(options, &peers, &mut report);
     }
     if is_chosen(REPEAT) {
         report.section(REPEAT);
@@ -151,52 +186,28 @@ fn compare(options: &Options) -> ExitCode {
 
 /// What the options ask for besides the lines.
 fn show(results: &Results, options: &Options) {
+    let (compared, scale) = (&results.compared, &results.scale);
     if let Some(path) = &options.plot {
-        if !results.compared.is_empty() {
-            std::fs::write(path, plot::ratios(&results.compared).unwrap()).unwrap();
-        }
-        if !results.scale.is_empty() {
+        let beside = |end: &str| {
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
-            let path = path.with_file_name(format!("{name}-scale.svg"));
-            std::fs::write(path, plot::scale(&results.scale).unwrap()).unwrap();
+            path.with_file_name(format!("{name}-{end}.svg"))
+        };
+        let write = |path: PathBuf, drawn: Result<String, _>| {
+            let drawn: Result<String, Box<dyn std::error::Error>> = drawn;
+            std::fs::write(path, drawn.unwrap()).unwrap();
+        };
+        // One with the peers alone is not the whole.
+        if compared.iter().any(|one| one.sides.len() == 2) {
+            write(path.clone(), plot::ratios(compared));
+        }
+        if compared.iter().any(|one| one.sides.len() > 2) {
+            write(beside("peers"), plot::peers(compared));
+        }
+        if !scale.is_empty() {
+            write(beside("scale"), plot::scale(scale));
         }
     }
     if options.markdown {
-        table(&results.compared);
+        tables::print(results);
     }
-}
-
-/// A table for the README.
-fn table(all: &[Compared]) {
-    println!(
-        "\n| scenario | against | server CPU each | ratio | rate each second | ratio | p50 | ratio | goals |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|");
-    for one in all {
-        let (ours, other) = (one.sides[0].1, &one.sides[1]);
-        let goals: Vec<String> = one
-            .verdicts
-            .iter()
-            .map(|verdict| {
-                let word = if verdict.is_met { "met" } else { "missed" };
-                format!("{} {}: {word}", verdict.figure, verdict.goal)
-            })
-            .collect();
-        let latency = match ours.p50 {
-            0.0 => "- | -".into(),
-            p50 => format!("{p50:.0} us | {:.2}", one.ratios.p50),
-        };
-        println!(
-            "| {} | {} | {:.2} us a {} | {:.2} | {:.0} | {:.2} | {latency} | {} |",
-            one.scenario,
-            other.0,
-            ours.processor,
-            one.unit,
-            one.ratios.processor,
-            ours.rate,
-            one.ratios.rate,
-            goals.join("; ")
-        );
-    }
-    println!();
 }

@@ -8,7 +8,7 @@ use clap::Parser;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "compare", bin_name = "cargo bench --bench compare --")]
 pub struct Options {
-    /// Scenarios whose names contain one of these; "list" lists them
+    /// Scenarios of these names, or whose names contain one of these; "list" lists them
     pub words: Vec<String>,
     /// Rounds of each scenario
     #[arg(long, default_value_t = 7)]
@@ -19,14 +19,20 @@ pub struct Options {
     /// Further keys for every daemon, such as 'preserve-connections = true'
     #[arg(long, default_value = "")]
     pub config: String,
-    /// Leave out the other servers that are installed
+    /// Leave out the other servers
     #[arg(long)]
     pub alone: bool,
-    /// Draw the ratios into this file; what is measured over the number of connections goes into
-    /// FILE-scale.svg
+    /// Only what the other servers take part in
+    #[arg(long, conflicts_with_all = ["words", "alone"])]
+    pub peers: bool,
+    /// Another build of tcp-echo that takes part
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "alone")]
+    pub former: Option<String>,
+    /// Draw the ratios into this file, the other servers into FILE-peers.svg, and what is measured
+    /// over the number of connections into FILE-scale.svg
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
-    /// Print a table for the README
+    /// Print the tables in Markdown
     #[arg(long)]
     pub markdown: bool,
     /// Write all figures into this file

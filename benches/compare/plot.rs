@@ -10,6 +10,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::rounds::Compared;
 use crate::scale::Point;
+use crate::scenarios::BARE;
+use crate::tables;
 
 const COLOURS: [RGBColor; 2] = [RGBColor(0x1f, 0x6f, 0xeb), RGBColor(0xe1, 0x6f, 0x24)];
 
@@ -41,15 +43,17 @@ type Ratio = fn(&Compared) -> f64;
 
 /// The ratios of server CPU and of rate, as bars on both sides of one.
 pub fn ratios(all: &[Compared]) -> Result<String, Box<dyn Error>> {
-    let all: Vec<_> = all.iter().filter(|one| one.sides[1].0 == "bare").collect();
+    let all: Vec<_> = all.iter().filter(|one| one.sides[1].name == BARE).collect();
     let rows = all.len() as u32;
     let series: [(&str, Ratio); 2] = [
-        ("server CPU, less is better", |one| one.ratios.processor),
-        ("rate, more is better", |one| one.ratios.rate),
+        ("server CPU, less is better", |one| {
+            one.sides[0].ratios.processor
+        }),
+        ("rate, more is better", |one| one.sides[0].ratios.rate),
     ];
     let both = all.iter().flat_map(|one| series.map(|(_, of)| of(one)));
     let most = both.fold(1.5, f64::max);
-    picture((720, 90 + 34 * rows), |area| {
+    picture((820, 90 + 34 * rows), |area| {
         let mut chart = ChartBuilder::on(area)
             .caption(
                 "tcp-echo against a bare epoll loop (= 1.00)",
@@ -58,7 +62,7 @@ pub fn ratios(all: &[Compared]) -> Result<String, Box<dyn Error>> {
             .margin(10)
             .margin_right(50)
             .x_label_area_size(30)
-            .y_label_area_size(180)
+            .y_label_area_size(280)
             .build_cartesian_2d(0.0..most, 0.0..f64::from(rows) + 1.0)?;
         chart
             .configure_mesh()
@@ -101,6 +105,64 @@ pub fn ratios(all: &[Compared]) -> Result<String, Box<dyn Error>> {
             .margin(2)
             .label_font(("sans-serif", 13))
             .draw()?;
+        Ok(())
+    })
+}
+
+/// Processor time of each server as a multiple of the bare loop's: a panel for each scenario.
+pub fn peers(all: &[Compared]) -> Result<String, Box<dyn Error>> {
+    let all: Vec<_> = all.iter().filter(|one| one.sides.len() > 2).collect();
+    let mut names = tables::servers(&all);
+    names.retain(|name| name != BARE);
+    let rows = names.len() as f64;
+    let ratios = || {
+        all.iter()
+            .flat_map(|one| &one.sides)
+            .map(|side| side.ratios.processor)
+    };
+    // Room for the number beside the last point.
+    let most = 3.0 * ratios().fold(1.5, f64::max);
+    let least = 0.8 * ratios().fold(1.0, f64::min);
+    let lines = all.len().div_ceil(2);
+    let height = (lines * (70 + 18 * names.len()) + 30) as u32;
+    picture((860, height), |area| {
+        let caption = "server CPU for the same load, a bare epoll loop = 1 (less is better)";
+        let area = area.titled(caption, ("sans-serif", 17))?;
+        for (one, panel) in all.iter().zip(area.split_evenly((lines, 2))) {
+            let mut chart = ChartBuilder::on(&panel)
+                .caption(&one.scenario, ("sans-serif", 14))
+                .margin(8)
+                .x_label_area_size(22)
+                .y_label_area_size(170)
+                .build_cartesian_2d((least..most).log_scale(), 0.0..rows)?;
+            chart
+                .configure_mesh()
+                .disable_y_mesh()
+                .disable_y_axis()
+                .light_line_style(WHITE)
+                .x_labels(4)
+                .x_label_formatter(&|ratio| format!("{ratio}"))
+                .draw()?;
+            chart.draw_series(LineSeries::new(
+                [(1.0, 0.0), (1.0, rows)],
+                BLACK.stroke_width(1),
+            ))?;
+            for (row, name) in names.iter().enumerate() {
+                let middle = rows - row as f64 - 0.5;
+                let colour = COLOURS[usize::from(!name.starts_with("tcp-echo"))];
+                let at = |x, text_, place, side| {
+                    EmptyElement::at((x, middle)) + Text::new(text_, (place, 0), text(side))
+                };
+                chart.draw_series([at(least, name.clone(), -8, HPos::Right)])?;
+                let Some(side) = tables::side(one, name) else {
+                    chart.draw_series([at(1.0, "failed".into(), 8, HPos::Left)])?;
+                    continue;
+                };
+                let ratio = side.ratios.processor;
+                chart.draw_series([Circle::new((ratio, middle), 4, colour.filled())])?;
+                chart.draw_series([at(ratio, tables::times(ratio), 8, HPos::Left)])?;
+            }
+        }
         Ok(())
     })
 }

@@ -14,8 +14,8 @@ use testkit::report::{Report, median};
 
 use crate::load::{Outcome, Work};
 use crate::options::Options;
-use crate::scenarios::{Place, Scenario, Side};
-use crate::servers::{Kind, PEERS, Server, config, is_known};
+use crate::scenarios::{Place, Scenario, others};
+use crate::servers::{Kind, Peer, Server, config, is_known};
 
 /// One side in one round; or the medians of many; or the ratios of two.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
@@ -51,15 +51,29 @@ pub struct Compared {
     pub scenario: String,
     /// What is counted.
     pub unit: String,
-    /// The medians of each side; from the third on they are peers.
-    pub sides: Vec<(String, Figures)>,
-    /// The medians of the rounds' ratios of the first side to the second.
-    pub ratios: Figures,
+    /// The two that are compared, then those beside them.
+    pub sides: Vec<Measured>,
+    /// Of the first side.
     pub verdicts: Vec<Verdict>,
 }
 
+/// What came out of one side.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Measured {
+    pub name: String,
+    /// The medians.
+    pub figures: Figures,
+    /// The medians of the rounds' ratios to the second side.
+    pub ratios: Figures,
+}
+
 /// Runs a scenario; `None`: not here, or not to the end.
-pub fn compare(scenario: &Scenario, options: &Options, report: &mut Report) -> Option<Compared> {
+pub fn compare(
+    scenario: &Scenario,
+    options: &Options,
+    peers: &[&'static Peer],
+    report: &mut Report,
+) -> Option<Compared> {
     let (server_cpus, load_cpu) = match placed(scenario.place) {
         Ok(cpus) => cpus,
         Err(why) => {
@@ -85,25 +99,20 @@ pub fn compare(scenario: &Scenario, options: &Options, report: &mut Report) -> O
         }
     }
     if scenario.has_peers && !options.alone {
-        let work = scenario.sides[1].work.clone();
-        let installed = PEERS.iter().filter(|(name, _)| is_installed(name));
-        sides.extend(installed.map(|(name, server)| Side {
-            name,
-            server: server.clone(),
-            work: work.clone(),
-        }));
+        sides.extend(others(options, peers, &scenario.sides[1].work));
     }
     let mut servers: Vec<Option<Server>> = sides
         .iter()
         .map(|side| Server::start(&side.server, &options.config, &server_cpus))
         .map(Some)
         .collect();
+    // By side and round; a side that fails has no more rounds.
     let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); sides.len()];
     for round in 0..options.rounds {
         report.doing(&format!("round {} of {}", round + 1, options.rounds));
         let mut order: Vec<usize> = (0..sides.len()).collect();
         if round % 2 == 1 {
-            order.swap(0, 1);
+            order.reverse();
         }
         for index in order {
             let Some(server) = &servers[index] else {
@@ -129,22 +138,26 @@ pub fn compare(scenario: &Scenario, options: &Options, report: &mut Report) -> O
             }
         }
     }
-    let ratios: Vec<Figures> = rounds[0]
-        .iter()
-        .zip(&rounds[1])
-        .map(|(one, other)| one.to(other))
-        .collect();
+    let to_second = |side: &[Figures]| -> Vec<Figures> {
+        let both = side.iter().zip(&rounds[1]);
+        both.map(|(one, other)| one.to(other)).collect()
+    };
+    let ratios = to_second(&rounds[0]);
     let ratio = Figures::medians(&ratios);
-    let named = sides.iter().map(|side| side.name);
+    let whole = sides
+        .iter()
+        .zip(&rounds)
+        .filter(|(_, side)| side.len() == options.rounds);
     let compared = Compared {
         scenario: scenario.name.into(),
         unit: scenario.sides[0].work.unit().into(),
-        sides: named
-            .zip(&rounds)
-            .filter(|(_, rounds)| !rounds.is_empty())
-            .map(|(name, rounds)| (name.into(), Figures::medians(rounds)))
+        sides: whole
+            .map(|(side, rounds)| Measured {
+                name: side.name.into(),
+                figures: Figures::medians(rounds),
+                ratios: Figures::medians(&to_second(rounds)),
+            })
             .collect(),
-        ratios: ratio,
         verdicts: scenario
             .goals
             .iter()
@@ -204,11 +217,6 @@ pub fn placed(place: Place) -> Result<(Vec<usize>, Option<usize>), &'static str>
     }
 }
 
-fn is_installed(tool: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(tool).is_file())
-}
-
 impl Figures {
     const ALL: [Of; 6] = [
         |figures| figures.processor,
@@ -245,7 +253,8 @@ impl Figures {
 
 fn print(compared: &Compared, scenario: &Scenario, ratios: &[Figures], report: &mut Report) {
     let unit = &compared.unit;
-    for (name, figures) in &compared.sides {
+    for side in &compared.sides {
+        let figures = side.figures;
         let mut text = format!(
             "{:.3} us of server CPU for each {unit}, {:.0} each second (load {:.3} us)",
             figures.processor, figures.rate, figures.load
@@ -256,7 +265,8 @@ fn print(compared: &Compared, scenario: &Scenario, ratios: &[Figures], report: &
         if unit == "KiB" {
             text += &format!(", Jain {:.3}", figures.jain);
         }
-        report.fact(name, &text);
+        text += &format!("; CPU ratio {:.2}", side.ratios.processor);
+        report.fact(&side.name, &text);
     }
     for (goal, verdict) in scenario.goals.iter().zip(&compared.verdicts) {
         report.figure(
@@ -267,7 +277,7 @@ fn print(compared: &Compared, scenario: &Scenario, ratios: &[Figures], report: &
         );
     }
     if scenario.goals.is_empty() {
-        let ratio = compared.ratios;
+        let ratio = compared.sides[0].ratios;
         report.fact(
             "  ratios",
             &format!(
@@ -277,7 +287,7 @@ fn print(compared: &Compared, scenario: &Scenario, ratios: &[Figures], report: &
         );
     }
     if unit == "KiB" && scenario.sides[0].work.connections > 1 {
-        let jain = compared.sides[0].1.jain;
+        let jain = compared.sides[0].figures.jain;
         report.figure(
             "  fairness",
             &format!("{jain:.3}"),

@@ -13,7 +13,7 @@ use testkit::report::Report;
 use crate::load::{Mode, Work};
 use crate::options::Options;
 use crate::rounds::{placed, run};
-use crate::scenarios::Place;
+use crate::scenarios::{BARE, Place};
 use crate::servers::{Kind, Server};
 
 const COUNTS: [usize; 9] = [1, 10, 100, 1000, 2000, 5000, 10_000, 15_000, 19_000];
@@ -36,7 +36,7 @@ pub struct Point {
 
 /// The daemon's points, and those of the bare loop.
 pub fn scale(options: &Options, report: &mut Report) -> Option<Vec<(String, Vec<Point>)>> {
-    let servers = [("tcp-echo", Kind::OURS), ("bare", Kind::Bare)];
+    let servers = [("tcp-echo", Kind::OURS), (BARE, Kind::Bare)];
     let mut lines = Vec::new();
     for (name, kind) in servers {
         let mut points = Vec::new();

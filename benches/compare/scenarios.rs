@@ -5,8 +5,12 @@
 //! something.  A ratio is always that of the first side to the second.
 
 use crate::load::{Mode, Work};
+use crate::options::Options;
 use crate::rounds::Figures;
-use crate::servers::Kind;
+use crate::servers::{Kind, Peer};
+
+/// The name of the bare loop.
+pub const BARE: &str = "bare epoll loop";
 
 /// Where server and load run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +57,7 @@ impl Goal {
             _ => "none".into(),
         };
         match self.stretch {
-            Some(stretch) => format!("{bound}, stretch {stretch:.2}"),
+            Some(stretch) => format!("{bound}, better {stretch:.2}"),
             None => bound,
         }
     }
@@ -66,7 +70,7 @@ pub struct Scenario {
     pub place: Place,
     pub sides: [Side; 2],
     pub goals: Vec<Goal>,
-    /// Whether the other installed servers take part.
+    /// Whether [`others`] take part.
     pub has_peers: bool,
 }
 
@@ -103,11 +107,14 @@ fn p50(most: f64) -> Goal {
 
 /// Small messages: all is the kernel's, and we may add nothing.
 fn parity() -> Vec<Goal> {
-    let stretch = Goal {
-        stretch: Some(0.97),
-        ..processor(1.0)
-    };
-    vec![stretch, rate(0.98)]
+    vec![better(0.97, processor(1.0)), rate(0.98)]
+}
+
+fn better(stretch: f64, goal: Goal) -> Goal {
+    Goal {
+        stretch: Some(stretch),
+        ..goal
+    }
 }
 
 /// The daemon, with these keys, against the bare loop.
@@ -128,7 +135,7 @@ fn against_bare(
         place,
         sides: [
             side("tcp-echo", Kind::Daemon(root, socket)),
-            side("bare", Kind::Bare),
+            side(BARE, Kind::Bare),
         ],
         goals,
         has_peers: false,
@@ -162,56 +169,82 @@ pub fn all() -> Vec<Scenario> {
     use Place::{Apart, Spread, Together};
     const PLAIN: (&str, &str) = ("", "");
     const CUBIC: (&str, &str) = ("", "congestion = \"cubic\"");
-    const PRESERVING: (&str, &str) = ("preserve-connections = true", "");
-    const MORTAL: (&str, &str) = ("preserve-connections = false", "");
     let small = Work::new(Mode::PingPong, 64, 64);
     let lone = Work::new(Mode::PingPong, 1, 64);
     let bulk = |connections| Work::new(Mode::Bulk, connections, 1024);
-    let churn = Work::new(Mode::Churn, 1, 64);
     let ratios = |rate_least, processor_most| vec![processor(processor_most), rate(rate_least)];
-    let mut all = vec![
-        against_bare("ping-pong-64", Together, PLAIN, &small, parity()),
-        against_bare(
-            "ping-pong-1000",
+    let beside_others = |scenario: Scenario| Scenario {
+        has_peers: true,
+        ..scenario
+    };
+    vec![
+        beside_others(against_bare(
+            "one client",
+            Together,
+            PLAIN,
+            &lone,
+            vec![better(1.0, processor(1.02)), p50(1.02)],
+        )),
+        beside_others(against_bare(
+            "64 clients",
+            Together,
+            PLAIN,
+            &small,
+            parity(),
+        )),
+        beside_others(against_bare(
+            "1000 clients",
             Together,
             PLAIN,
             &Work::new(Mode::PingPong, 1000, 512),
             parity(),
-        ),
-        against_bare(
-            "pipelined",
+        )),
+        beside_others(against_bare(
+            "64 clients, 16 messages under way each",
             Together,
             PLAIN,
             &Work::new(Mode::Pipelined, 64, 64),
             parity(),
-        ),
-        against_bare(
-            "lone",
+        )),
+        beside_others(against_bare(
+            "bulk, 16 connections",
+            Together,
+            CUBIC,
+            &bulk(16),
+            ratios(1.35, 0.65),
+        )),
+        beside_others(against_bare(
+            "a new connection for each message",
             Together,
             PLAIN,
-            &lone,
-            vec![processor(1.0), p50(1.02)],
-        ),
+            &Work::new(Mode::Churn, 1, 64),
+            vec![better(1.0, processor(1.02)), rate(0.98)],
+        )),
         against_bare(
-            "lone-busy-poll",
+            "one client, a core each, busy-poll",
             Apart,
             ("busy-poll = \"50us\"", ""),
             &lone,
             vec![p50(0.55), rate(1.6)],
         ),
         against_bare(
-            "bulk-16-apart-cubic",
+            "bulk, 16 connections, a core each, cubic",
             Apart,
             CUBIC,
             &bulk(16),
             ratios(2.6, 0.36),
         ),
-        against_bare("bulk-16-apart", Apart, PLAIN, &bulk(16), ratios(2.0, 0.50)),
-        against_bare("bulk-16", Together, CUBIC, &bulk(16), ratios(1.35, 0.65)),
+        against_bare(
+            "bulk, 16 connections, a core each",
+            Apart,
+            PLAIN,
+            &bulk(16),
+            ratios(2.0, 0.50),
+        ),
         // What is under way stays in the processors' caches, and no window closes: no goal,
         // but the steadiest of them.
         against_bare(
-            "bulk-16-window",
+            "bulk, 16 connections, 256 KiB under way each",
             Together,
             CUBIC,
             &Work {
@@ -221,61 +254,66 @@ pub fn all() -> Vec<Scenario> {
             Vec::new(),
         ),
         against_bare(
-            "bulk-1-apart-cubic",
+            "bulk, one connection, a core each, cubic",
             Apart,
             CUBIC,
             &bulk(1),
             ratios(1.9, 0.57),
         ),
-        against_bare("bulk-1-apart", Apart, PLAIN, &bulk(1), ratios(1.5, 0.80)),
-        against_bare("churn", Together, PLAIN, &churn, ratios(0.98, 1.02)),
+        against_bare(
+            "bulk, one connection, a core each",
+            Apart,
+            PLAIN,
+            &bulk(1),
+            ratios(1.5, 0.80),
+        ),
         against_itself(
-            "beside-idle",
+            "64 clients beside 10 000 idle ones",
             Together,
             ("10 000 idle", "", small.clone().beside(10_000)),
             ("none idle", "", small.clone()),
             vec![processor(1.05)],
         ),
         against_bare(
-            "mixed",
+            "messages of all sizes",
             Together,
             PLAIN,
             &Work::new(Mode::Mixed, 64, 64),
             Vec::new(),
         ),
         against_itself(
-            "workers",
+            "64 clients, two workers",
             Spread,
             ("2 workers", "workers = 2", small.clone()),
-            ("1 worker", "workers = 1", small.clone()),
+            ("1 worker", "workers = 1", small),
             vec![processor(1.10)],
         ),
-        against_bare(
-            "preserve-ping-pong-64",
-            Together,
-            PRESERVING,
-            &small,
-            parity(),
+    ]
+}
+
+/// The sides of a scenario beside the two that are compared: ours with and without preserving, another
+/// build of ours, and what else echoes here.
+pub fn others(options: &Options, peers: &[&'static Peer], work: &Work) -> Vec<Side> {
+    let side = |(name, server)| Side {
+        name,
+        server,
+        work: work.clone(),
+    };
+    let ours = [
+        ("tcp-echo, preserving at once", Kind::Preserving),
+        (
+            "tcp-echo, not preserving",
+            Kind::Daemon("preserve-connections = false", ""),
         ),
-        against_bare(
-            "preserve-bulk-16",
-            Together,
-            PRESERVING,
-            &bulk(16),
-            Vec::new(),
-        ),
-        against_bare(
-            "preserve-churn",
-            Together,
-            PRESERVING,
-            &churn,
-            ratios(0.98, 1.02),
-        ),
-        against_bare("mortal-ping-pong-64", Together, MORTAL, &small, parity()),
-        against_bare("mortal-churn", Together, MORTAL, &churn, ratios(0.98, 1.02)),
     ];
-    for scenario in &mut all {
-        scenario.has_peers = ["ping-pong-64", "lone", "bulk-16", "churn"].contains(&scenario.name);
-    }
-    all
+    let former = options
+        .former
+        .clone()
+        .map(|path| ("former", Kind::Other(path)));
+    let peers = peers.iter().map(|peer| (peer.name, Kind::Peer(peer)));
+    ours.into_iter()
+        .chain(former)
+        .chain(peers)
+        .map(side)
+        .collect()
 }

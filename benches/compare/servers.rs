@@ -8,7 +8,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, wait};
+use testkit::manager::Manager;
 use testkit::process::{family, family_time, pin};
 use testkit::{Daemon, Folder, Plan, SOON, ping, program};
 
@@ -29,22 +30,153 @@ level = "info"
 pub enum Kind {
     /// Ours, with keys of the configuration's root and of its table `[socket]`.
     Daemon(&'static str, &'static str),
+    /// Ours under a service manager that stores each connection from its beginning.
+    Preserving,
     /// The bare loop.
     Bare,
-    /// socat(1), with a process for each connection.
-    Socat,
-    /// ncat(1), with a process for each connection.
-    Ncat,
-    /// xinetd(8), with its own echo service.
-    Xinetd,
+    /// What else echoes.
+    Peer(&'static Peer),
+    /// Another build of ours, by its path.
+    Other(String),
 }
 
-/// Those that may be installed.
-pub const PEERS: [(&str, Kind); 3] = [
-    ("socat", Kind::Socat),
-    ("ncat", Kind::Ncat),
-    ("xinetd", Kind::Xinetd),
+/// A program that echoes, too.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub name: &'static str,
+    /// What builds it, from the root of the repository; nothing if it is installed as it is.
+    build: &'static [&'static str],
+    /// The command, in which `{address}`, `{port}` and `{folder}` are replaced.
+    command: &'static [&'static str],
+}
+
+/// Those that may be here.
+pub const PEERS: [Peer; 7] = [
+    Peer {
+        name: "tokio",
+        build: &[
+            "cargo",
+            "build",
+            "--quiet",
+            "--release",
+            "--manifest-path=benches/peers/tokio/Cargo.toml",
+            "--target-dir=target/peers",
+        ],
+        command: &["target/peers/release/tokio-echo", "{address}"],
+    },
+    Peer {
+        name: "Go",
+        build: &[
+            "go",
+            "build",
+            "-o",
+            "target/peers/",
+            "benches/peers/echo.go",
+        ],
+        command: &["target/peers/echo", "{address}"],
+    },
+    Peer {
+        name: "socat PIPE",
+        build: &[],
+        command: &[
+            "socat",
+            "TCP4-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr,backlog=4096,nodelay",
+            "PIPE",
+        ],
+    },
+    Peer {
+        name: "xinetd",
+        build: &[],
+        command: &[
+            "xinetd",
+            "-dontfork",
+            "-f",
+            "{folder}/xinetd.conf",
+            "-pidfile",
+            "{folder}/pid",
+        ],
+    },
+    Peer {
+        name: "systemd + cat",
+        build: &[],
+        command: &[
+            "systemd-socket-activate",
+            "--accept",
+            "--inetd",
+            "--listen={address}",
+            "cat",
+        ],
+    },
+    Peer {
+        name: "socat EXEC:cat",
+        build: &[],
+        command: &[
+            "socat",
+            "TCP4-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr,backlog=4096,nodelay",
+            "EXEC:cat",
+        ],
+    },
+    Peer {
+        name: "ncat --exec cat",
+        build: &[],
+        command: &[
+            "ncat",
+            "-l",
+            "-k",
+            "-m",
+            "2000",
+            "--exec",
+            "/bin/cat",
+            "127.0.0.1",
+            "{port}",
+        ],
+    },
 ];
+
+/// The configuration of xinetd(8), with its own echo service.
+const XINETD: &str = "defaults
+{
+    instances = UNLIMITED
+    cps = 1000000 1
+    per_source = UNLIMITED
+}
+service echo
+{
+    type = INTERNAL UNLISTED
+    id = echo-stream
+    socket_type = stream
+    protocol = tcp
+    wait = no
+    user = root
+    bind = 127.0.0.1
+    port = {port}
+}
+";
+
+impl Peer {
+    /// Builds it, if it has to be built.
+    ///
+    /// # Errors
+    /// Why it cannot take part.
+    pub fn prepare(&self) -> Result<(), String> {
+        let tool = self.build.first().unwrap_or(&self.command[0]);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        if !std::env::split_paths(&path).any(|folder| folder.join(tool).is_file()) {
+            return Err(format!("{tool} is not installed"));
+        }
+        let Some((tool, arguments)) = self.build.split_first() else {
+            return Ok(());
+        };
+        let output = Command::new(tool).args(arguments).output();
+        let output = output.map_err(|error| format!("{tool}: {error}"))?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        let last = text.lines().last().unwrap_or_default();
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(format!("it cannot be built: {last}")),
+        }
+    }
+}
 
 impl Kind {
     /// Ours, as it comes.
@@ -75,11 +207,20 @@ pub fn is_known(config: &str) -> bool {
 pub struct Server {
     pub address: SocketAddr,
     pub pid: Pid,
-    daemon: Option<Daemon>,
-    child: Option<Child>,
-    _folder: Option<Folder>,
+    owner: Owner,
     /// Descriptors open without connections.
     descriptors: usize,
+}
+
+/// What ends with the server.
+#[derive(Debug)]
+enum Owner {
+    Daemon(Daemon),
+    Manager(Box<Manager>),
+    Child(
+        Child,
+        #[expect(dead_code, reason = "it is removed with the server")] Option<Folder>,
+    ),
 }
 
 impl Server {
@@ -88,17 +229,21 @@ impl Server {
         let mut server = match kind {
             Kind::Daemon(root, socket) => {
                 let daemon = Plan::new().config(&config(root, socket, extra)).start();
-                Self {
-                    address: daemon.address(),
-                    pid: daemon.pid(),
-                    daemon: Some(daemon),
-                    child: None,
-                    _folder: None,
-                    descriptors: 0,
-                }
+                Self::of(daemon.address(), daemon.pid(), Owner::Daemon(daemon))
+            }
+            Kind::Preserving => {
+                let mut manager = Manager::without_listeners(0);
+                manager.config(&config("preserve-after = \"0s\"", "", extra));
+                manager.start();
+                let (address, pid) = (manager.address(), manager.daemon().pid());
+                Self::of(address, pid, Owner::Manager(Box::new(manager)))
             }
             Kind::Bare => bare(),
-            peer => self::peer(peer),
+            Kind::Peer(peer) => other(peer.command, "", cpus),
+            Kind::Other(path) => {
+                let command = [path, "--listen={address}", "--config={folder}/config.toml"];
+                other(&command, &config("", "", extra), cpus)
+            }
         };
         if !cpus.is_empty() {
             family(server.pid)
@@ -110,6 +255,27 @@ impl Server {
         std::thread::sleep(Duration::from_millis(20));
         server.descriptors = server.count();
         server
+    }
+
+    fn of(address: SocketAddr, pid: Pid, owner: Owner) -> Self {
+        Self {
+            address,
+            pid,
+            owner,
+            descriptors: 0,
+        }
+    }
+
+    /// Kills the process that listens; a service manager starts the next one.
+    pub fn kill(&mut self) {
+        if let Owner::Manager(manager) = &mut self.owner {
+            manager.kill();
+            manager.start();
+            return;
+        }
+        // Behind the process that owns it.
+        let family = family(self.pid);
+        let _ = kill_process(*family.get(1).unwrap_or(&self.pid), Signal::KILL);
     }
 
     /// Waits until it has closed every connection and does nothing more.
@@ -132,7 +298,7 @@ impl Server {
                 return Err(format!("it does not {what} within {SOON:?}"));
             }
         }
-        if let Some(daemon) = &self.daemon {
+        if let Owner::Daemon(daemon) = &self.owner {
             // The manager reads its messages.
             while daemon
                 .notified_within("", Duration::from_millis(1))
@@ -142,14 +308,16 @@ impl Server {
         Ok(())
     }
 
+    /// The descriptors of all its processes.
     fn count(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid)).map_or(0, Iterator::count)
+        let open = |pid| std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        family(self.pid).into_iter().map(open).sum()
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let Some(child) = &mut self.child else {
+        let Owner::Child(child, _) = &mut self.owner else {
             return;
         };
         // From the last process to the first, which could start more of them.
@@ -169,61 +337,36 @@ fn bare() -> Server {
     let mut line = String::new();
     let mut output = BufReader::new(child.stdout.take().unwrap());
     output.read_line(&mut line).unwrap();
-    running(child, line.trim().parse().unwrap(), None)
+    let pid = Pid::from_child(&child);
+    Server::of(line.trim().parse().unwrap(), pid, Owner::Child(child, None))
 }
 
-fn peer(kind: &Kind) -> Server {
+fn other(command: &[&str], config: &str, cpus: &[usize]) -> Server {
     // Free now; another process may still take it.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
     let port = address.port().to_string();
     let folder = Folder::new();
-    let mut command = match kind {
-        Kind::Socat => {
-            let mut command = Command::new("socat");
-            command.arg(format!(
-                "TCP4-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr,backlog=4096,nodelay"
-            ));
-            command.arg("PIPE");
-            command
-        }
-        Kind::Ncat => {
-            let mut command = Command::new("ncat");
-            command.args([
-                "-l",
-                "-k",
-                "-m",
-                "1000",
-                "--exec",
-                "/bin/cat",
-                "127.0.0.1",
-                &port,
-            ]);
-            command
-        }
-        _ => {
-            let config = format!(
-                "defaults\n{{\ninstances = UNLIMITED\ncps = 1000000 1\nper_source = UNLIMITED\n}}\n\
-                 service echo\n{{\ntype = INTERNAL UNLISTED\nid = echo-stream\n\
-                 socket_type = stream\nprotocol = tcp\nwait = no\nuser = root\n\
-                 bind = 127.0.0.1\nport = {port}\n}}\n"
-            );
-            let mut command = Command::new("xinetd");
-            command
-                .args(["-dontfork", "-f"])
-                .arg(folder.write("xinetd.conf", &config));
-            command.arg("-pidfile").arg(folder.path("pid"));
-            command
-        }
-    };
-    let child = command
+    folder.write("config.toml", config);
+    folder.write("xinetd.conf", &XINETD.replace("{port}", &port));
+    let place = folder.path("");
+    let words = command.iter().map(|word| {
+        word.replace("{address}", &address.to_string())
+            .replace("{port}", &port)
+            .replace("{folder}", place.to_str().unwrap())
+    });
+    let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args([crate::OWN, &cpus.join(",")])
+        .args(words)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let server = running(child, address, Some(folder));
+    let pid = Pid::from_child(&child);
+    let server = Server::of(address, pid, Owner::Child(child, Some(folder)));
     let began = Instant::now();
     while TcpStream::connect(address).is_err() && began.elapsed() < SOON {
         std::thread::sleep(Duration::from_millis(10));
@@ -231,13 +374,16 @@ fn peer(kind: &Kind) -> Server {
     server
 }
 
-fn running(child: Child, address: SocketAddr, folder: Option<Folder>) -> Server {
-    Server {
-        address,
-        pid: Pid::from_child(&child),
-        daemon: None,
-        child: Some(child),
-        _folder: folder,
-        descriptors: 0,
+/// Runs a command on some processors, as the parent of all that it leaves behind: the processor time
+/// of a process whose parent does not wait for it would be in no sum otherwise.
+pub fn own(words: &[String]) -> std::io::Result<()> {
+    let cpus: Vec<usize> = words[0].split(',').flat_map(str::parse).collect();
+    if !cpus.is_empty() {
+        pin(getpid(), &cpus);
     }
+    set_child_subreaper(Some(getpid()))?;
+    Command::new(&words[1]).args(&words[2..]).spawn()?;
+    // Until there is no child any more.
+    while wait(WaitOptions::empty()).is_ok() {}
+    Ok(())
 }

@@ -24,6 +24,7 @@ mod end;
 mod fairness;
 mod idle;
 mod memory;
+mod restore;
 mod transfer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,6 +49,7 @@ const FIGURES: &[(&str, Measure)] = &[
     ("stop", end::stop),
     ("reload", transfer::reload),
     ("kill", end::kill),
+    ("restore", restore::restore),
 ];
 
 fn main() -> ExitCode {

@@ -1,15 +1,18 @@
 //! `tcp-echo serve`: starts the daemon, in the order that matters.
 //!
-//! Passed descriptors are taken first, before any other descriptor and any thread exists.  The log is
-//! started second, so that every later error is where an operator looks for it.  Then the state of the
-//! previous process is recovered and the listeners are opened; its connections go on when every
-//! listener is registered, and readiness is reported last.
+//! Passed descriptors are taken first, before any other descriptor and any thread exists, and room is
+//! made for those of the connections that will be restored.  The log is started second, so that every
+//! later error is where an operator looks for it.  Then the state of the previous process is recovered
+//! and the listeners are opened; its connections go on when every listener is registered, and
+//! readiness is reported last.
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{OwnedFd, RawFd};
 
 use mio::Poll;
+use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::SockRef;
 
@@ -20,8 +23,9 @@ use crate::config::units::Role;
 use crate::config::{self, BUILT_IN_PORT, Config, MOST_CONNECTIONS, Options, Origin};
 use crate::log::events::Event;
 use crate::log::sink::Log;
+use crate::preserve::fd_queue::BATCH;
 use crate::preserve::layout::Geometry;
-use crate::preserve::recover::StoredFds;
+use crate::preserve::recover::{self, StoredFds};
 use crate::preserve::restore::{Restored, UNSERVED};
 use crate::preserve::store::Store;
 use crate::server::health::HELD;
@@ -104,6 +108,9 @@ impl Trouble {
 pub(super) fn run(origin: Origin) -> Exit {
     give_back_large_blocks();
     let passed = activation::take();
+    if let Ok(passed) = &passed {
+        make_room(&passed.reserved);
+    }
     // Before there is another thread, as threads inherit the mask.  Where this fails, a handler may run
     // in the thread of the log, which does no harm.
     let _ = signals::block();
@@ -459,9 +466,24 @@ fn reachable(listener: &Listener, address: IpAddr) -> IpAddr {
     }
 }
 
-/// Raises the soft limit of descriptors to the hard one (getrlimit(2)); returns the most connections
-/// for which that leaves descriptors, at least one.  `metrics`: some are for requests of them.
-pub(super) fn descriptors(workers: usize, listeners: usize, metrics: bool) -> usize {
+/// Enlarges the table of descriptors at once for the connections that will be restored.  It doubles as it
+/// fills, and as soon as there are threads, the kernel waits some 10 ms each time until no processor looks
+/// at the old table.  So this is for a process that has one thread.
+fn make_room(reserved: &[(String, OwnedFd)]) {
+    let count = recover::expected(reserved);
+    let (Some((_, any)), 1..) = (reserved.first(), count) else {
+        return;
+    };
+    raise_limit();
+    let last = u64::try_from(count + BATCH).unwrap_or(u64::MAX);
+    if let Ok(last) = RawFd::try_from(last.saturating_add(OWN)) {
+        // An error means that the table grows later.
+        let _ = fcntl_dupfd_cloexec(any, last);
+    }
+}
+
+/// Raises the soft limit of descriptors to the hard one (getrlimit(2)); returns the soft limit.
+fn raise_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     // With an error the soft limit stays as it is, which is then what counts.
     let _ = setrlimit(
@@ -471,7 +493,13 @@ pub(super) fn descriptors(workers: usize, listeners: usize, metrics: bool) -> us
             maximum: limit.maximum,
         },
     );
-    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Raises the soft limit of descriptors to the hard one; returns the most connections for which that
+/// leaves descriptors, at least one.  `metrics`: some are for requests of them.
+pub(super) fn descriptors(workers: usize, listeners: usize, metrics: bool) -> usize {
+    let descriptors = raise_limit();
     let listeners = listeners.saturating_sub(LISTENERS) as u64;
     let metrics = if metrics { DESCRIPTORS as u64 } else { 0 };
     let own = OWN + WORKER * (workers as u64 - 1) + listeners + metrics;

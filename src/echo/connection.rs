@@ -121,6 +121,8 @@ pub struct Start {
     pub moved: MonoTime,
     /// Whether the service has sent its FIN.
     pub finished: bool,
+    /// Whether something may wait to be read.
+    pub input: bool,
 }
 
 /// One connection.

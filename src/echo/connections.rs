@@ -138,19 +138,24 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
     }
 
     /// Adds a stream of another process, which has to be registered for what is returned beside its
-    /// key.  It is ready.  The totals that are continued ([`Connections::resume`]) count it already
-    /// as accepted.
+    /// key.  It is ready, unless nothing waits to be read or written; the poll announces what comes
+    /// before it is registered, too (`EPOLL_CTL_ADD` of epoll_ctl(2)).  The totals that are continued
+    /// ([`Connections::resume`]) count it already as accepted.
     pub(crate) fn restore(&mut self, stream: S, start: Start, now: MonoTime) -> (usize, Want) {
+        let input = start.input;
         let connection = Connection::resumed(start, &self.limits, now);
         let want = connection.want();
+        let is_ready = input || want == Want::Write || !connection.is_echoing();
         self.counters.received += connection.received();
         self.counters.sent += connection.sent();
         let key = self.add(stream, connection);
         let entry = &mut self.entries[key];
         entry.registered = want;
-        entry.untried = true;
-        self.untried += 1;
-        self.queue(key, Hint::ReadOn);
+        if is_ready {
+            entry.untried = true;
+            self.untried += 1;
+            self.queue(key, Hint::ReadOn);
+        }
         (key, want)
     }
 

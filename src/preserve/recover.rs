@@ -123,6 +123,8 @@ pub(crate) struct RecoveredConnection {
     pub record_id: u32,
     /// How many bytes were read from it and written to it.
     pub positions: Positions,
+    /// Whether the kernel counts its bytes: it is a plain TCP connection.
+    pub counted: bool,
     /// What is owed to the peer.
     pub owed: Option<Owed>,
 }
@@ -163,8 +165,8 @@ struct QueueContent {
     generation: u64,
     /// How many descriptors are in it.
     entries: usize,
-    /// The cookies of the sockets among these.
-    cookies: HashSet<u64>,
+    /// The cookies of the sockets among these, sorted.
+    cookies: Vec<u64>,
 }
 
 /// The generation in a name that begins with one of `starts`.  A later one must always be possible.
@@ -172,6 +174,19 @@ fn generation(name: &str, starts: [&str; 2]) -> Option<u64> {
     let number = starts.iter().find_map(|start| name.strip_prefix(start))?;
     let generation = number.parse().ok()?;
     (generation < u64::MAX / 2).then_some(generation)
+}
+
+/// How many connections may go on, by the state files among what was passed.
+#[must_use]
+pub(crate) fn expected(passed: &[(String, OwnedFd)]) -> usize {
+    let is_state_file = |name: &str| generation(name, [STATE_FILE, FORMER_STATE_FILE]).is_some();
+    let state_files = passed.iter().filter(|(name, _)| is_state_file(name));
+    let records = state_files.filter_map(|(_, descriptor)| {
+        let (state_file, _) = StateFile::open(descriptor.try_clone().ok()?).ok()?;
+        let partitions = 0..state_file.geometry().partitions;
+        Some(partitions.map(|index| state_file.used(index).0).sum())
+    });
+    records.max().unwrap_or(0)
 }
 
 impl StoredFds {
@@ -241,7 +256,7 @@ impl StoredFds {
             let mut content = QueueContent {
                 generation: *generation,
                 entries: 0,
-                cookies: HashSet::new(),
+                cookies: Vec::new(),
             };
             // What a queue holds that cannot be read counts as missing.
             let _ = queue.peek(|found, cut| {
@@ -252,11 +267,11 @@ impl StoredFds {
                     .filter_map(|socket| examiner.examine(socket));
                 content.cookies.extend(cookies);
             });
+            content.cookies.sort_unstable();
             contents.push(content);
         }
         let Examiner {
             records,
-            seen,
             connections,
             mut lost,
             ..
@@ -264,8 +279,7 @@ impl StoredFds {
         recovered.unseen = unseen;
         if recovered.unusable.is_none() {
             recovered.before = records.len();
-            let is_missing = |cookie: &&u64| !seen.contains(*cookie);
-            let missing = records.keys().filter(is_missing).count();
+            let missing = records.iter().filter(|record| !record.seen).count();
             if missing > 0 {
                 let why = if unseen {
                     TOO_FEW_DESCRIPTORS
@@ -297,7 +311,10 @@ impl StoredFds {
             senders.count() == 1
                 && queues.count() == 1
                 && recovered.names.contains(&fd_queue_name(generation))
-                && connections.all(|connection| content.cookies.contains(&connection.record.cookie))
+                && connections.all(|connection| {
+                    let cookie = &connection.record.cookie;
+                    content.cookies.binary_search(cookie).is_ok()
+                })
         };
         let content = contents
             .iter()
@@ -348,6 +365,15 @@ impl Recovered {
     }
 }
 
+/// Where the record of a cookie is.
+struct Known {
+    cookie: u64,
+    partition: usize,
+    index: usize,
+    /// Whether a socket with this cookie was found.
+    seen: bool,
+}
+
 /// Examines one socket after the other.
 struct Examiner<'a> {
     state_file: Option<&'a StateFile>,
@@ -355,15 +381,15 @@ struct Examiner<'a> {
     short: bool,
     /// Whether all connections are closed.
     is_unusable: bool,
-    /// The records by cookie, each with its partition and its index there.
-    records: HashMap<u64, (usize, usize, Record)>,
+    /// The records, sorted by cookie.
+    records: Vec<Known>,
     /// The slots by the cookie of their owner, each as its partition and its index there.
     slots: HashMap<u64, (usize, usize)>,
     /// The cookie of the connection that was being served at each of the last crashes.
     culprit: Option<u64>,
     max_connections: usize,
-    /// The cookies of all sockets so far.
-    seen: HashSet<u64>,
+    /// The cookies of the sockets so far that have no record.
+    unknown: HashSet<u64>,
     connections: Vec<RecoveredConnection>,
     lost: HashMap<&'static str, usize>,
 }
@@ -377,11 +403,11 @@ impl<'a> Examiner<'a> {
             planned: recovered.planned,
             short: recovered.short,
             is_unusable: recovered.unusable.is_some(),
-            records: HashMap::new(),
+            records: Vec::new(),
             slots: HashMap::new(),
             culprit: state_file.and_then(|state_file| CrashHistory::read(state_file).culprit()),
             max_connections,
-            seen: HashSet::new(),
+            unknown: HashSet::new(),
             connections: Vec::new(),
             lost: HashMap::new(),
         };
@@ -397,8 +423,12 @@ impl<'a> Examiner<'a> {
             let (records, slots) = state_file.used(partition);
             for index in 0..records {
                 if let Some(record) = state_file.read_record(partition, index) {
-                    let place = (partition, index, record);
-                    self.records.insert(record.cookie, place);
+                    self.records.push(Known {
+                        cookie: record.cookie,
+                        partition,
+                        index,
+                        seen: false,
+                    });
                 }
             }
             for slot in 0..slots {
@@ -408,36 +438,54 @@ impl<'a> Examiner<'a> {
                 }
             }
         }
+        self.records.sort_unstable_by_key(|known| known.cookie);
+        // A cookie is that of one socket, and a socket has one record.
+        self.records.dedup_by_key(|known| known.cookie);
     }
 
     /// Examines a socket; returns its cookie, if it has one.
     fn examine(&mut self, socket: OwnedFd) -> Option<u64> {
         let cookie = SockRef::from(&socket).cookie().ok()?;
+        let known = self
+            .records
+            .binary_search_by_key(&cookie, |known| known.cookie);
+        let known = known.ok().and_then(|at| self.records.get_mut(at));
         // A socket may be in two queues.
-        if self.seen.insert(cookie) {
-            self.examine_new(socket, cookie);
+        let (is_new, place) = match known {
+            Some(known) => {
+                let is_new = !std::mem::replace(&mut known.seen, true);
+                (is_new, Some((known.partition, known.index)))
+            }
+            None => (self.unknown.insert(cookie), None),
+        };
+        if is_new {
+            self.examine_new(socket, cookie, place);
         }
         Some(cookie)
     }
 
-    fn examine_new(&mut self, socket: OwnedFd, cookie: u64) {
-        let known = self.records.get(&cookie).copied();
-        let (Some(state_file), Some((partition, index, record)), false) =
-            (self.state_file, known, self.is_unusable)
+    /// `place`: the partition of its record, and the index there.
+    fn examine_new(&mut self, socket: OwnedFd, cookie: u64, place: Option<(usize, usize)>) {
+        let known = self.state_file.zip(place).and_then(|(file, place)| {
+            let record = file.read_record(place.0, place.1)?;
+            Some((file, place, record))
+        });
+        let (Some((state_file, (partition, index), record)), false) = (known, self.is_unusable)
         else {
             // Without a state file it is not known which connections were over.
-            if self.is_unusable && (self.state_file.is_none() || known.is_some()) {
+            if self.is_unusable && (self.state_file.is_none() || place.is_some()) {
                 *self.lost.entry(ALL_CLOSED).or_default() += 1;
             }
             return end(&socket, false);
         };
         state_file.header().crashes.current.set(cookie);
+        let counted = is_counted(&socket);
         let verdict = if self.culprit == Some(cookie) {
             Err("the process crashed again and again while it served the connection")
         } else if self.connections.len() >= self.max_connections {
             Err(TOO_FEW_DESCRIPTORS)
         } else {
-            self.positions_and_owed(state_file, partition, &socket, &record)
+            self.positions_and_owed(state_file, partition, &socket, counted, &record)
         };
         match verdict {
             Ok((positions, before, owed)) => self.connections.push(RecoveredConnection {
@@ -446,13 +494,14 @@ impl<'a> Examiner<'a> {
                 partition,
                 record_id: u32::try_from(index).unwrap_or(u32::MAX),
                 positions,
+                counted,
                 owed,
             }),
             Err(why) => {
                 // Where bytes are given up, an end of the stream would say that all came back.  And bytes
                 // that were written to a connection of Multipath TCP would wait for a peer that does not
                 // read, for as long as a descriptor queue holds the socket.
-                let reset = is_owed(&socket, &record) || !is_counted(&socket);
+                let reset = is_owed(&socket, &record) || !counted;
                 end(&socket, reset);
                 *self.lost.entry(why).or_default() += 1;
             }
@@ -466,9 +515,10 @@ impl<'a> Examiner<'a> {
         state_file: &StateFile,
         partition: usize,
         socket: &OwnedFd,
+        counted: bool,
         record: &Record,
     ) -> Result<(Positions, Before, Option<Owed>), &'static str> {
-        let (found, before) = self.find_positions(socket, record)?;
+        let (found, before) = self.find_positions(socket, counted, record)?;
         if found.over {
             return Err("it was over already");
         }
@@ -497,11 +547,12 @@ impl<'a> Examiner<'a> {
     fn find_positions(
         &self,
         socket: &OwnedFd,
+        counted: bool,
         record: &Record,
     ) -> Result<(Positions, Before), &'static str> {
         // After a hand-over the record is exact.
         let recorded = (recorded_positions(record), record.before);
-        if !is_counted(socket) {
+        if !counted {
             return if self.planned {
                 Ok(recorded)
             } else {
@@ -511,7 +562,7 @@ impl<'a> Examiner<'a> {
         if test_faults::is_on(test_faults::NO_COUNTERS) {
             return Ok(recorded);
         }
-        match positions(socket) {
+        match positions(socket, surely_read(record)) {
             Ok(found) => behind_header(found, record.before),
             Err(_) if self.planned => Ok(recorded),
             Err(_) => Err("the kernel does not say how many bytes were read and written"),
@@ -569,14 +620,24 @@ fn recorded_positions(record: &Record) -> Positions {
         sent: record.sent,
         finished: false,
         over: false,
+        input: true,
         quiet: Duration::ZERO,
+    }
+}
+
+/// How many bytes were read from a connection at least, by its record.  A header may be recorded and not
+/// read yet.  If a record that nothing has noticed to be wrong says too many, bytes seem to be owed that
+/// are found nowhere.
+fn surely_read(record: &Record) -> u64 {
+    match record.before {
+        Before::Nothing => record.received,
+        Before::Header | Before::Taken(_) => 0,
     }
 }
 
 /// Whether bytes were read from a connection and not written to it, by the kernel's counters.
 fn is_owed(socket: &OwnedFd, record: &Record) -> bool {
-    let found = positions(socket);
-    found
+    positions(socket, 0)
         .is_ok_and(|found| !found.finished && found.received != found.sent + record.before.length())
 }
 

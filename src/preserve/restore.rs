@@ -44,6 +44,14 @@ pub(crate) struct RestoredConnection {
     pub record_id: RecordId,
 }
 
+impl RestoredConnection {
+    /// Whether there is something to do for it as far as is known: bytes to be read or written, or an end.
+    pub(crate) fn is_busy(&self) -> bool {
+        let positions = &self.connection.positions;
+        positions.input || positions.finished || self.pending.is_some()
+    }
+}
+
 /// What this process begins with.
 #[derive(Debug)]
 pub(crate) struct Restored {
@@ -198,29 +206,30 @@ fn stay(
     connections: Vec<RecoveredConnection>,
     short: bool,
 ) -> Placed {
-    let records: BTreeSet<(usize, u32)> = connections
-        .iter()
-        .map(|connection| (connection.partition, connection.record_id))
-        .collect();
-    let slots: BTreeSet<(usize, u32)> = connections
-        .iter()
-        .filter_map(|connection| match connection.owed {
-            Some((_, Place::Slot(slot, _))) => {
-                Some((connection.partition, u32::try_from(slot).ok()?))
-            }
-            _ => None,
+    // For each partition, which of its records and slots are used.
+    let mut used: Vec<[Vec<bool>; 2]> = (0..payloads.len())
+        .map(|index| {
+            let (records, slots) = state_file.used(index);
+            [vec![false; records], vec![false; slots]]
         })
         .collect();
+    for connection in &connections {
+        let [records, slots] = &mut used[connection.partition];
+        records[connection.record_id as usize] = true;
+        if let Some((_, Place::Slot(slot, _))) = connection.owed {
+            slots[slot] = true;
+        }
+    }
     let mut partitions: Vec<Partition> = (0..)
-        .zip(payloads)
-        .map(|(index, payload)| {
+        .zip(payloads.into_iter().zip(used))
+        .map(|(index, (payload, [records, slots]))| {
             Partition::resumed(
                 state_file.clone(),
                 index,
                 payload,
                 short,
-                |record| records.contains(&(index, record)),
-                |slot| slots.contains(&(index, slot)),
+                |record| records[record as usize],
+                |slot| slots[slot as usize],
             )
         })
         .collect();
@@ -384,8 +393,10 @@ mod tests {
                     sent: 3,
                     finished: false,
                     over: false,
+                    input: false,
                     quiet: Duration::ZERO,
                 },
+                counted: true,
                 owed: Some((OWED.len(), place)),
             });
         }

@@ -8,6 +8,7 @@
 //! The state machine [`crate::preserve::preserver`] takes every decision; the code here gives it its
 //! inputs and carries out the effects.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -46,8 +47,20 @@ use crate::sys::{clock, environment};
 /// list is made anew without those that are over.
 const EXCESS: usize = 65_536;
 
+/// Restored connections that are added to the workers at a time.
+const SLICE: usize = 256;
+
 /// How long the end of the process may wait for an answer of the service manager.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
+
+/// What a listener gives to its connections.
+struct Given {
+    /// The index of its name in the workers.
+    listener: u32,
+    quickack: bool,
+    /// How long a PROXY header may take.
+    timeout: Duration,
+}
 
 /// The descriptors that the store of the service manager can hold (`$FDSTORE`, systemd.exec(5));
 /// `None`: it is not known, and only an attempt shows it.  systemd sets the variable since version 254,
@@ -63,6 +76,9 @@ fn store_size() -> Option<usize> {
 impl Server {
     /// Goes on with the totals and the connections of the previous process, and logs what was lost.
     /// Every listener must be added before.
+    ///
+    /// The connections are added in slices, first those for which there is something to do, which get
+    /// their turns before the others are added.
     pub(crate) fn restore(&mut self, recovered: &Recovered, connections: Vec<RestoredConnection>) {
         let totals = self.store.state_file().totals();
         self.acceptor.refused = totals.refused;
@@ -79,18 +95,9 @@ impl Server {
         let passed = own.counters();
         own.resume([counters, passed].into_iter().sum());
         let (mut owing, mut owed) = (0, 0);
-        // Begins at another connection each time.  Otherwise, when process after process crashes, the
-        // same connections would never get a turn.
-        let mut connections = connections;
-        let first = usize::try_from(self.now.as_micros()).unwrap_or(0);
-        let middle = first.checked_rem(restored).unwrap_or(0);
-        connections.rotate_left(middle);
-        for connection in connections {
-            if let Some(pending) = &connection.pending {
-                owing += 1;
-                owed += u64::from(pending.owed());
-            }
-            self.restore_one(connection);
+        for pending in connections.iter().filter_map(|it| it.pending.as_ref()) {
+            owing += 1;
+            owed += u64::from(pending.owed());
         }
         if let Some(unusable) = &recovered.unusable {
             let (why, count) = (unusable.to_string(), recovered.lost.values().sum());
@@ -112,6 +119,26 @@ impl Server {
         for listener in &mut self.acceptor.listeners {
             listener.recorded = self.store.listener(&listener.name);
         }
+        let (mut busy, quiet): (Vec<_>, Vec<_>) = connections
+            .into_iter()
+            .partition(RestoredConnection::is_busy);
+        // Begins at another connection each time.  Otherwise, when process after process crashes, the
+        // same connections would never get a turn.
+        let first = usize::try_from(self.now.as_micros()).unwrap_or(0);
+        let middle = first.checked_rem(busy.len()).unwrap_or(0);
+        busy.rotate_left(middle);
+        let mut known = BTreeMap::new();
+        let mut connections = busy.into_iter().chain(quiet).peekable();
+        while connections.peek().is_some() {
+            let slice = connections.by_ref().take(SLICE);
+            let slice: Vec<_> = slice
+                .map(|connection| self.restored(connection, &mut known))
+                .collect();
+            self.pool.restore(slice.into_iter(), self.now);
+            self.now = clock::now();
+            self.pool.own.begin(self.now, false);
+            self.pool.own.serve();
+        }
         // An older version has preserved streams that may hold descriptors in their queue.
         for worker in self.pool.pause_all().iter_mut() {
             worker.drain(Stream::is_doubtful, self.now);
@@ -128,7 +155,13 @@ impl Server {
         }
     }
 
-    fn restore_one(&mut self, restored: RestoredConnection) {
+    /// A connection of the previous process, with the number of its worker.  `known`: what the listeners
+    /// give to connections, by the indexes of their names in the state file.
+    fn restored(
+        &mut self,
+        restored: RestoredConnection,
+        known: &mut BTreeMap<u32, Given>,
+    ) -> (usize, Stream, Start) {
         let RestoredConnection {
             connection,
             pending,
@@ -138,8 +171,10 @@ impl Server {
         let record = connection.record;
         // After a crash the recorded total may be older than this connection.
         self.acceptor.number = self.acceptor.number.max(record.number);
-        let domain = SockRef::from(&connection.socket).domain().ok();
-        let socket = if domain == Some(Domain::UNIX) {
+        // The kernel counts the bytes of TCP connections only.
+        let is_unix = !connection.counted
+            && SockRef::from(&connection.socket).domain().ok() == Some(Domain::UNIX);
+        let socket = if is_unix {
             let socket = UnixStream::from_std(connection.socket.into());
             Socket::Unix(Apart::stream(socket))
         } else {
@@ -149,16 +184,15 @@ impl Server {
             let peer = socket.peer_addr().unwrap_or(no_peer.into());
             Socket::Tcp(TcpStream::from_std(socket), peer)
         };
-        let name = self.store.state_file().name(record.listener);
-        let name = name.unwrap_or_else(|| "unknown".into());
-        let listener = self.pool.number_of(&name);
-        let options = self.settings.config.options_of_passed(&name);
-        let quickack = options.quickack == Some(true);
+        let Given {
+            listener,
+            quickack,
+            timeout,
+        } = *known
+            .entry(record.listener)
+            .or_insert_with(|| self.given(record.listener));
         let mut stream = Stream::new(socket, record.number, listener, quickack);
         // The proxy may have been kept waiting by the restart, and the time begins anew.
-        let timeout = options
-            .proxy_timeout
-            .map_or(LINGER, |Span(timeout)| timeout);
         stream.header = ProxyHeader::restored(record.before, self.now + timeout);
         stream.shared = true;
         stream.record_id = Some(record_id);
@@ -176,9 +210,24 @@ impl Server {
             began: MonoTime::from_micros(record.began),
             moved,
             finished: connection.positions.finished,
+            input: connection.positions.input,
         };
         self.acceptor.count(&stream);
-        self.pool.restore(partition, stream, start, self.now);
+        (partition, stream, start)
+    }
+
+    /// What the listener gives to its connections whose name has this index in the state file.
+    fn given(&mut self, index: u32) -> Given {
+        let name = self.store.state_file().name(index);
+        let name = name.unwrap_or_else(|| "unknown".into());
+        let options = self.settings.config.options_of_passed(&name);
+        Given {
+            listener: self.pool.number_of(&name),
+            quickack: options.quickack == Some(true),
+            timeout: options
+                .proxy_timeout
+                .map_or(LINGER, |Span(timeout)| timeout),
+        }
     }
 
     /// Whether connections are to be preserved: the configuration asks for it, and there is a service

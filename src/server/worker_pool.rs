@@ -443,10 +443,25 @@ impl WorkerPool {
         }
     }
 
-    /// Adds a restored connection to the worker of this number.
-    pub(crate) fn restore(&mut self, number: usize, stream: Stream, start: Start, now: MonoTime) {
-        self.add_load(number);
-        self.with(number, |worker| worker.restore(stream, start, now));
+    /// Adds restored connections, each to the worker of its number, between two rounds of that.
+    pub(crate) fn restore(
+        &mut self,
+        restored: impl Iterator<Item = (usize, Stream, Start)>,
+        now: MonoTime,
+    ) {
+        let mut lists: Vec<Vec<_>> = self.load.iter().map(|_| Vec::new()).collect();
+        for (number, stream, start) in restored {
+            self.add_load(number);
+            lists[number].push((stream, start));
+        }
+        let lists = lists.into_iter().enumerate();
+        for (number, list) in lists.filter(|(_, list)| !list.is_empty()) {
+            self.with(number, |worker| {
+                for (stream, start) in list {
+                    worker.restore(stream, start, now);
+                }
+            });
+        }
     }
 
     /// The number of connections, as far as their ends were reported.

@@ -10,8 +10,16 @@
 //!   end.
 //!
 //! The first sum requires that urgent bytes stay in the stream (`SO_OOBINLINE`), which
-//! [`super::sockopt::apply`] sets.  The counters change while the peer sends and acknowledges, so they
-//! are read before and after the queues until both readings agree.
+//! [`super::sockopt::apply`] sets.  The counters change while the peer sends and acknowledges, so as a
+//! rule they are read before and after the queues until both readings agree.
+//!
+//! Where nothing is under way, one reading is enough, as all of it is of one moment:
+//!
+//! - If everything that was written was sent and acknowledged (`tcpi_unacked` and `tcpi_notsent_bytes`
+//!   are 0), `tcpi_bytes_acked` is what was written.  That does not change until something is written.
+//! - If nothing waits to be read, `tcpi_bytes_received` is what was read.  What waits can only grow
+//!   while nothing is read, so nothing has waited if nothing does after the reading.  Nor has anything
+//!   if it is known that as many bytes were read already.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -34,6 +42,8 @@ pub(crate) struct Positions {
     pub finished: bool,
     /// Whether the connection is over: reset, timed out, or ended by both sides.
     pub over: bool,
+    /// Whether bytes or the FIN of the peer may wait to be read.
+    pub input: bool,
     /// How long no bytes have moved in either direction, in whole milliseconds.
     pub quiet: Duration,
 }
@@ -43,6 +53,8 @@ struct Reading {
     state: u64,
     acked: u64,
     received: u64,
+    /// Whether everything that was written was sent and acknowledged, for certain.
+    acknowledged: bool,
     /// Since bytes last went in either direction.
     quiet: Duration,
 }
@@ -56,6 +68,8 @@ impl Reading {
             state: get(field::STATE)?,
             acked: get(field::BYTES_ACKED)?,
             received: get(field::BYTES_RECEIVED)?,
+            acknowledged: info.get(field::UNACKED) == Some(0)
+                && info.get(field::NOTSENT) == Some(0),
             quiet: Duration::from_millis(quiet),
         })
     }
@@ -63,16 +77,40 @@ impl Reading {
     fn counts(&self) -> (u64, u64, u64) {
         (self.state, self.acked, self.received)
     }
+
+    /// The positions, if this reading is enough for them.
+    fn alone(&self, socket: &impl AsFd, at_least: u64) -> io::Result<Option<Positions>> {
+        let ended = match self.state {
+            state::ESTABLISHED => false,
+            state::CLOSE_WAIT => true,
+            _ => return Ok(None),
+        };
+        let received = self.received.saturating_sub(ended.into());
+        let is_exact =
+            self.acknowledged && (received == at_least || rustix::io::ioctl_fionread(socket)? == 0);
+        Ok(is_exact.then_some(Positions {
+            received,
+            sent: self.acked,
+            finished: false,
+            over: false,
+            input: ended,
+            quiet: self.quiet,
+        }))
+    }
 }
 
-/// Reads the positions of a TCP connection.  No thread may read or write it meanwhile.
+/// Reads the positions of a TCP connection.  No thread may read or write it meanwhile.  `at_least`: so
+/// many bytes were read from it, as far as is known.
 ///
 /// # Errors
 /// Those of getsockopt(2), for a socket that is not one of TCP; `Unsupported` for a kernel before 4.1;
 /// `NotConnected` while the handshake of a connection with TCP Fast Open (RFC 7413) is not complete, as
 /// the kernel does not report its queues until then.
-pub(crate) fn positions(socket: &impl AsFd) -> io::Result<Positions> {
+pub(crate) fn positions(socket: &impl AsFd, at_least: u64) -> io::Result<Positions> {
     let mut before = Reading::of(socket)?;
+    if let Some(found) = before.alone(socket, at_least)? {
+        return Ok(found);
+    }
     for _ in 0..TRIES {
         let unread = rustix::io::ioctl_fionread(socket)?;
         let unacknowledged = unacknowledged(socket);
@@ -104,6 +142,7 @@ pub(crate) fn positions(socket: &impl AsFd) -> io::Result<Positions> {
             sent: sent.saturating_sub(u64::from(finished)),
             finished,
             over: state == state::CLOSE,
+            input: ended || unread > 0,
             quiet: after.quiet,
         });
     }
@@ -129,7 +168,7 @@ mod tests {
     fn expect(server: &TcpStream, wanted: (u64, u64, bool)) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let found = positions(server).unwrap();
+            let found = positions(server, 0).unwrap();
             if (found.received, found.sent, found.finished) == wanted {
                 return;
             }
@@ -153,7 +192,7 @@ mod tests {
         server.read_to_end(&mut rest).unwrap();
         expect(&server, (1000, 400, false));
         server.shutdown(Shutdown::Write).unwrap();
-        let found = positions(&server).unwrap();
+        let found = positions(&server, 0).unwrap();
         // The connection is over as soon as the client's kernel has acknowledged the FIN.
         assert!(found.over || (found.received, found.sent, found.finished) == (1000, 400, true));
     }
@@ -173,14 +212,54 @@ mod tests {
         server.write_all(b"unread").unwrap();
         drop(client);
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !positions(&server).unwrap().over {
+        while !positions(&server, 0).unwrap().over {
             assert!(Instant::now() < deadline);
         }
     }
 
     #[test]
+    fn positions_are_exact_at_any_instant() {
+        let (client, mut server) = pair();
+        let mut reader = client.try_clone().unwrap();
+        let peer = std::thread::spawn(move || {
+            let mut writer = client;
+            // In bursts, so that the queues are empty again and again.
+            for length in 1..2000 {
+                writer.write_all(&[1; 64][..1 + length % 64]).unwrap();
+                if length % 7 == 0 {
+                    std::thread::yield_now();
+                }
+            }
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let taken = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+        let (mut received, mut sent) = (0, 0);
+        loop {
+            let mut buffer = [0; 100];
+            let count = server.read(&mut buffer).unwrap();
+            received += count as u64;
+            for at_least in [received, 0, 1] {
+                let found = positions(&server, at_least).unwrap();
+                assert_eq!((found.received, found.sent), (received, sent));
+            }
+            if count == 0 {
+                break;
+            }
+            server.write_all(&buffer[..count]).unwrap();
+            sent += count as u64;
+            for at_least in [received, 0] {
+                let found = positions(&server, at_least).unwrap();
+                assert_eq!((found.received, found.sent), (received, sent));
+            }
+        }
+        peer.join().unwrap();
+        drop(server);
+        assert_eq!(taken.join().unwrap().unwrap(), sent);
+    }
+
+    #[test]
     fn a_unix_stream_has_no_positions() {
         let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert!(positions(&one).is_err());
+        assert!(positions(&one, 0).is_err());
     }
 }

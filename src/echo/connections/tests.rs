@@ -846,6 +846,25 @@ fn start(now: MonoTime) -> Start {
         began: now,
         moved: now,
         finished: false,
+        input: true,
+    }
+}
+
+#[test]
+fn a_restored_connection_for_which_there_is_nothing_to_do_is_not_ready() {
+    let mut test = Harness::new(limits());
+    for (input, finished, ready) in [(false, false, 0), (true, false, 1), (false, true, 2)] {
+        let start = Start {
+            input,
+            finished,
+            ..start(test.now)
+        };
+        test.connections
+            .restore(Script::resumed([], 30), start, test.now);
+        assert_eq!(
+            (test.connections.ready(), test.connections.untried()),
+            (ready, ready)
+        );
     }
 }
 

@@ -158,7 +158,8 @@ fn address<T: FromStr + Into<IpAddr>>(ip: &str, port: &str) -> Result<SocketAddr
     let is_plain = port == "0" || port.starts_with(|first| matches!(first, '1'..='9'));
     let port = port.parse().ok().filter(|_| is_plain);
     let port: u16 = port.ok_or(Invalid("a port in its line is no number from 0 to 65535"))?;
-    Ok(SocketAddr::new(ip.into(), port))
+    // An IPv4 address that is written as one of IPv6 counts as what it is, as in version 2.
+    Ok(SocketAddr::new(ip.into().to_canonical(), port))
 }
 
 /// Version 2 (section 2.2).
@@ -236,6 +237,7 @@ where
 impl Header {
     /// Reads the extensions that stand from `at` on to the end.
     fn read_extensions(&mut self, bytes: &[u8], mut at: usize) -> Result<(), Invalid> {
+        let mut has_checksum = false;
         while at < bytes.len() {
             let value = bytes.get(at + 1..at + 3).and_then(|length| {
                 let begin = at + 3;
@@ -247,6 +249,10 @@ impl Header {
             at = value.end;
             let value = &bytes[value];
             match kind {
+                // A header full of them would cost milliseconds.
+                CHECKSUM if std::mem::replace(&mut has_checksum, true) => {
+                    return Err(Invalid("it has two checksums"));
+                }
                 CHECKSUM if value != checksum(bytes, place).to_be_bytes() => {
                     return Err(WRONG_CHECKSUM);
                 }
@@ -350,6 +356,10 @@ mod tests {
                 b"PROXY TCP6 2001:db8::1 2001:db8::7 56324 7\r\n".to_vec(),
                 v6,
             ),
+            (
+                b"PROXY TCP6 ::ffff:192.0.2.1 ::ffff:198.51.100.1 56324 7\r\n".to_vec(),
+                v4,
+            ),
             (b"PROXY UNKNOWN\r\n".to_vec(), None),
             (b"PROXY UNKNOWN ff:: anything 1 2\r\n".to_vec(), None),
             (binary(PROXY, TCP4, &IPV4), v4),
@@ -431,6 +441,19 @@ mod tests {
             assert_eq!(whole(line.as_bytes()), Err(why), "{line}");
         }
         let unfinished = [&IPV4[..], &[AUTHORITY, 0, 9, 1]].concat();
+        let mut two_sums = binary(
+            PROXY,
+            TCP4,
+            &[
+                &IPV4[..],
+                &extension(CHECKSUM, &[0; 4]),
+                &extension(CHECKSUM, &[0; 4]),
+            ]
+            .concat(),
+        );
+        let first = FIXED + IPV4.len() + 3;
+        let sum = checksum(&two_sums, first..first + 4);
+        two_sums[first..first + 4].copy_from_slice(&sum.to_be_bytes());
         let short_sum = [&IPV4[..], &extension(CHECKSUM, &[1, 2])].concat();
         for (header, why) in [
             (
@@ -466,6 +489,7 @@ mod tests {
                 "its checksum is wrong",
             ),
             (binary(PROXY, TCP4, &short_sum), "its checksum is wrong"),
+            (two_sums, "it has two checksums"),
             (
                 binary(PROXY, TCP4, &[0; MAX_LENGTH]),
                 "it says that it is longer than 4096 bytes",
@@ -511,6 +535,10 @@ mod tests {
         assert_eq!(crc32c("123456789".bytes()), 0xe306_9283);
     }
 
+    fn canonical(address: SocketAddr) -> SocketAddr {
+        SocketAddr::new(address.ip().to_canonical(), address.port())
+    }
+
     /// What another implementation makes of the same bytes.
     fn oracle(bytes: &[u8]) -> Option<(usize, Option<(SocketAddr, SocketAddr)>)> {
         let config = proxy_header::ParseConfig::default();
@@ -520,7 +548,7 @@ mod tests {
             .filter(|addresses| addresses.protocol == proxy_header::Protocol::Stream);
         Some((
             length,
-            addresses.map(|found| (found.source, found.destination)),
+            addresses.map(|found| (canonical(found.source), canonical(found.destination))),
         ))
     }
 

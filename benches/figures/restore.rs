@@ -40,7 +40,7 @@ fn restart(manager: &mut Manager, clients: &mut [TcpStream], busy: bool) -> Rest
     manager.launch();
     manager.ready();
     let ready = began.elapsed();
-    let mut echo = |client: &mut TcpStream| {
+    let echo = |client: &mut TcpStream| {
         client.read_exact(&mut [0; 7]).unwrap();
         began.elapsed()
     };

@@ -155,7 +155,7 @@ pub const KEYS: [Key; 41] = [
         }),
         help: "Connections at a time.  Further clients wait in the accept queue of the kernel.  \
                \"auto\": (LimitNOFILE - 32 - 4 (workers - 1)) x 3/7 while connections are preserved, \
-               otherwise without the 3/7; 64 descriptors fewer where there is a health listener; at \
+               otherwise without the 3/7; up to 64 descriptors fewer where there is a health listener; at \
                most 65536.",
     },
     Key {
@@ -539,7 +539,8 @@ pub const KEYS: [Key; 41] = [
         option: "",
         show: Listener(|options| options.proxy_timeout.map(|Span(span)| duration(span))),
         help: "How long a PROXY header may take to arrive.  A proxy may hold it back until its client \
-               sends something, as a network load balancer of AWS does.",
+               sends something, as a network load balancer of AWS does.  It stays in the receive queue \
+               until it is complete, so a small receive-buffer leaves no room for a long one.",
     },
     Key {
         table: "listener",

@@ -257,7 +257,7 @@ impl Options {
             mode: None,
             group: None,
             proxy: Some(Proxy::Off),
-            proxy_trusted: Some(Networks(this_host())),
+            proxy_trusted: Some(Networks(loopback())),
             proxy_timeout: Some(Span(Duration::from_secs(5))),
         }
     }
@@ -302,8 +302,8 @@ impl Options {
     }
 }
 
-/// The networks of this host's own addresses.
-fn this_host() -> Vec<Network> {
+/// The loopback addresses.
+fn loopback() -> Vec<Network> {
     let texts = ["127.0.0.0/8", "::1"];
     let networks = texts.map(|text| Network::from_text(text).expect("a network"));
     networks.to_vec()

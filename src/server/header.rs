@@ -3,9 +3,9 @@
 //! The header is not read until it is complete: until then its bytes stay in the queue of the kernel,
 //! and are looked at again whenever more have come (`MSG_PEEK`, recv(2)).  So nothing of an incomplete
 //! header has to be remembered, by this process or the next.  Once it is complete, what it says is
-//! written into the connection's record, if it has one, and then exactly its bytes are read.  After a
-//! crash in between the kernel has counted no byte as read, and the next process looks at the header
-//! again; after the read it has counted all of them, and the record says how many that are.
+//! written into the connection's record, if it has one, and then exactly its bytes are read, as a rule by
+//! one call.  After a crash in between the kernel has counted no byte as read, and the next process looks
+//! at the header again; after the read it has counted all of them, and the record says how many that are.
 
 use std::io::{self, ErrorKind, Read};
 

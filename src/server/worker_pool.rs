@@ -471,7 +471,7 @@ impl WorkerPool {
     }
 
     /// Takes what the workers have reported, and calls `take` for each report, with the number of its
-    /// worker; returns whether there were any.  `pause`: waits for the rounds that are under way, to
+    /// worker; returns whether a connection is over.  `pause`: waits for the rounds that are under way, to
     /// include what is reported in them.
     pub(crate) fn take_reports(
         &mut self,
@@ -488,9 +488,8 @@ impl WorkerPool {
         let mut any = false;
         let load = &mut self.load;
         let mut take = |number: usize, report| {
-            any = true;
             if matches!(report, Report::Closed(_)) {
-                load[number] -= 1;
+                (load[number], any) = (load[number] - 1, true);
             }
             take(number, report);
         };

@@ -2,7 +2,7 @@
 //!
 //! The self-pipe of signal-hook says that signals are pending: each of them once, and in the order
 //! of their numbers, not of their arrival.  So what is pending is a set, and [`Request`] has the
-//! order in which it is acted on: a stop comes first.
+//! order in which it is acted on.  A drain comes before an end, as the next process goes on with it.
 //!
 //! The handlers are installed whatever the process has inherited: an ignored SIGTERM is handled,
 //! and a signal mask is cleared, as with a blocked SIGTERM the daemon could not be stopped.
@@ -21,6 +21,11 @@ use signal_hook::flag::register_conditional_shutdown;
 /// What a signal asks for, in the order in which requests that came together are acted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Request {
+    /// Answer health checks so that balancers send connections again.
+    Undrain,
+    /// Answer health checks so that balancers send no more connections; together with the opposite,
+    /// this holds.
+    Drain,
     /// Stop in good order; a second request stops at once.
     Stop,
     /// Leave the connections to the next process and end.
@@ -29,10 +34,6 @@ pub enum Request {
     Reload,
     /// Log the counters.
     Report,
-    /// Answer health checks so that balancers send no more connections.
-    Drain,
-    /// End that.
-    Undrain,
 }
 
 /// A row of [`SIGNALS`].

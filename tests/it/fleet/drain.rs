@@ -51,6 +51,38 @@ fn checks_are_answered_drain_until_undrain_and_the_echo_goes_on() {
 }
 
 #[test]
+fn a_drain_that_comes_with_other_requests_holds() {
+    let config =
+        "[listener.echo]\naddress = '127.0.0.1:0'\n[listener.health]\naddress = '127.0.0.1:0'\n";
+    let daemon = Plan::bare().config(config).start();
+    let health = health_of(&daemon);
+    // The order in which signals arrive is lost.
+    for order in [["undrain", "drain"], ["drain", "undrain"]] {
+        daemon.freeze();
+        order.iter().for_each(|what| asked(what, &daemon));
+        daemon.thaw();
+        answers(health, "up drain\n");
+    }
+    // It is in the state file before the connections are handed over.
+    let health = listener();
+    let address = health.local_addr().unwrap();
+    let mut manager = Manager::new().listener("health", health);
+    manager.start();
+    let client = connect(manager.address());
+    ping(&client, b"before");
+    manager.preserves(1);
+    let frozen = manager.daemon();
+    frozen.freeze();
+    asked("drain", frozen);
+    frozen.signal(Signal::USR2);
+    frozen.thaw();
+    manager.ended();
+    manager.start();
+    ping(&client, b"after");
+    assert_eq!(answer(address), "up drain\n");
+}
+
+#[test]
 fn the_next_process_is_drained_too_until_a_stop() {
     for (way, connected) in [
         (Way::Restart, true),

@@ -712,6 +712,7 @@ impl Rounds for Server {
     }
 
     fn wait(&mut self) -> Option<Duration> {
+        self.pool.own.finish();
         match self.agenda.wait() {
             Ok(at_once) => Some(at_once),
             Err(wake) => self.pool.own.sleep(wake),
@@ -763,8 +764,6 @@ impl Rounds for Server {
             self.accept();
         }
         self.pool.own.serve();
-        self.look_round()?;
-        self.pool.own.finish();
-        Ok(())
+        self.look_round()
     }
 }

@@ -38,7 +38,7 @@ pub fn instructions(report: &mut Report) {
         report,
         "a connection with one message",
         cost,
-        (1200.0, 3000.0),
+        (1200.0, 3250.0),
     );
 }
 

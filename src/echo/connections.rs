@@ -37,10 +37,6 @@ const ROUND_BYTES: u64 = 4 * 1024 * 1024;
 /// Bytes that a turn which moves less counts as in a round, because it takes time as well.
 const TURN_MIN_BYTES: u64 = 4096;
 
-/// The most turns in one round of a connection that is alone in the ready list.  All of them together
-/// move 2 MiB in each direction, which takes about half a millisecond.
-const TURNS_ALONE: usize = 8;
-
 /// Deadlines acted on in one round.
 const ROUND_DEADLINES: usize = 256;
 
@@ -660,8 +656,8 @@ pub trait EventLoop {
 /// turn.  Returns what is left of the allowance; where none is left, the next round continues.
 ///
 /// Deadlines come first, because under a flood the ready list uses up every round.  Each connection
-/// of the list gets one turn only, so that the poll can announce others in between.  Only one that is
-/// alone in it gets up to `TURNS_ALONE`: a poll finds nothing else most of the time.
+/// of the list gets one turn only, so that a single flooding peer, too, lets the poll announce others
+/// in between.
 #[inline]
 pub fn run_round<L: EventLoop>(
     event_loop: &mut L,
@@ -678,16 +674,11 @@ pub fn run_round<L: EventLoop>(
             settle(event_loop, key, outcome, &mut allowance);
         });
     }
-    let turns = match event_loop.connections().ready() {
-        1 => TURNS_ALONE,
-        listed => listed,
-    };
-    for _ in 0..turns {
+    for _ in 0..event_loop.connections().ready() {
         if allowance.bytes == 0 {
             break;
         }
-        // An outcome may have ended a connection that was in the list, and one that is alone may have
-        // nothing more to do.
+        // An outcome may have ended a connection that was in the list.
         let Some(key) = event_loop.connections().next_ready() else {
             break;
         };

@@ -510,15 +510,19 @@ fn an_ipv6_address_leaves_ipv4_alone() {
         eprintln!("skipped: this host has no IPv6");
         return;
     }
-    let plan = Plan::bare().argument("--listen").argument("[::]:0");
-    let daemon = plan.start();
-    let port = daemon.address().port();
-    ping(
-        connect((std::net::Ipv6Addr::LOCALHOST, port).into()),
-        b"six",
-    );
-    let error = TcpStream::connect(("127.0.0.1", port)).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    let refuses_ipv4 = || {
+        let plan = Plan::bare().argument("--listen").argument("[::]:0");
+        let daemon = plan.start();
+        let port = daemon.address().port();
+        ping(
+            connect((std::net::Ipv6Addr::LOCALHOST, port).into()),
+            b"six",
+        );
+        let refused = TcpStream::connect(("127.0.0.1", port));
+        refused.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    };
+    // Another test may listen at the same port of IPv4, but not again and again.
+    assert!((0..4).any(|_| refuses_ipv4()), "IPv4 is served as well");
 }
 
 #[test]

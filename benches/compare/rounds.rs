@@ -176,8 +176,11 @@ pub fn compare(
 /// One load on one server.
 pub fn measure(server: &Server, work: Work) -> Result<Figures, String> {
     let outcome = run(server, work)?;
-    let units = outcome.units.max(1.0);
     server.settle()?;
+    let units = outcome.units;
+    if units < 1.0 {
+        return Err("nothing came back while it was measured".into());
+    }
     Ok(Figures {
         processor: outcome.server / units,
         rate: outcome.units / outcome.seconds,

@@ -209,9 +209,9 @@ pub fn all() -> Vec<Scenario> {
         beside_others(against_bare(
             "bulk, 16 connections",
             Together,
-            CUBIC,
+            PLAIN,
             &bulk(16),
-            ratios(1.35, 0.65),
+            Vec::new(),
         )),
         beside_others(against_bare(
             "a new connection for each message",
@@ -240,6 +240,13 @@ pub fn all() -> Vec<Scenario> {
             PLAIN,
             &bulk(16),
             ratios(2.0, 0.50),
+        ),
+        against_bare(
+            "bulk, 16 connections, cubic",
+            Together,
+            CUBIC,
+            &bulk(16),
+            ratios(1.35, 0.65),
         ),
         // What is under way stays in the processors' caches, and no window closes: no goal,
         // but the steadiest of them.

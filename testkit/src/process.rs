@@ -51,13 +51,19 @@ pub fn processor_time(pid: Pid) -> u64 {
 }
 
 /// Processor time of a process and of all that came from it, in microseconds.  Of those that have
-/// ended already the kernel reports ticks of 10 ms.
+/// ended already the kernel reports ticks of 10 ms, and only once their parent has waited for them.
 pub fn family_time(pid: Pid) -> u64 {
+    let time = |pid| ended_time(pid) + processor_time(pid);
+    family(pid).into_iter().map(time).sum()
+}
+
+/// Processor time of the children of a process that have ended, in microseconds.
+fn ended_time(pid: Pid) -> u64 {
     let stat = read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
     let ended = fields.split(' ').skip(13).take(2);
     let ticks: u64 = ended.filter_map(|field| field.parse::<u64>().ok()).sum();
-    ticks * 10_000 + family(pid).into_iter().map(processor_time).sum::<u64>()
+    ticks * 10_000
 }
 
 /// The processors that we may use.

@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use testkit::manager::Manager;
 use testkit::process::processor_time;
 use testkit::report::{Report, median, ms};
@@ -28,6 +29,14 @@ struct Restart {
     echoes: Option<(Duration, Duration)>,
 }
 
+/// When the first bytes arrive on one of these.
+fn first_echo(sockets: &[TcpStream]) -> Instant {
+    let watch = |socket| PollFd::new(socket, PollFlags::IN);
+    let mut watched: Vec<PollFd<'_>> = sockets.iter().map(watch).collect();
+    poll(&mut watched, None).unwrap();
+    Instant::now()
+}
+
 /// Restarts the daemon.  `busy`: each client has sent a message meanwhile.
 fn restart(manager: &mut Manager, clients: &mut [TcpStream], busy: bool) -> Restart {
     manager.hand_over();
@@ -36,22 +45,21 @@ fn restart(manager: &mut Manager, clients: &mut [TcpStream], busy: bool) -> Rest
             client.write_all(b"message").unwrap();
         }
     }
+    // The first echo may come before readiness.
+    let sockets = clients.iter().map(|client| client.try_clone().unwrap());
+    let sockets: Vec<TcpStream> = if busy { sockets.collect() } else { Vec::new() };
+    let reader = busy.then(|| std::thread::spawn(move || first_echo(&sockets)));
     let began = Instant::now();
     manager.launch();
     manager.ready();
     let ready = began.elapsed();
-    let echo = |client: &mut TcpStream| {
-        client.read_exact(&mut [0; 7]).unwrap();
-        began.elapsed()
-    };
-    let mut echoes = None;
-    if busy {
+    let echoes = busy.then(|| {
+        let first = reader.map(|reader| reader.join().unwrap() - began);
         for client in clients {
-            let at = echo(client);
-            let (first, last) = echoes.get_or_insert((at, at));
-            (*first, *last) = ((*first).min(at), (*last).max(at));
+            client.read_exact(&mut [0; 7]).unwrap();
         }
-    }
+        (first.unwrap_or_default(), began.elapsed())
+    });
     std::thread::sleep(REST);
     let time = Duration::from_micros(processor_time(manager.daemon().pid()));
     Restart {

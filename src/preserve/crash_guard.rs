@@ -1,9 +1,10 @@
 //! The crashes of processes that had just started, and which connection they are blamed on.
 //!
 //! If serving a certain connection crashes the process, the next process restores that connection and
-//! crashes as well.  So until a process has served every connection once (its *first full round*), it
-//! writes the cookie of each connection into the state file before it serves it.  After a crash the
-//! next process finds the connection that was being served.  One that was at several crashes in a row
+//! crashes as well.  So until a process has served every connection once for which it found something
+//! to do, and has been through a round of its loop (its *first full round*), it writes the cookie of
+//! each connection into the state file before it serves it.  After a crash the next process finds the
+//! connection that was being served.  One that was at several crashes in a row
 //! ([`MAX_CRASHES_BLAMED`]) is closed instead of restored.  Whatever the reason is, after
 //! [`MAX_CRASHES`] crashes in a row all connections are closed.
 //!

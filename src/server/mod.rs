@@ -282,8 +282,9 @@ impl Server {
     /// # Errors
     /// Those of epoll_wait(2), in this loop or in that of a worker.
     pub(crate) fn run(mut self, poll: &Poll) -> io::Result<()> {
-        // A passed connection may be over already, and no event would come for it.
-        self.housekeep()?;
+        // The first round makes a full check ([`Agenda::new`]): a passed connection may be over already, and
+        // no event would come for it.  Not before the poll, so that a process that crashes there has not
+        // got through a full round.
         event_loop::run(poll.registry(), &mut self)?;
         self.end()
     }

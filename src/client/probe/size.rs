@@ -50,8 +50,8 @@ const AT_ONCE: u64 = 8;
 const TIMESTAMPS: u64 = 1;
 const TIMESTAMPS_BYTES: u64 = 12;
 
-/// What became of one size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What became of one size; the later, the worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Passage {
     Passes,
     /// The kernel has learnt this path MTU, and went on with smaller packets.
@@ -144,25 +144,37 @@ fn ladder(pmtu: u64, largest: u64) -> Vec<u64> {
     below.chain([top]).collect()
 }
 
-/// Tries sizes between what passes and what does not.
+/// Tries sizes between what passes and what does not, and once more what was lost or late: a packet that
+/// is lost for its size is lost each time.
 fn look_closer(
     rungs: &mut Vec<Rung>,
     mut try_all: impl FnMut(&[u64]) -> Result<Vec<Rung>, NotJudged>,
 ) -> Result<(), NotJudged> {
-    for _ in 0..ROUNDS {
-        let between = gap(rungs).map_or(Vec::new(), |(passes, lost)| between(passes, lost));
-        if between.is_empty() {
+    let mut tried_again = None;
+    for round in 0..2 * ROUNDS {
+        let Some(doubtful) = first_worse(rungs, Passage::Learnt(LONGEST)) else {
+            break;
+        };
+        let mut sizes = match gap(rungs) {
+            Some((passes, lost)) if round < ROUNDS => between(passes, lost),
+            _ => Vec::new(),
+        };
+        if tried_again.replace(doubtful) != Some(doubtful) {
+            sizes.push(doubtful);
+        }
+        if sizes.is_empty() {
             break;
         }
-        rungs.extend(try_all(&between)?);
+        rungs.extend(try_all(&sizes)?);
         sort(rungs);
     }
     Ok(())
 }
 
-/// What the peer announced may be less than some rungs, which are then the same size.
+/// What the peer announced may be less than some rungs, which are then the same size, and a size that
+/// was doubtful is tried again: what has passed once can pass.
 fn sort(rungs: &mut Vec<Rung>) {
-    rungs.sort_by_key(|rung| rung.packet);
+    rungs.sort_by_key(|rung| (rung.packet, rung.passage));
     rungs.dedup_by_key(|rung| rung.packet);
 }
 
@@ -175,10 +187,17 @@ fn between(passes: u64, lost: u64) -> Vec<u64> {
 
 /// The largest size below which all pass, and the smallest that is lost, if one is.
 fn gap(rungs: &[Rung]) -> Option<(u64, u64)> {
-    let is_lost = |rung: &&Rung| !matches!(rung.passage, Passage::Passes);
-    let lost = rungs.iter().find(|rung| rung.passage == Passage::Lost)?;
-    let passes = rungs.iter().take_while(|rung| !is_lost(rung)).last()?;
-    (passes.packet < lost.packet).then_some((passes.packet, lost.packet))
+    let lost = first_worse(rungs, Passage::GotAround(LONGEST))?;
+    let passes = rungs
+        .iter()
+        .take_while(|rung| rung.passage == Passage::Passes);
+    let passes = passes.last()?.packet;
+    (passes < lost).then_some((passes, lost))
+}
+
+fn first_worse(rungs: &[Rung], passage: Passage) -> Option<u64> {
+    let worse = rungs.iter().find(|rung| rung.passage > passage);
+    worse.map(|rung| rung.packet)
 }
 
 /// The packet that a segment of the kernel's is in, in bytes; those are without options.
@@ -253,6 +272,7 @@ fn send_down(ways: Vec<Way>, headers: u64) -> Vec<Rung> {
     }
     // More than our window takes, and some segments.
     let total = |index: usize| 3 * 4 * sizes[index] + 6 * sizes[index];
+    let closed = Instant::now();
     drive(&mut talks, Instant::now() + 2 * WAIT, |talks| {
         let mut full = true;
         for (index, talk) in talks.iter_mut().enumerate() {
@@ -268,12 +288,15 @@ fn send_down(ways: Vec<Way>, headers: u64) -> Vec<Rung> {
         talk.quota = talk.sent;
     }
     let opened = Instant::now();
-    drive(&mut talks, opened + WAIT, |talks| {
+    // What our full buffer dropped is sent again after a time that doubles: after as long as the window
+    // was closed, at most.
+    let wait = WAIT + (opened - closed);
+    drive(&mut talks, opened + wait, |talks| {
         talks.iter().all(Talk::is_settled)
     });
     let took = |talk: &Talk| {
         let last = talk.last.map(|last| last.saturating_duration_since(opened));
-        last.unwrap_or(WAIT)
+        last.unwrap_or(wait)
     };
     let soonest = talks.iter().map(took).min().unwrap_or_default();
     let rungs = talks.iter().zip(sizes).map(|(talk, size)| {
@@ -297,7 +320,8 @@ fn send_down(ways: Vec<Way>, headers: u64) -> Vec<Rung> {
 
 /// A size on the way down that came, and the largest packet that did.
 fn rung_down(packet: u64, came: u64, took: Duration, soonest: Duration) -> Rung {
-    match took > soonest * 4 + Duration::from_millis(900) {
+    let is_late = took > soonest * 4 + Duration::from_millis(900);
+    match is_late && came < packet {
         true => Rung {
             packet,
             passage: Passage::GotAround(came),
@@ -447,6 +471,27 @@ mod tests {
     }
 
     #[test]
+    fn a_size_that_is_lost_once_by_chance_is_no_black_hole() {
+        let late = Passage::GotAround(1024);
+        for (by_chance, passage) in [(1500, Passage::Lost), (1400, late), (576, Passage::Lost)] {
+            let mut is_first = true;
+            let mut path = path(1500, false);
+            let mut try_all = |sizes: &[u64]| {
+                let mut rungs = path(sizes)?;
+                if std::mem::take(&mut is_first) {
+                    let rung = rungs.iter_mut().find(|rung| rung.packet == by_chance);
+                    rung.expect("it is on the ladder").passage = passage;
+                }
+                Ok(rungs)
+            };
+            let mut rungs = try_all(&ladder(1500, LARGEST)).expect("the path is scripted");
+            look_closer(&mut rungs, try_all).expect("the path is scripted");
+            let finding = judge("back", &rungs, 1500, &[1500]);
+            assert_eq!(finding.text, "up to 1500 bytes");
+        }
+    }
+
+    #[test]
     fn a_path_that_says_what_it_takes_is_fine() {
         assert_eq!(verdict(1500, false).verdict, Verdict::Ok);
         assert_eq!(verdict(1500, false).text, "up to 1500 bytes");
@@ -511,6 +556,8 @@ mod tests {
             (1500, 300, 1500, Passage::Passes),
             (1400, 300, 1400, Passage::Passes),
             (1024, 3000, 1500, Passage::GotAround(1024)),
+            // It is late for another reason.
+            (1500, 3000, 1500, Passage::Passes),
         ] {
             let rung = rung_down(1500, came, ms(took), ms(100));
             assert_eq!(rung, Rung { packet, passage });

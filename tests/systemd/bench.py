@@ -17,10 +17,11 @@ import pathlib
 import re
 import socket
 import struct
+import subprocess
 import termios
 import time
 
-from box import Box
+from box import Box, Trouble
 # The promises import these from here.
 from event_ids import (CLOSED, COUNTERS, HANDED_OVER, KERNEL, LISTENING, LOST, MOVED, NOT_PRESERVING,  # noqa: F401
                        PREDECESSOR_DROPPED, PRESERVE_FAILED, PRESERVING, RELOADED, RESTORED, START_FAILED)
@@ -34,10 +35,30 @@ CONFIG = "/etc/tcp-echo/config.toml"
 UPGRADE = "apt-get install -q -y /deb/newer.deb"
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
+# Releases of Debian that are tried unless others are named.
+SUITES = ["bookworm", "trixie"]
+
+# The exit status of a bench that was skipped.
+SKIPPED = 77
+
+# Microseconds since the boot: the old process has ended, the next one is forked, executed, ready.
+STAMPS = ["InactiveEnterTimestampMonotonic", "ExecMainStartTimestampMonotonic",
+          "ExecMainHandoffTimestampMonotonic", "ActiveEnterTimestampMonotonic"]
+
 # Seconds within which something that is about to happen has happened.
 SOON = 20
 
 PROMISES = []
+
+
+def package_file(given=None):
+    """The package that was given, or the one of packaging/build-deb, which prints its path as the last line."""
+    if given:
+        return pathlib.Path(given)
+    built = subprocess.run([REPOSITORY / "packaging/build-deb"], stdout=subprocess.PIPE, text=True)
+    if built.returncode != 0:
+        raise Trouble(f"packaging/build-deb ended with {built.returncode}")
+    return REPOSITORY / built.stdout.strip().splitlines()[-1]
 
 
 def promise(broken_by, bare=False, alone=False):
@@ -185,6 +206,16 @@ class System(Box):
     def configure(self, text):
         """An administrator's own file beside the configuration."""
         self.write(f"{CONFIG}.d/50-own.toml", text)
+
+    def restarted(self, unit=SERVICE):
+        """The parts of the last restart, in milliseconds: from the end of the old process to the fork of the
+        next one, from there to its exec, and from there to READY=1.  Before 256 systemd does not say when
+        the exec was: then the second is None, and the third begins at the fork."""
+        said = self.run(f"systemctl show -p {','.join(STAMPS)} {unit}")
+        stamps = {name: int(value) for name, _, value in (text.partition("=") for text in said.splitlines())}
+        ended, forked, executed, ready = (stamps.get(name) for name in STAMPS)
+        return ((forked - ended) / 1000, executed and (executed - forked) / 1000,
+                (ready - (executed or forked)) / 1000)
 
     def status(self):
         """The status of the daemon, as systemctl status shows it."""

@@ -36,6 +36,16 @@ import time
 # What the promises need beyond a minimal Debian.
 PACKAGES = ["dbus", "iproute2", "netcat-openbsd", "systemd", "systemd-sysv"]
 
+# What the bench needs, with the packages that have it.
+TOOLS = {
+    "dpkg-deb": "dpkg",
+    "mmdebstrap": "mmdebstrap",
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+    "systemd-nspawn": "systemd-container",
+    "unshare": "util-linux",
+}
+
 # Seconds after which a box ends by itself, whatever happens to the bench.
 TTL = 900
 
@@ -56,6 +66,17 @@ ENVIRONMENT = {
 
 class Trouble(Exception):
     """The bench itself cannot go on."""
+
+
+def missing():
+    """What the bench lacks here, in words, or an empty text."""
+    lacking = [tool for tool in TOOLS if not shutil.which(tool)]
+    if lacking:
+        packages = sorted({TOOLS[tool] for tool in lacking})
+        return f"{', '.join(lacking)} missing; apt-get install {' '.join(packages)}"
+    if os.geteuid() != 0:
+        return "it needs root: it mounts, and boots containers"
+    return ""
 
 
 def enter(leader):

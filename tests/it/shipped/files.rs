@@ -159,7 +159,7 @@ fn the_three_services_differ_where_they_must() {
             "Requires=tcp-echo.socket",
             "After=tcp-echo.socket",
             "ExecStart=/usr/bin/tcp-echo",
-            "RestartSec=10ms",
+            "RestartSec=0",
             "RestartPreventExitStatus=2 69 77 78",
             "UMask=0777",
             "CapabilityBoundingSet=",

@@ -68,11 +68,12 @@ class Trouble(Exception):
     """The bench itself cannot go on."""
 
 
-def missing():
-    """What the bench lacks here, in words, or an empty text."""
-    lacking = [tool for tool in TOOLS if not shutil.which(tool)]
+def missing(more={}):
+    """What the bench lacks here, in words, or an empty text; `more` is what it needs beside `TOOLS`."""
+    tools = {**TOOLS, **more}
+    lacking = [tool for tool in tools if not shutil.which(tool)]
     if lacking:
-        packages = sorted({TOOLS[tool] for tool in lacking})
+        packages = sorted({tools[tool] for tool in lacking})
         return f"{', '.join(lacking)} missing; apt-get install {' '.join(packages)}"
     if os.geteuid() != 0:
         return "it needs root: it mounts, and boots containers"
@@ -106,11 +107,11 @@ def cache():
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache") / "tcp-echo-bench"
 
 
-def rootfs(suite):
-    """The root file system of a suite, made unless it is in the cache.
+def rootfs(suite, *more):
+    """The root file system of a suite, made unless it is in the cache; with more packages, another one.
 
     The key holds the list of packages.  To have newer ones, remove the folder."""
-    recipe = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=" + ",".join(PACKAGES)]
+    recipe = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=" + ",".join([*PACKAGES, *more])]
     if suite in ("bullseye", "sid"):
         # Archives that are not renewed, and mirrors that lag.
         recipe.append('--aptopt=Acquire::Check-Valid-Until "false"')

@@ -13,9 +13,12 @@
 //! When the manager has dropped its copies, the sending end hangs up.  There is no other way to learn
 //! that the store is full, or that there is none.
 //!
-//! Nothing can be taken out of the queue.  The descriptors of connections that are over stay in it, and
-//! it takes some 278 messages only.  So from time to time a new queue replaces it
-//! ([`super::preserver`]).
+//! Nothing can be taken out of the queue.  The descriptors of connections that are over stay in it, so
+//! from time to time a new queue replaces it ([`super::preserver`]).
+//!
+//! How many messages a queue takes is decided by the send buffer of the sending end, of which each uses
+//! some 768 bytes, however few descriptors it has.  So that end has the largest buffer that the kernel
+//! gives (`net.core.wmem_max` of socket(7)).  It is a limit and no memory.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -27,12 +30,16 @@ use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
     recvmsg, sendmsg, shutdown, socketpair,
 };
+use socket2::SockRef;
 
 use super::test_faults;
 use crate::sys::sockopt::set_peek_offset;
 
 /// The most descriptors in a message (`SCM_MAX_FD` in the kernel).
 pub(crate) const BATCH: usize = 253;
+
+/// A send buffer that is larger than what the kernel gives.
+const LARGEST_BUFFER: usize = 1 << 30;
 
 /// The sending end of a queue.
 #[derive(Debug)]
@@ -72,6 +79,9 @@ impl FdQueue {
     /// The sending end of a queue that a previous process has made, with so many `entries`.
     #[must_use]
     pub(crate) fn resumed(generation: u64, sender: OwnedFd, entries: usize) -> Self {
+        // The kernel takes its maximum instead, and counts twice of that (socket(7)).  An error leaves
+        // the default, and with it a smaller queue.
+        let _ = SockRef::from(&sender).set_send_buffer_size(LARGEST_BUFFER);
         Self {
             generation,
             sender,
@@ -211,18 +221,34 @@ mod tests {
         assert_eq!(fd_queue.entries, BATCH + 3);
     }
 
+    /// A queue of a process that has not enlarged its buffer, full of messages of one descriptor.
+    fn full() -> (FdQueue, Queue) {
+        let (mut fd_queue, queue) = FdQueue::new(1).unwrap();
+        let sender = SockRef::from(&fd_queue.sender);
+        sender.set_send_buffer_size(20_000).unwrap();
+        while fd_queue.append(&[io::stdin().as_fd()]).is_ok() {
+            assert!(fd_queue.entries < 1000);
+        }
+        (fd_queue, queue)
+    }
+
     #[test]
     fn a_full_queue_is_an_error_and_takes_no_part_of_a_message() {
-        let (mut fd_queue, queue) = FdQueue::new(1).unwrap();
-        let file = File::open("/dev/null").unwrap();
-        let error = loop {
-            if let Err(error) = fd_queue.append(&[file.as_fd()]) {
-                break error;
-            }
-            assert!(fd_queue.entries < 100_000);
-        };
+        let (mut fd_queue, queue) = full();
+        let error = fd_queue.append(&[io::stdin().as_fd(); 2]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert_eq!(count(&queue), fd_queue.entries);
+    }
+
+    #[test]
+    fn a_full_queue_that_is_resumed_has_room_again() {
+        let (fd_queue, queue) = full();
+        let mut resumed = FdQueue::resumed(1, fd_queue.sender, fd_queue.entries);
+        // With the default of `net.core.wmem_max`, a message of at most 1 KiB, and twice the buffer.
+        for _ in resumed.entries..2 * 212_992 / 1024 {
+            resumed.append(&[io::stdin().as_fd()]).unwrap();
+        }
+        assert_eq!(count(&queue), resumed.entries);
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! left to the loop that owns the connections ([`EventLoop`]).
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use slab::Slab;
 
@@ -568,6 +569,22 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
             .iter()
             .filter(|(_, entry)| !entry.over)
             .map(|(key, entry)| (key, &entry.stream, &entry.connection))
+    }
+
+    /// A number that is above every key.
+    pub(crate) fn end_of_keys(&self) -> usize {
+        self.entries.capacity()
+    }
+
+    /// Every connection that has not ended and has one of these keys.
+    pub(crate) fn iter_in(
+        &self,
+        keys: Range<usize>,
+    ) -> impl Iterator<Item = (usize, &S, &Connection)> {
+        keys.filter_map(|key| {
+            let entry = self.entries.get(key).filter(|entry| !entry.over)?;
+            Some((key, &entry.stream, &entry.connection))
+        })
     }
 
     /// Asserts what must hold between turns.

@@ -19,6 +19,9 @@ fn nanoseconds(span: Duration) -> u64 {
 }
 
 impl MonoTime {
+    /// The earliest reading: what is due then is due at once.
+    pub(crate) const FIRST: Self = Self(NonZeroU64::MIN);
+
     /// The reading of so many nanoseconds since the boot; 0 becomes 1.
     #[must_use]
     pub fn new(nanoseconds: u64) -> Self {

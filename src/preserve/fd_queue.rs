@@ -47,8 +47,9 @@ pub(crate) struct FdQueue {
     /// The number in its name in the store.
     pub generation: u64,
     sender: OwnedFd,
-    /// How many descriptors are in the queue.
+    /// How many descriptors are in the queue, and in how many messages.
     pub entries: usize,
+    pub messages: usize,
 }
 
 /// The receiving end of a queue.
@@ -73,12 +74,18 @@ impl FdQueue {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (sender, queue) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         shutdown(&sender, Shutdown::Read)?;
-        Ok((Self::resumed(generation, sender, 0), Queue(queue)))
+        Ok((Self::resumed(generation, sender, 0, 0), Queue(queue)))
     }
 
-    /// The sending end of a queue that a previous process has made, with so many `entries`.
+    /// The sending end of a queue that a previous process has made, with so many `entries` in so many
+    /// `messages`.
     #[must_use]
-    pub(crate) fn resumed(generation: u64, sender: OwnedFd, entries: usize) -> Self {
+    pub(crate) fn resumed(
+        generation: u64,
+        sender: OwnedFd,
+        entries: usize,
+        messages: usize,
+    ) -> Self {
         // The kernel takes its maximum instead, and counts twice of that (socket(7)).  An error leaves
         // the default, and with it a smaller queue.
         let _ = SockRef::from(&sender).set_send_buffer_size(LARGEST_BUFFER);
@@ -86,6 +93,7 @@ impl FdQueue {
             generation,
             sender,
             entries,
+            messages,
         }
     }
 
@@ -109,6 +117,7 @@ impl FdQueue {
             }
         }
         self.entries += descriptors.len();
+        self.messages += 1;
         Ok(())
     }
 
@@ -218,7 +227,7 @@ mod tests {
         assert_eq!((count(&queue), count(&queue)), (BATCH + 1, BATCH + 1));
         fd_queue.append(&[file.as_fd(); 2]).unwrap();
         assert_eq!(count(&queue), BATCH + 3);
-        assert_eq!(fd_queue.entries, BATCH + 3);
+        assert_eq!((fd_queue.entries, fd_queue.messages), (BATCH + 3, 3));
     }
 
     /// A queue of a process that has not enlarged its buffer, full of messages of one descriptor.
@@ -243,7 +252,7 @@ mod tests {
     #[test]
     fn a_full_queue_that_is_resumed_has_room_again() {
         let (fd_queue, queue) = full();
-        let mut resumed = FdQueue::resumed(1, fd_queue.sender, fd_queue.entries);
+        let mut resumed = FdQueue::resumed(1, fd_queue.sender, fd_queue.entries, fd_queue.messages);
         // With the default of `net.core.wmem_max`, a message of at most 1 KiB, and twice the buffer.
         for _ in resumed.entries..2 * 212_992 / 1024 {
             resumed.append(&[io::stdin().as_fd()]).unwrap();

@@ -8,9 +8,11 @@
 //! without a store, or without room in it, the sending end of the descriptor queue hangs up.
 //!
 //! A rotation replaces the queue in the same way: all open connections go into a new one, it is
-//! stored, the answer is awaited, and only then the old one is removed from the store.  Until then no
-//! connection is preserved, as the new queue would not have it.  So there are two copies in flight for
-//! a while.  Only where there is no room in flight for two, the store is emptied and then filled anew.
+//! stored, the answer is awaited, and only then the old one is removed from the store.  As there may be
+//! many connections, they go into the new queue in slices, one in a round of the loop.  What is preserved
+//! in the meantime goes into both queues; if that was not possible, the new one is dropped.  So the old
+//! queue has every preserved connection until the end, and there are two copies in flight for a while.
+//! Only where there is no room in flight for two, the store is emptied and then filled anew.
 //!
 //! The machine has no effects of its own.  [`Preserver::on`] takes what has happened and returns what is
 //! to be done ([`Effect`]), and what comes of that is the next input.
@@ -26,11 +28,15 @@ use super::store_state::{NO_ROOM, StoreEvent, StoreState, max_dead};
 use crate::echo::time::{MonoTime, earliest};
 
 /// Between two rounds in which connections are preserved: each message has as many as are there, and
-/// a queue takes a few hundred messages only.
+/// the fewer messages a queue has the better.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(200);
 
 /// Messages in one such round, each with at most [`BATCH`] connections.
 const MESSAGES: usize = 8;
+
+/// Messages that a queue may have beyond twice as many as are needed, before a new queue replaces it.
+/// To look at the n-th message of a queue takes a walk over those before it.
+const SPARE_MESSAGES: usize = 256;
 
 /// Descriptors that the manager has to store: the state file, and both ends of the queue.
 pub(crate) const STORED: usize = 3;
@@ -75,8 +81,10 @@ pub(crate) enum Input {
     Exhausted,
     /// [`Effect::StoreFile`]: whether the message could be made.
     FileSent(bool),
-    /// [`Effect::Rotate`]: how many connections the new queue has, sent to be stored.
-    RotationSent(io::Result<usize>),
+    /// [`Effect::Rotate`], [`Effect::Fill`]: what was put into the new queue.
+    Filled(io::Result<Filled>),
+    /// [`Effect::Offer`]: whether the new queue could be sent to be stored.
+    RotationSent(io::Result<()>),
     /// The manager has answered, or has not in time.  `held`: it has the new queue, as far as can be
     /// seen.
     RotationOver { answered: bool, held: bool },
@@ -84,8 +92,12 @@ pub(crate) enum Input {
     AbandonRotation,
     /// The manager has dropped the queue.
     HungUp,
-    /// [`Effect::Append`]: so many connections are in the queue now.
-    Appended(usize),
+    /// [`Effect::Append`]: so many connections are in the queue now.  `missed`: why they are not in the
+    /// new queue as well, if there is one.
+    Appended {
+        count: usize,
+        missed: Option<io::Error>,
+    },
     /// [`Effect::Append`]: none of these is.  `held`: the manager has the queue still.
     NotAppended {
         batch: Vec<Waiting>,
@@ -101,18 +113,22 @@ pub(crate) enum Effect {
     StoreFile,
     /// Remove a name from the store.
     Unstore(String),
-    /// Make a queue of this generation with all preserved connections that are open, send it to the
-    /// manager, and ask for an answer; then [`Input::RotationSent`], and [`Input::RotationOver`] when
-    /// the answer is there or its time is over ([`Preserver::answer_due`]).
+    /// Make a queue of this generation beside the one in use, and put the first slice of the preserved
+    /// connections into it that are open; then [`Input::Filled`].
     Rotate(u64),
+    /// Put the next slice of them into the new queue; then [`Input::Filled`].
+    Fill,
+    /// Send the new queue to the manager, and ask for an answer; then [`Input::RotationSent`], and
+    /// [`Input::RotationOver`] when the answer is there or its time is over ([`Preserver::answer_due`]).
+    Offer,
     /// Use the new queue instead of the old one.
     Promote,
     /// Forget the new queue.
     DropRotation,
     /// Forget the queue.
     DropQueue,
-    /// Put those of these connections that are open into the queue; then [`Input::Appended`] or
-    /// [`Input::NotAppended`].
+    /// Put those of these connections that are open into the queue, and then into the new one, if there
+    /// is one; then [`Input::Appended`] or [`Input::NotAppended`].
     Append(Vec<Waiting>),
     /// Something to log, and to act on.
     Log(StoreEvent),
@@ -127,8 +143,8 @@ pub(crate) struct Beginning {
     pub unstored: bool,
     /// Why there is no state file that could be stored.
     pub no_file: Option<String>,
-    /// The queue that goes on, by its generation, and how many descriptors are in it.
-    pub queue: Option<(u64, usize)>,
+    /// The queue that goes on.
+    pub queue: Option<Queue>,
     /// Names in the store of which nothing is needed once a queue is stored.
     pub obsolete: BTreeSet<String>,
     /// Whether these hold connections that could not be opened.
@@ -143,10 +159,36 @@ pub(crate) struct Beginning {
 
 /// A queue, as the machine knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Queue {
-    generation: u64,
+pub(crate) struct Queue {
+    pub generation: u64,
     /// Descriptors in it, those of connections that are over included.
-    entries: usize,
+    pub entries: usize,
+    /// Messages in it, each with at most [`BATCH`] descriptors.
+    pub messages: usize,
+}
+
+impl Queue {
+    fn add(&mut self, entries: usize, messages: usize) {
+        self.entries += entries;
+        self.messages += messages;
+    }
+}
+
+/// What a slice of a rotation has put into the new queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Filled {
+    pub entries: usize,
+    pub messages: usize,
+    /// Whether this was the last slice.
+    pub whole: bool,
+}
+
+/// A queue that is to replace the one in use.
+#[derive(Clone, Copy, Debug)]
+struct Rotation {
+    queue: Queue,
+    /// Until when the manager may answer; `None`: it was not asked, as the queue is not filled yet.
+    until: Option<MonoTime>,
 }
 
 /// Decides what is preserved, where and when.
@@ -159,8 +201,7 @@ pub(crate) struct Preserver {
     /// A message with descriptors was dropped since this was last looked at.
     exhausted: bool,
     current: Option<Queue>,
-    /// A queue that the manager has not answered for, and until when it may.
-    rotation: Option<(Queue, MonoTime)>,
+    rotation: Option<Rotation>,
     /// Connections that are to be preserved.
     waiting: PreserveQueue,
     /// How old a connection has to be.
@@ -189,10 +230,7 @@ impl Preserver {
     #[must_use]
     pub(crate) fn new(beginning: Beginning) -> Self {
         Self {
-            current: beginning.queue.map(|(generation, entries)| Queue {
-                generation,
-                entries,
-            }),
+            current: beginning.queue,
             beginning,
             store_state: StoreState::Off,
             unproved: false,
@@ -218,7 +256,7 @@ impl Preserver {
             Input::Enable { after, store } => self.enable(after, store, now, to_do),
             Input::Decline => self.store_state = StoreState::Declined,
             Input::Dissolve => self.dissolve(to_do),
-            Input::Ending => self.ending = true,
+            Input::Ending => self.begin_to_end(to_do),
             Input::Ask if self.store_state == StoreState::Waiting => self.ask(now, to_do),
             Input::Ask => {}
             Input::Time => self.on_time(now, to_do),
@@ -230,34 +268,33 @@ impl Preserver {
             Input::FileSent(true) => {
                 self.beginning.unstored = false;
                 self.unproved = true;
-                self.ask_for_queue(now, to_do);
+                if self.rotation.is_some() {
+                    self.offer(now, to_do);
+                } else {
+                    self.ask_for_queue(now, to_do);
+                }
             }
             Input::FileSent(false) => {
+                self.drop_rotation(to_do);
                 let why = "there are not enough descriptors (LimitNOFILE=)";
                 self.refuse(why.into(), true, to_do);
             }
-            Input::RotationSent(Ok(entries)) => {
-                let generation = self.next_generation();
-                self.beginning.latest = generation;
-                let queue = Queue {
-                    generation,
-                    entries,
-                };
-                self.rotation = Some((queue, now + ANSWER));
+            Input::Filled(filled) => self.filled(filled, now, to_do),
+            Input::RotationSent(Ok(())) => {
+                if let Some(rotation) = &mut self.rotation {
+                    rotation.until = Some(now + ANSWER);
+                }
             }
-            Input::RotationSent(Err(error)) => self.rotation_failed(error, now, to_do),
+            Input::RotationSent(Err(error)) => {
+                self.drop_rotation(to_do);
+                self.rotation_failed(error, now, to_do);
+            }
             Input::RotationOver { answered, held } => {
                 self.rotation_over(answered, held, now, to_do);
             }
             Input::AbandonRotation => self.drop_rotation(to_do),
             Input::HungUp => self.hung_up(to_do),
-            Input::Appended(count) => {
-                self.beginning.preserved += count;
-                if let Some(queue) = &mut self.current {
-                    queue.entries += count;
-                }
-                self.append(now, to_do);
-            }
+            Input::Appended { count, missed } => self.appended(count, missed, now, to_do),
             Input::NotAppended { batch, error, held } => {
                 self.not_appended(batch, error, held, now, to_do);
             }
@@ -309,14 +346,15 @@ impl Preserver {
             let why = format!("there is no memory file: {why}");
             return self.refuse(why, true, to_do);
         }
-        if self.beginning.unstored {
+        if self.beginning.unstored && self.current.is_some() {
             to_do.push(Effect::StoreFile);
         } else {
             self.ask_for_queue(now, to_do);
         }
     }
 
-    /// Goes on to ask when the state file is stored, or on its way.
+    /// Goes on to ask.  Where there is a queue, the state file is stored, or on its way.  Otherwise it is
+    /// sent together with the new queue, which shows whether the manager has stored them.
     fn ask_for_queue(&mut self, now: MonoTime, to_do: &mut Effects) {
         if self.beginning.preserved == 0 {
             self.unstore_obsolete(to_do);
@@ -333,11 +371,16 @@ impl Preserver {
 
     fn on_time(&mut self, now: MonoTime, to_do: &mut Effects) {
         let passed = |due: Option<MonoTime>| due.is_some_and(|due| due <= now);
+        if self.is_filling() {
+            to_do.push(Effect::Fill);
+        }
         match &self.store_state {
             StoreState::Waiting if passed(self.waiting.next_due()) => self.ask(now, to_do),
             StoreState::Refused(_) if passed(self.ask_again) => self.ask(now, to_do),
-            StoreState::Preserving if self.rotation.is_none() => {
-                if self.is_worn() && self.rotate_after.is_none_or(|after| after <= now) {
+            StoreState::Preserving => {
+                let may_rotate =
+                    self.rotation.is_none() && self.rotate_after.is_none_or(|after| after <= now);
+                if may_rotate && self.is_worn() {
                     self.rotate(now, to_do);
                 } else if self.next_round.is_none_or(|next| next <= now)
                     && passed(self.waiting.next_due())
@@ -350,15 +393,65 @@ impl Preserver {
         }
     }
 
+    /// The process is about to end.  A queue that is not filled yet is given up for the one in use, or
+    /// filled at once where there is no other.
+    fn begin_to_end(&mut self, to_do: &mut Effects) {
+        self.ending = true;
+        if self.is_filling() {
+            if self.current.is_some() {
+                self.drop_rotation(to_do);
+            } else {
+                to_do.push(Effect::Fill);
+            }
+        }
+    }
+
     /// Begins to replace the queue by one that has only the open connections.
     fn rotate(&mut self, now: MonoTime, to_do: &mut Effects) {
+        self.rotate_after = Some(now + RETRY);
+        let generation = self.beginning.latest + 1;
+        self.beginning.latest = generation;
+        let (entries, messages) = (0, 0);
+        let queue = Queue {
+            generation,
+            entries,
+            messages,
+        };
+        let until = None;
+        self.rotation = Some(Rotation { queue, until });
+        to_do.push(Effect::Rotate(generation));
+    }
+
+    /// Goes on with a rotation after a slice of it.
+    fn filled(&mut self, filled: io::Result<Filled>, now: MonoTime, to_do: &mut Effects) {
+        match (filled, &mut self.rotation) {
+            (Ok(filled), Some(rotation)) => {
+                rotation.queue.add(filled.entries, filled.messages);
+                if filled.whole && self.beginning.unstored {
+                    to_do.push(Effect::StoreFile);
+                } else if filled.whole {
+                    self.offer(now, to_do);
+                } else if self.ending {
+                    to_do.push(Effect::Fill);
+                }
+            }
+            (Err(error), Some(_)) => {
+                self.drop_rotation(to_do);
+                self.rotation_failed(error, now, to_do);
+            }
+            (_, None) => {}
+        }
+    }
+
+    /// Sends the new queue to the manager.
+    fn offer(&mut self, now: MonoTime, to_do: &mut Effects) {
         // A message that was dropped before had the state file in it, or is of no more use.
         if std::mem::take(&mut self.exhausted) && self.unproved {
+            self.drop_rotation(to_do);
             let error = io::Error::from_raw_os_error(libc::ETOOMANYREFS);
             return self.rotation_failed(error, now, to_do);
         }
-        self.rotate_after = Some(now + RETRY);
-        to_do.push(Effect::Rotate(self.next_generation()));
+        to_do.push(Effect::Offer);
     }
 
     fn rotation_failed(&mut self, error: io::Error, now: MonoTime, to_do: &mut Effects) {
@@ -390,7 +483,7 @@ impl Preserver {
     }
 
     fn rotation_over(&mut self, answered: bool, held: bool, now: MonoTime, to_do: &mut Effects) {
-        let Some((queue, _)) = self.rotation else {
+        let Some(Rotation { queue, .. }) = self.rotation else {
             return;
         };
         // A barrier that was dropped looks as if it were answered.
@@ -432,9 +525,11 @@ impl Preserver {
     }
 
     fn drop_rotation(&mut self, to_do: &mut Effects) {
-        if let Some((queue, _)) = self.rotation.take() {
+        if let Some(Rotation { queue, until }) = self.rotation.take() {
             to_do.push(Effect::DropRotation);
-            to_do.push(Effect::Unstore(fd_queue_name(queue.generation)));
+            if until.is_some() {
+                to_do.push(Effect::Unstore(fd_queue_name(queue.generation)));
+            }
         }
     }
 
@@ -442,6 +537,10 @@ impl Preserver {
         if self.store_state == StoreState::Preserving {
             self.current = None;
             to_do.push(Effect::DropQueue);
+            if self.is_filling() {
+                // The state file is not stored any more either.
+                self.drop_rotation(to_do);
+            }
             self.refuse(NO_ROOM.into(), true, to_do);
         }
     }
@@ -463,6 +562,27 @@ impl Preserver {
         to_do.push(Effect::Append(batch));
     }
 
+    fn appended(
+        &mut self,
+        count: usize,
+        missed: Option<io::Error>,
+        now: MonoTime,
+        to_do: &mut Effects,
+    ) {
+        self.beginning.preserved += count;
+        self.retry = RETRY;
+        let rotation = self.rotation.as_mut().map(|rotation| &mut rotation.queue);
+        for queue in self.current.iter_mut().chain(rotation) {
+            queue.add(count, count.div_ceil(BATCH));
+        }
+        if let Some(error) = missed {
+            self.drop_rotation(to_do);
+            self.rotate_after = Some(now + ANSWER);
+            self.not_rotated(error, false, now, to_do);
+        }
+        self.append(now, to_do);
+    }
+
     fn not_appended(
         &mut self,
         batch: Vec<Waiting>,
@@ -477,10 +597,13 @@ impl Preserver {
         self.next_round = Some(now + RETRY);
         if !held {
             self.hung_up(to_do);
-        } else if error.kind() == io::ErrorKind::WouldBlock && self.rotation.is_none() {
-            // A full queue has too many messages in it, and a new one has fewer.
+        } else if self.rotation.is_some() {
+            // It makes room, or its end shows why it does not.
+        } else if error.kind() == io::ErrorKind::WouldBlock && self.is_wasteful(count) {
             self.rotate(now, to_do);
         } else {
+            self.next_round = Some(now + self.retry);
+            self.retry = (self.retry * 2).min(LONGEST_RETRY);
             to_do.push(Effect::Log(StoreEvent::NotAppended { count, error }));
         }
     }
@@ -539,15 +662,27 @@ impl Preserver {
         to_do.extend(names.into_iter().map(Effect::Unstore));
     }
 
-    fn next_generation(&self) -> u64 {
-        self.beginning.latest + 1
+    /// Whether too many descriptors in the queue are those of connections that are over, or too many
+    /// messages in it have few descriptors.
+    fn is_worn(&self) -> bool {
+        let preserved = self.beginning.preserved;
+        self.current.is_some_and(|queue| {
+            let dead = queue.entries.saturating_sub(preserved);
+            dead >= max_dead(self.beginning.descriptors, queue.entries)
+                || queue.messages >= SPARE_MESSAGES + 2 * preserved.div_ceil(BATCH)
+        })
     }
 
-    /// Whether too many descriptors in the queue are those of connections that are over.
-    fn is_worn(&self) -> bool {
-        let entries = self.current.map_or(0, |queue| queue.entries);
-        let dead = entries.saturating_sub(self.beginning.preserved);
-        dead >= max_dead(self.beginning.descriptors, entries)
+    /// Whether a new queue would have fewer messages with `more` connections than this one has.
+    fn is_wasteful(&self, more: usize) -> bool {
+        let needed = (self.beginning.preserved + more).div_ceil(BATCH);
+        self.current.is_some_and(|queue| queue.messages > needed)
+    }
+
+    /// Whether there is a new queue that does not have all preserved connections yet.
+    fn is_filling(&self) -> bool {
+        self.rotation
+            .is_some_and(|rotation| rotation.until.is_none())
     }
 
     /// Whether connections are preserved.
@@ -602,28 +737,32 @@ impl Preserver {
     /// Until when the manager may answer, if an answer is awaited.
     #[must_use]
     pub(crate) fn answer_due(&self) -> Option<MonoTime> {
-        self.rotation.map(|(_, until)| until)
+        self.rotation.and_then(|rotation| rotation.until)
     }
 
     /// When [`Input::Time`] or [`Input::RotationOver`] has something to do, as long as the process
     /// serves.
     #[must_use]
     pub(crate) fn next_due(&self) -> Option<MonoTime> {
-        // The answer may never come.
-        if let Some(until) = self.answer_due() {
-            return Some(until);
+        if self.is_filling() {
+            return Some(MonoTime::FIRST);
         }
+        // The answer may never come.
+        let until = self.answer_due();
         match &self.store_state {
-            StoreState::Off | StoreState::Declined | StoreState::Asking => None,
-            StoreState::Waiting => self.waiting.next_due(),
-            StoreState::Refused(_) => self.ask_again,
             StoreState::Preserving => {
                 let waiting = self.waiting.next_due();
                 let preserve = waiting.map(|due| self.next_round.map_or(due, |next| due.max(next)));
-                let rotate = self.is_worn().then_some(self.rotate_after);
-                let rotate = rotate.map(|after| after.unwrap_or(MonoTime::new(0)));
-                earliest([preserve, rotate])
+                let rotate = || {
+                    self.is_worn()
+                        .then(|| self.rotate_after.unwrap_or(MonoTime::FIRST))
+                };
+                earliest([preserve, until.or_else(rotate)])
             }
+            _ if until.is_some() => until,
+            StoreState::Off | StoreState::Declined | StoreState::Asking => None,
+            StoreState::Waiting => self.waiting.next_due(),
+            StoreState::Refused(_) => self.ask_again,
         }
     }
 }

@@ -163,8 +163,9 @@ pub(crate) struct Recovered {
 /// What a descriptor queue was found to hold.
 struct QueueContent {
     generation: u64,
-    /// How many descriptors are in it.
+    /// How many descriptors are in it, and in how many messages.
     entries: usize,
+    messages: usize,
     /// The cookies of the sockets among these, sorted.
     cookies: Vec<u64>,
 }
@@ -256,12 +257,14 @@ impl StoredFds {
             let mut content = QueueContent {
                 generation: *generation,
                 entries: 0,
+                messages: 0,
                 cookies: Vec::new(),
             };
             // What a queue holds that cannot be read counts as missing.
             let _ = queue.peek(|found, cut| {
                 unseen |= cut;
                 content.entries += found.len();
+                content.messages += 1;
                 let cookies = found
                     .into_iter()
                     .filter_map(|socket| examiner.examine(socket));
@@ -323,7 +326,10 @@ impl StoredFds {
         let mut senders = self.senders.iter();
         let index = senders.position(|(generation, _)| *generation == content.generation)?;
         let (generation, sender) = self.senders.swap_remove(index);
-        Some(FdQueue::resumed(generation, sender, content.entries))
+        let QueueContent {
+            entries, messages, ..
+        } = content;
+        Some(FdQueue::resumed(generation, sender, *entries, *messages))
     }
 
     fn latest_generation(&self) -> u64 {

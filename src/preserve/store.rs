@@ -11,20 +11,22 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::crash_guard::CrashGuard;
-use super::fd_queue::{BATCH, FdQueue};
-use super::preserver::{Beginning, Preserver};
+use super::fd_queue::{BATCH, FdQueue, Queue};
+use super::preserver::{self, Beginning, Filled, Preserver};
 use super::recover::{fd_queue_name, state_file_name};
 use super::restore::Restored;
 use super::state_file::StateFile;
 use crate::echo::time::MonoTime;
 use crate::sys::notify::Manager;
 
-/// A queue that the manager was asked to store, and has not answered for.
+/// A queue that is to replace the one in use.
 #[derive(Debug)]
 struct Rotation {
     queue: FdQueue,
-    /// The reading end of a pipe whose other end the manager closes.
-    answer: OwnedFd,
+    /// The receiving end, until the manager is asked to store both.
+    receiver: Option<Queue>,
+    /// The reading end of a pipe whose other end the manager closes to answer, once it is asked.
+    answer: Option<OwnedFd>,
 }
 
 /// The state file and the descriptor queue of this process, which the manager stores as well.
@@ -54,9 +56,11 @@ impl Store {
                 .file()
                 .is_none()
                 .then(|| state_file.no_file().to_owned()),
-            queue: queue
-                .as_ref()
-                .map(|queue| (queue.generation, queue.entries)),
+            queue: queue.as_ref().map(|queue| preserver::Queue {
+                generation: queue.generation,
+                entries: queue.entries,
+                messages: queue.messages,
+            }),
             obsolete: std::mem::take(&mut restored.obsolete),
             unseen: restored.unseen,
             latest: restored.latest,
@@ -117,40 +121,60 @@ impl Store {
         })
     }
 
-    /// Makes a queue with the descriptors of all open connections (`living`), sends it to the manager
-    /// and asks for an answer; returns how many are in it.
+    /// Makes a queue beside the one in use.
     ///
     /// # Errors
-    /// Those of socketpair(2), pipe2(2) and [`FdQueue::append`]; nothing was sent then.
-    pub(crate) fn rotate<'a>(
-        &mut self,
-        generation: u64,
-        living: impl Iterator<Item = BorrowedFd<'a>>,
-        manager: &mut Manager,
-        now: MonoTime,
-    ) -> io::Result<usize> {
-        let (mut queue, receiver) = FdQueue::new(generation)?;
-        let mut batch = Vec::with_capacity(BATCH);
-        for descriptor in living {
-            batch.push(descriptor);
-            if batch.len() == BATCH {
-                queue.append(&batch)?;
-                batch.clear();
-            }
+    /// Those of socketpair(2).
+    pub(crate) fn rotate(&mut self, generation: u64) -> io::Result<()> {
+        let (queue, receiver) = FdQueue::new(generation)?;
+        self.rotation = Some(Rotation {
+            queue,
+            receiver: Some(receiver),
+            answer: None,
+        });
+        Ok(())
+    }
+
+    /// Puts a slice of the descriptors of all preserved connections into the new queue; `None`: there is
+    /// no other slice.
+    ///
+    /// # Errors
+    /// Those of [`FdQueue::append`], and `ENOTCONN` without a new queue.
+    pub(crate) fn fill(&mut self, slice: Option<Vec<BorrowedFd<'_>>>) -> io::Result<Filled> {
+        let rotation = self.rotation.as_mut();
+        let queue = &mut rotation.ok_or(io::ErrorKind::NotConnected)?.queue;
+        let descriptors = slice.as_deref().unwrap_or_default();
+        let batches = descriptors.chunks(BATCH);
+        let (entries, messages) = (descriptors.len(), batches.len());
+        for batch in batches {
+            queue.append(batch)?;
         }
-        if !batch.is_empty() {
-            queue.append(&batch)?;
-        }
+        Ok(Filled {
+            entries,
+            messages,
+            whole: slice.is_none(),
+        })
+    }
+
+    /// Sends the new queue to the manager, and asks for an answer.
+    ///
+    /// # Errors
+    /// Those of pipe2(2); nothing was sent then.
+    pub(crate) fn offer(&mut self, manager: &mut Manager, now: MonoTime) -> io::Result<()> {
+        let Some(rotation) = &mut self.rotation else {
+            return Ok(());
+        };
         let (answer, question) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let name = fd_queue_name(rotation.queue.generation);
         // One after the other, as a message has no order: if there is room for one only, it is not
         // the receiving end, and that shows.
-        for end in [queue.as_fd(), receiver.as_fd()] {
-            manager.store(&fd_queue_name(generation), &[end], now);
+        manager.store(&name, &[rotation.queue.as_fd()], now);
+        if let Some(receiver) = rotation.receiver.take() {
+            manager.store(&name, &[receiver.as_fd()], now);
         }
         manager.barrier(question, now);
-        let entries = queue.entries;
-        self.rotation = Some(Rotation { queue, answer });
-        Ok(entries)
+        rotation.answer = Some(answer);
+        Ok(())
     }
 
     /// Uses the new queue instead of the old one.
@@ -170,22 +194,27 @@ impl Store {
         self.queue = None;
     }
 
-    /// Puts up to [`BATCH`] descriptors into the queue: all of them or none.
+    /// Puts up to [`BATCH`] descriptors into the queue: all of them or none.  Then they go into the new
+    /// queue as well, if there is one; returns why they do not, if so.
     ///
     /// # Errors
     /// Those of [`FdQueue::append`], and `ENOTCONN` without a queue.
-    pub(crate) fn append(&mut self, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub(crate) fn append(
+        &mut self,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<Option<io::Error>> {
         let queue = self.queue.as_mut();
-        queue
-            .ok_or(io::ErrorKind::NotConnected)?
-            .append(descriptors)
+        let queue = queue.ok_or(io::ErrorKind::NotConnected)?;
+        queue.append(descriptors)?;
+        let rotation = self.rotation.as_mut();
+        Ok(rotation.and_then(|rotation| rotation.queue.append(descriptors).err()))
     }
 
     /// The pipe that the manager closes to answer.
     #[must_use]
     pub(crate) fn answer(&self) -> Option<BorrowedFd<'_>> {
-        let rotation = self.rotation.as_ref();
-        rotation.map(|rotation| rotation.answer.as_fd())
+        let answer = self.rotation.as_ref()?.answer.as_ref();
+        answer.map(AsFd::as_fd)
     }
 
     /// Whether the manager has answered, or does within `span`.

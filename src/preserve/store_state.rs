@@ -75,9 +75,9 @@ pub(crate) fn max_preserved(descriptors: usize) -> usize {
 pub(super) fn max_dead(descriptors: usize, entries: usize) -> usize {
     /// So few dead descriptors are not worth a new queue.
     const NOT_WORTH_A_ROTATION: usize = 64;
-    let room = descriptors
-        .saturating_sub(2 * max_preserved(descriptors))
-        .max(1);
+    let room = descriptors.saturating_sub(2 * max_preserved(descriptors));
+    // A part of it is for what goes into both queues while a new one is filled.
+    let room = (room - room / 8).max(1);
     NOT_WORTH_A_ROTATION.max(entries / 4).min(room)
 }
 

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use super::listener::Listener;
 use super::stream::{ProxyHeader, Socket, Stream};
 use super::token::EventSource;
 use super::worker::Worker;
+use super::worker_pool::Walk;
 use crate::config::units::{Role, Span};
 use crate::echo::LINGER;
 use crate::echo::connection::{Connection, Start};
@@ -34,7 +36,7 @@ use crate::log::events::Event;
 use crate::log::rate_limit::Limited;
 use crate::preserve::partition::Partition;
 use crate::preserve::preserve_queue::Waiting;
-use crate::preserve::preserver::{Effect, Input};
+use crate::preserve::preserver::{Effect, Filled, Input};
 use crate::preserve::recover::Recovered;
 use crate::preserve::restore::RestoredConnection;
 use crate::preserve::state_file::Record;
@@ -283,11 +285,13 @@ impl Server {
             }
             Effect::Unstore(name) => self.manager.unstore(&name, self.now),
             Effect::Rotate(generation) => {
-                let workers = self.pool.pause_all();
-                let living = workers.iter().flat_map(preserved);
-                let (manager, now) = (&mut self.manager, self.now);
-                let sent = self.store.rotate(generation, living, manager, now);
-                drop(workers);
+                self.filled = Walk::default();
+                let made = self.store.rotate(generation);
+                return Some(Input::Filled(made.and_then(|()| self.fill())));
+            }
+            Effect::Fill => return Some(Input::Filled(self.fill())),
+            Effect::Offer => {
+                let sent = self.store.offer(&mut self.manager, self.now);
                 if let Some(answer) = self.store.answer().map(|answer| answer.as_raw_fd()) {
                     // Without the event, the answer is looked for when its time is over.
                     self.listen_to(answer);
@@ -301,6 +305,14 @@ impl Server {
             Effect::Log(event) => self.on_store_event(event),
         }
         None
+    }
+
+    /// Puts the next slice of the preserved connections into the new queue.
+    fn fill(&mut self) -> io::Result<Filled> {
+        let workers = self.pool.pause_all();
+        let slice = self.filled.next(&workers);
+        let slice = slice.map(|(worker, keys)| preserved(worker, keys).collect());
+        self.store.fill(slice)
     }
 
     /// Preserves those connections of a batch that are not over: each gets a record first, then all
@@ -327,7 +339,7 @@ impl Server {
         });
         let descriptors: Vec<BorrowedFd<'_>> = descriptors.collect();
         let appended = if descriptors.is_empty() {
-            Ok(())
+            Ok(None)
         } else {
             self.store.append(&descriptors)
         };
@@ -343,7 +355,10 @@ impl Server {
             self.not_preserved(without_record, error);
         }
         match appended {
-            Ok(()) => Input::Appended(batch.len()),
+            Ok(missed) => Input::Appended {
+                count: batch.len(),
+                missed,
+            },
             Err(error) => Input::NotAppended {
                 batch,
                 error,
@@ -615,9 +630,10 @@ fn is_over(connections: &Connections<Stream, Partition>, waiting: &Waiting) -> b
     stream.is_none_or(|stream| stream.number != waiting.number)
 }
 
-/// The descriptors of the preserved connections of a worker, for a new queue.
-fn preserved(worker: &Worker) -> impl Iterator<Item = BorrowedFd<'_>> {
-    let connections = worker.connections.iter().map(|(_, stream, _)| stream);
+/// The descriptors of those connections of a worker that are preserved and have one of these keys.
+fn preserved(worker: &Worker, keys: Range<usize>) -> impl Iterator<Item = BorrowedFd<'_>> {
+    let connections = worker.connections.iter_in(keys);
+    let connections = connections.map(|(_, stream, _)| stream);
     connections
         .filter(|stream| stream.record_id.is_some() && !stream.is_doubtful())
         .map(AsFd::as_fd)

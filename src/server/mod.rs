@@ -83,7 +83,7 @@ use scrapes::Scrapes;
 use stream::{ProxyHeader, Socket, Stream};
 use token::EventSource;
 use worker::{Report, Worker};
-use worker_pool::WorkerPool;
+use worker_pool::{Walk, WorkerPool};
 
 /// What [`Server::new`] puts together.
 #[derive(Debug)]
@@ -114,6 +114,8 @@ pub(crate) struct Server {
     pool: WorkerPool,
     preserver: Preserver,
     store: Store,
+    /// How far the preserved connections are in the new queue, while the queue is rotated.
+    filled: Walk,
     manager: Manager,
     reporter: Reporter,
     scrapes: Scrapes,
@@ -162,6 +164,7 @@ impl Server {
             pool,
             preserver,
             store,
+            filled: Walk::default(),
             manager,
             reporter,
             scrapes: Scrapes::default(),

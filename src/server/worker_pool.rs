@@ -16,6 +16,7 @@
 //! With one worker there is no thread and no such lock.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -32,6 +33,7 @@ use crate::echo::connection::Start;
 use crate::echo::counters::Counters;
 use crate::echo::end_reason::EndReason;
 use crate::echo::time::MonoTime;
+use crate::preserve::fd_queue::BATCH;
 use crate::preserve::partition::Partition;
 use crate::sys::clock;
 use crate::sys::lock::lock;
@@ -250,6 +252,42 @@ impl PausedWorkers<'_> {
         match number.checked_sub(1) {
             None => self.own,
             Some(other) => &mut self.others[other].worker,
+        }
+    }
+}
+
+/// Keys in a slice of a walk over all connections: as many as fill eight messages of a descriptor queue,
+/// with which a slice takes less than a millisecond.  In a debug build so few that tests have many slices.
+const SLICE: usize = if cfg!(debug_assertions) {
+    16
+} else {
+    8 * BATCH
+};
+
+/// A walk over all connections, in slices of keys, between which connections may begin and end.  It comes
+/// by every connection that is open all the time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Walk {
+    worker: usize,
+    key: usize,
+}
+
+impl Walk {
+    /// The next slice; `None`: the walk is at its end.
+    pub(crate) fn next<'a>(
+        &mut self,
+        workers: &'a PausedWorkers<'_>,
+    ) -> Option<(&'a Worker, Range<usize>)> {
+        loop {
+            let worker = workers.iter().nth(self.worker)?;
+            let end = worker.connections.end_of_keys();
+            if self.key < end {
+                let first = self.key;
+                self.key = end.min(first + SLICE);
+                return Some((worker, first..self.key));
+            }
+            self.worker += 1;
+            self.key = 0;
         }
     }
 }

@@ -18,6 +18,12 @@ const DESCRIPTORS: usize = 512;
 /// Messages that a queue takes.
 const QUEUE: usize = 6;
 
+/// Connections in a slice of a rotation.
+const SLICE: usize = 40;
+
+/// Rounds that follow each other at once, as long as something is due.
+const ROUNDS: usize = 3;
+
 /// What a manager does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Manner {
@@ -44,6 +50,9 @@ struct World {
     /// The queue that the process sends into, and the one that it has made anew.
     queue: Option<u64>,
     rotation: Option<u64>,
+    /// Connections below this number are in the latter, or have not been preserved when the others were
+    /// put into it.
+    filled: u64,
     queues: BTreeMap<u64, Held>,
     /// What the manager stores: names, with how many descriptors of each.
     stored: BTreeMap<String, usize>,
@@ -75,6 +84,7 @@ impl World {
             next: 0,
             queue: None,
             rotation: None,
+            filled: 0,
             queues: BTreeMap::new(),
             stored: BTreeMap::new(),
             capacity,
@@ -151,7 +161,18 @@ impl World {
             }
             Effect::Unstore(name) => self.unstore(&name),
             Effect::Rotate(generation) => {
-                return Some(Input::RotationSent(self.rotate(generation)));
+                self.queues.insert(generation, Held::default());
+                self.rotation = Some(generation);
+                self.filled = 0;
+                return Some(Input::Filled(self.fill()));
+            }
+            Effect::Fill => return Some(Input::Filled(self.fill())),
+            Effect::Offer => {
+                let generation = self.rotation.expect("a queue to offer");
+                self.store(fd_queue_name(generation));
+                self.store(fd_queue_name(generation));
+                self.answer = self.manner == Manner::Answers;
+                return Some(Input::RotationSent(Ok(())));
             }
             Effect::Promote => {
                 self.queue = self.rotation.take();
@@ -171,45 +192,67 @@ impl World {
         None
     }
 
-    fn rotate(&mut self, generation: u64) -> io::Result<usize> {
-        let living: BTreeSet<u64> = self.preserved().collect();
-        if self.in_flight() + living.len() > self.room {
-            return Err(io::Error::from_raw_os_error(libc::ETOOMANYREFS));
-        }
-        let count = living.len();
-        let held = Held {
-            connections: living,
-            messages: count.div_ceil(BATCH),
+    /// Puts connections into a queue, all or none.
+    fn put(&mut self, generation: u64, connections: &[u64]) -> io::Result<()> {
+        let errno = if self.in_flight() + connections.len() > self.room {
+            libc::ETOOMANYREFS
+        } else if self.queues[&generation].messages == QUEUE {
+            libc::EAGAIN
+        } else {
+            let queue = self.queues.get_mut(&generation).expect("it exists");
+            queue.messages += usize::from(!connections.is_empty());
+            queue.connections.extend(connections);
+            return Ok(());
         };
-        self.queues.insert(generation, held);
-        self.rotation = Some(generation);
-        self.store(fd_queue_name(generation));
-        self.store(fd_queue_name(generation));
-        self.answer = self.manner == Manner::Answers;
-        Ok(count)
+        Err(io::Error::from_raw_os_error(errno))
+    }
+
+    /// The next slice of a rotation.
+    fn fill(&mut self) -> io::Result<Filled> {
+        let generation = self.rotation.expect("a queue to fill");
+        let rest = self.open.range(self.filled..);
+        let slice: Vec<(u64, bool)> = rest
+            .map(|(number, record)| (*number, *record))
+            .take(SLICE)
+            .collect();
+        let Some((last, _)) = slice.last() else {
+            let (entries, messages, whole) = (0, 0, true);
+            return Ok(Filled {
+                entries,
+                messages,
+                whole,
+            });
+        };
+        self.filled = last + 1;
+        let preserved = slice.iter().filter(|(_, record)| *record);
+        let preserved: Vec<u64> = preserved.map(|(number, _)| *number).collect();
+        // As if they were in one message with those of the slices before, or no queue would be large
+        // enough here.
+        let messages = self.queues[&generation].messages;
+        self.put(generation, &preserved)?;
+        let queue = self.queues.get_mut(&generation).expect("it exists");
+        queue.messages = messages.max(queue.connections.len().div_ceil(BATCH));
+        Ok(Filled {
+            entries: preserved.len(),
+            messages: queue.messages - messages,
+            whole: false,
+        })
     }
 
     fn append(&mut self, mut batch: Vec<Waiting>) -> Input {
         batch.retain(|waiting| self.open.get(&waiting.number) == Some(&false));
         let generation = self.queue.expect("a queue to append to");
         let held = self.is_stored(generation);
-        let full = self.in_flight() + batch.len() > self.room;
-        let queue = self.queues.get_mut(&generation).expect("it exists");
-        if full || queue.messages == QUEUE {
-            let errno = if full {
-                libc::ETOOMANYREFS
-            } else {
-                libc::EAGAIN
-            };
-            let error = io::Error::from_raw_os_error(errno);
+        let numbers: Vec<u64> = batch.iter().map(|waiting| waiting.number).collect();
+        if let Err(error) = self.put(generation, &numbers) {
             return Input::NotAppended { batch, error, held };
         }
-        queue.messages += usize::from(!batch.is_empty());
-        for waiting in &batch {
-            queue.connections.insert(waiting.number);
-            self.open.insert(waiting.number, true);
-        }
-        Input::Appended(batch.len())
+        self.open
+            .extend(numbers.iter().map(|number| (*number, true)));
+        let rotation = self.rotation;
+        let missed = rotation.and_then(|generation| self.put(generation, &numbers).err());
+        let count = batch.len();
+        Input::Appended { count, missed }
     }
 
     fn log(&mut self, event: &StoreEvent) {
@@ -292,9 +335,11 @@ impl World {
             state_file: 1,
             unstored: !file,
             no_file: None,
-            queue: self
-                .queue
-                .map(|generation| (generation, self.queues[&generation].connections.len())),
+            queue: self.queue.map(|generation| Queue {
+                generation,
+                entries: self.queues[&generation].connections.len(),
+                messages: self.queues[&generation].messages,
+            }),
             obsolete,
             unseen: false,
             latest: generations().next_back().unwrap_or(1),
@@ -325,7 +370,7 @@ impl World {
         }
     }
 
-    /// A round of the loop, some time later.
+    /// Some rounds of the loop, some time later.
     fn round(&mut self, later: Duration) {
         self.now += later;
         if self.machine.answer_due().is_some() && self.manner != Manner::NeverAnswers {
@@ -346,8 +391,10 @@ impl World {
         {
             self.feed(Input::HungUp);
         }
-        if self.machine.next_due().is_some_and(|due| due <= self.now) {
-            self.feed(Input::Time);
+        for _ in 0..ROUNDS {
+            if self.machine.next_due().is_some_and(|due| due <= self.now) {
+                self.feed(Input::Time);
+            }
         }
     }
 
@@ -448,6 +495,36 @@ fn a_full_queue_is_followed_by_a_new_one() {
     }
     assert_eq!(world.found().len(), 3 * QUEUE);
     assert_eq!(world.stored.len(), 2, "{:?}", world.stored);
+}
+
+#[test]
+fn a_queue_of_many_small_messages_is_followed_by_a_new_one_before_it_is_full() {
+    let mut machine = Preserver::new(Beginning {
+        state_file: 1,
+        latest: 2,
+        queue: Some(Queue {
+            generation: 2,
+            entries: 1200,
+            messages: SPARE_MESSAGES + 9,
+        }),
+        preserved: 1200,
+        descriptors: 1 << 20,
+        ..Beginning::default()
+    });
+    let enabled = machine.on(
+        Input::Enable {
+            after: SECOND,
+            store: Some(16),
+        },
+        start(),
+    );
+    assert!(matches!(enabled[..], [Effect::Log(StoreEvent::Preserving)]));
+    assert_eq!(machine.next_due(), None, "five messages are needed");
+    let count = 1;
+    let missed = None;
+    machine.on(Input::Appended { count, missed }, start());
+    let effects = machine.on(Input::Time, start());
+    assert!(matches!(effects[..], [Effect::Rotate(3)]), "{effects:?}");
 }
 
 #[test]

@@ -241,10 +241,32 @@ fn in_a_rotation() -> (Manager, ClientMix) {
 }
 
 #[test]
+fn what_is_preserved_during_a_rotation_survives_with_either_queue() {
+    for answers in [false, true] {
+        let (mut manager, mut mix) = in_a_rotation();
+        let client = manager.connect();
+        ping(&client, b"a new one");
+        manager.preserves(9);
+        if answers {
+            manager.answers(true);
+            manager.one_of_each();
+        }
+        manager.kill();
+        manager.answers(true);
+        manager.start();
+        ping(&client, b"still here");
+        mix.echoes_on();
+        manager.preserves(9);
+        manager.one_of_each();
+    }
+}
+
+#[test]
 fn a_manager_that_does_not_answer_at_a_rotation_makes_no_client_wait() {
     let (mut manager, mut mix) = in_a_rotation();
     mix.echoes_on();
     ping(manager.connect(), b"a new one");
+    manager.status_has(" 8 connections, ");
     // A crash now, with two descriptor queues in the store.
     manager.kill();
     manager.answers(true);

@@ -294,7 +294,6 @@ fn connections_that_are_not_preserved_yet_survive_a_restart_during_a_rotation() 
         eventually(SOON, "nothing was renewed", || {
             (manager.stored("preserve-queue-") == 4).then_some(())
         });
-        // No connection is preserved while it waits.
         let young = clients(&manager, 5);
         match answer {
             Answer::BeforeTheEnd => {

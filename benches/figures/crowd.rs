@@ -2,12 +2,22 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use rustix::process::{Resource, Signal, getrlimit};
 use testkit::load::{Client, Load, Talk};
+use testkit::manager::Manager;
 use testkit::report::{Report, median, ms, percentile};
-use testkit::{Daemon, Plan, SOON, eventually};
+use testkit::{Daemon, Plan, SOON, connect, eventually};
 
 use crate::client::ping;
+
+/// The most connections that are held at once.
+const MOST: usize = 250_000;
+
+/// Connections to one address: with more, the kernel takes long to find a free port.
+const PORTS: usize = 8000;
 
 pub fn crowd(report: &mut Report) {
     all_echoing(report);
@@ -74,6 +84,114 @@ fn connecting_at_once(report: &mut Report) {
         "none refused or timed out",
         outcome.is_ok(),
     );
+}
+
+/// The longest round of the loop while something is done that concerns all connections: preserved ones,
+/// as many as there are descriptors for.
+pub fn rounds(report: &mut Report) {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let count = usize::try_from(descriptors - 200).map_or(MOST, |room| room.min(MOST));
+    let listen = |host: usize| TcpListener::bind(format!("127.0.0.{}:0", 1 + host)).unwrap();
+    let metrics = listen(0);
+    let at = metrics.local_addr().unwrap();
+    let mut manager = Manager::wide().listener("metrics", metrics);
+    let mut addresses = vec![manager.address()];
+    for host in 1..=count / PORTS {
+        let listener = listen(host);
+        addresses.push(listener.local_addr().unwrap());
+        manager = manager.listener(&format!("echo-{host}"), listener);
+    }
+    let limits = format!("preserve-after = '0s'\n[limits]\nmax-connections = {MOST}\n");
+    manager.config(&limits);
+    manager.start();
+    Page::of(at);
+    let mut figure = |what: &str, longest: Duration| {
+        let name = format!("{count} connections, longest round: {what}");
+        let goal = Duration::from_millis(5);
+        report.figure(&name, &ms(longest), "<= 5 ms", longest <= goal);
+    };
+    let mut clients: Vec<TcpStream> = addresses
+        .iter()
+        .cycle()
+        .take(count)
+        .map(|address| connect(*address))
+        .collect();
+    figure("they connect", Page::of(at).longest);
+    figure(
+        "are preserved",
+        Page::until(at, |page| page.preserved == count),
+    );
+    let mut each = |what: &str, act: &mut dyn FnMut(&mut Manager)| {
+        let span = |_| {
+            Page::of(at);
+            act(&mut manager);
+            std::thread::sleep(Duration::from_millis(300));
+            Page::of(at).longest
+        };
+        // The least of some, as this process has the processors, too.
+        figure(what, (0..3).map(span).min().unwrap_or_default());
+    };
+    each("nothing", &mut |_| {});
+    each("USR1", &mut |manager| manager.daemon().signal(Signal::USR1));
+    each("a reload", &mut |manager| manager.reload(&limits));
+    let mut hours = 0;
+    each("a reload with an idle-timeout", &mut |manager| {
+        hours += 1;
+        manager.reload(&format!("{limits}idle-timeout = '{hours}h'\n"));
+    });
+    manager.reload(&limits);
+    let before = manager.names();
+    clients.truncate(count - count / 3);
+    figure("a third ends, and the queue is rotated", {
+        Page::until(at, |page| {
+            page.preserved == clients.len() && manager.names() != before
+        })
+    });
+    let mut took = |what: &str, act: &dyn Fn(&mut Manager)| {
+        let began = Instant::now();
+        act(&mut manager);
+        let name = format!("{} connections, {what}", clients.len());
+        report.fact(&name, &ms(began.elapsed()));
+    };
+    took("a hand-over", &Manager::hand_over);
+    took("a start with them", &Manager::start);
+    took("a stop", &Manager::stop);
+}
+
+/// What the metrics have of a daemon.
+struct Page {
+    /// The longest round since the last page.
+    longest: Duration,
+    preserved: usize,
+}
+
+impl Page {
+    fn of(address: SocketAddr) -> Self {
+        let mut stream = connect(address);
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let value = line.and_then(|rest| rest.rsplit(' ').next()?.parse().ok());
+            value.unwrap_or_else(|| panic!("no {name} in {text}"))
+        };
+        Self {
+            longest: Duration::from_secs_f64(value("tcp_echo_round_longest_seconds{")),
+            preserved: value("tcp_echo_connections_preserved ") as usize,
+        }
+    }
+
+    /// Waits until it is so; returns the longest round meanwhile.
+    fn until(address: SocketAddr, so: impl Fn(&Self) -> bool) -> Duration {
+        let mut longest = Duration::ZERO;
+        eventually(10 * SOON, "the metrics do not say so", || {
+            let page = Self::of(address);
+            longest = longest.max(page.longest);
+            std::thread::sleep(Duration::from_millis(20));
+            so(&page).then_some(longest)
+        })
+    }
 }
 
 pub fn descriptors(report: &mut Report) {

@@ -45,6 +45,7 @@ const FIGURES: &[(&str, Measure)] = &[
     ("idle", idle::idle),
     ("churn", churn::churn),
     ("crowd", crowd::crowd),
+    ("crowd-rounds", crowd::rounds),
     ("descriptors", crowd::descriptors),
     ("stop", end::stop),
     ("reload", transfer::reload),

@@ -172,13 +172,14 @@ impl Page {
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let value = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            let value = line.and_then(|rest| rest.rsplit(' ').next()?.parse().ok());
+            let line = text.lines().find(|line| line.starts_with(name));
+            let value = line.and_then(|line| line.rsplit(' ').next());
             value.unwrap_or_else(|| panic!("no {name} in {text}"))
         };
+        let longest = value("tcp_echo_round_longest_seconds{").parse();
         Self {
-            longest: Duration::from_secs_f64(value("tcp_echo_round_longest_seconds{")),
-            preserved: value("tcp_echo_connections_preserved ") as usize,
+            longest: Duration::from_secs_f64(longest.unwrap()),
+            preserved: value("tcp_echo_connections_preserved ").parse().unwrap(),
         }
     }
 

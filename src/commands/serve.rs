@@ -9,10 +9,8 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{OwnedFd, RawFd};
 
 use mio::Poll;
-use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::SockRef;
 
@@ -36,6 +34,7 @@ use crate::sys::activation::{self, ListenSocket, Passed, UnexpectedFd};
 use crate::sys::bind::{self, Bound, Failure};
 use crate::sys::cgroup::is_instance;
 use crate::sys::clock;
+use crate::sys::descriptor_table::make_room;
 use crate::sys::endpoint::Endpoint;
 use crate::sys::kernel::Kernel;
 use crate::sys::memory::give_back_large_blocks;
@@ -109,7 +108,9 @@ pub(super) fn run(origin: Origin) -> Exit {
     give_back_large_blocks();
     let passed = activation::take();
     if let Ok(passed) = &passed {
-        make_room(&passed.reserved);
+        raise_limit();
+        // For the connections that will be restored, one more message of them, and what else there is.
+        make_room(recover::expected(&passed.reserved) + 2 * BATCH);
     }
     // Before there is another thread, as threads inherit the mask.  Where this fails, a handler may run
     // in the thread of the log, which does no harm.
@@ -463,22 +464,6 @@ fn reachable(listener: &Listener, address: IpAddr) -> IpAddr {
         IpAddr::V6(ip) if ip.is_unspecified() && both() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         _ => address,
-    }
-}
-
-/// Enlarges the table of descriptors at once for the connections that will be restored.  It doubles as it
-/// fills, and as soon as there are threads, the kernel waits some 10 ms each time until no processor looks
-/// at the old table.  So this is for a process that has one thread.
-fn make_room(reserved: &[(String, OwnedFd)]) {
-    let count = recover::expected(reserved);
-    let (Some((_, any)), 1..) = (reserved.first(), count) else {
-        return;
-    };
-    raise_limit();
-    let last = u64::try_from(count + BATCH).unwrap_or(u64::MAX);
-    if let Ok(last) = RawFd::try_from(last.saturating_add(OWN)) {
-        // An error means that the table grows later.
-        let _ = fcntl_dupfd_cloexec(any, last);
     }
 }
 

@@ -38,6 +38,9 @@ const ROUND_BYTES: u64 = 4 * 1024 * 1024;
 /// Bytes that a turn which moves less counts as in a round, because it takes time as well.
 const TURN_MIN_BYTES: u64 = 4096;
 
+/// The same for a turn with which a connection ends: to close its socket takes some 20 us.
+const END_MIN_BYTES: u64 = 16 * 1024;
+
 /// Deadlines acted on in one round.
 const ROUND_DEADLINES: usize = 256;
 
@@ -545,6 +548,9 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
 
     /// Replaces the limits, for every connection.
     pub fn set_limits(&mut self, limits: Limits) {
+        if limits == self.limits {
+            return;
+        }
         self.limits = limits;
         for key in self.keys(|_| true) {
             self.arm(key);
@@ -715,8 +721,13 @@ fn settle<L: EventLoop>(
     outcome: Outcome,
     allowance: &mut Allowance,
 ) {
+    let least = if matches!(outcome, Outcome::Over(_)) {
+        END_MIN_BYTES
+    } else {
+        TURN_MIN_BYTES
+    };
     let moved = event_loop.connections().moved().total();
-    allowance.bytes = allowance.bytes.saturating_sub(moved.max(TURN_MIN_BYTES));
+    allowance.bytes = allowance.bytes.saturating_sub(moved.max(least));
     event_loop.on_turn(key, outcome);
 }
 

@@ -9,6 +9,9 @@ use std::collections::VecDeque;
 
 use crate::echo::time::MonoTime;
 
+/// The connections that are looked at in one round.
+const LOOKS: usize = 65_536;
+
 /// A connection that waits to be preserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Waiting {
@@ -50,19 +53,32 @@ impl PreserveQueue {
         self.0.is_empty()
     }
 
-    /// Removes connections that are over from the front of the queue, up to the first that is not.
+    /// Removes connections that are over from the front of the queue, up to the first that is not, and
+    /// [`LOOKS`] at most.
     pub(crate) fn forget(&mut self, is_over: impl Fn(&Waiting) -> bool) {
-        while self.0.front().is_some_and(&is_over) {
+        for _ in 0..LOOKS {
+            if !self.0.front().is_some_and(&is_over) {
+                break;
+            }
             self.0.pop_front();
         }
     }
 
-    /// Forgets, of those whose time has come, the ones that are over.
-    pub(crate) fn forget_due(&mut self, now: MonoTime, is_over: impl Fn(&Waiting) -> bool) {
-        let due = self.0.iter().take_while(|waiting| waiting.due <= now);
-        let count = due.count();
-        let mut living: Vec<Waiting> = self.0.drain(..count).collect();
-        living.retain(|waiting| !is_over(waiting));
+    /// Forgets those that are over, of those whose time has come, until `most` are found that are not,
+    /// or [`LOOKS`] were looked at.
+    pub(crate) fn forget_due(
+        &mut self,
+        now: MonoTime,
+        most: usize,
+        is_over: impl Fn(&Waiting) -> bool,
+    ) {
+        let mut living = Vec::new();
+        for _ in 0..LOOKS {
+            if living.len() == most || self.next_due().is_none_or(|due| due > now) {
+                break;
+            }
+            living.extend(self.0.pop_front().filter(|waiting| !is_over(waiting)));
+        }
         self.put_back(living);
     }
 

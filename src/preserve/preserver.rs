@@ -34,6 +34,9 @@ const BETWEEN_ROUNDS: Duration = Duration::from_millis(200);
 /// Messages in one such round, each with at most [`BATCH`] connections.
 const MESSAGES: usize = 8;
 
+/// Connections that are preserved in one such round, at most.
+pub(crate) const ROUND: usize = MESSAGES * BATCH;
+
 /// Messages that a queue may have beyond twice as many as are needed, before a new queue replaces it.
 /// To look at the n-th message of a queue takes a walk over those before it.
 const SPARE_MESSAGES: usize = 256;

@@ -140,10 +140,10 @@ impl Store {
     ///
     /// # Errors
     /// Those of [`FdQueue::append`], and `ENOTCONN` without a new queue.
-    pub(crate) fn fill(&mut self, slice: Option<Vec<BorrowedFd<'_>>>) -> io::Result<Filled> {
+    pub(crate) fn fill(&mut self, slice: Option<&[BorrowedFd<'_>]>) -> io::Result<Filled> {
         let rotation = self.rotation.as_mut();
         let queue = &mut rotation.ok_or(io::ErrorKind::NotConnected)?.queue;
-        let descriptors = slice.as_deref().unwrap_or_default();
+        let descriptors = slice.unwrap_or_default();
         let batches = descriptors.chunks(BATCH);
         let (entries, messages) = (descriptors.len(), batches.len());
         for batch in batches {

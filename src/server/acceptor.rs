@@ -21,6 +21,7 @@ use crate::config::{Config, Options};
 use crate::echo::time::MonoTime;
 use crate::log::events::{Event, Pause};
 use crate::log::rate_limit::Limited;
+use crate::sys::descriptor_table::DescriptorTable;
 use crate::sys::endpoint::Endpoint;
 use crate::sys::sockopt::{self, Queue, Refused};
 
@@ -41,6 +42,8 @@ pub(crate) struct Acceptor {
     pub refused: u64,
     /// Open connections of each source that is limited.
     sources: HashMap<IpAddr, usize>,
+    /// The table in which each of them has a descriptor.
+    pub table: DescriptorTable,
     /// Counts the rounds, so that each begins with another listener.
     first: usize,
 }

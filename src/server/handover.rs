@@ -36,7 +36,7 @@ use crate::log::events::Event;
 use crate::log::rate_limit::Limited;
 use crate::preserve::partition::Partition;
 use crate::preserve::preserve_queue::Waiting;
-use crate::preserve::preserver::{Effect, Filled, Input};
+use crate::preserve::preserver::{Effect, Filled, Input, ROUND};
 use crate::preserve::recover::Recovered;
 use crate::preserve::restore::RestoredConnection;
 use crate::preserve::state_file::Record;
@@ -311,8 +311,8 @@ impl Server {
     fn fill(&mut self) -> io::Result<Filled> {
         let workers = self.pool.pause_all();
         let slice = self.filled.next(&workers);
-        let slice = slice.map(|(worker, keys)| preserved(worker, keys).collect());
-        self.store.fill(slice)
+        let slice = slice.map(|(worker, keys)| preserved(worker, keys).collect::<Vec<_>>());
+        self.store.fill(slice.as_deref())
     }
 
     /// Preserves those connections of a batch that are not over: each gets a record first, then all
@@ -398,13 +398,12 @@ impl Server {
                 }
             }
             StoreEvent::NotRotated { error, all } => {
-                let workers = self.pool.pause_all();
-                let without = workers.iter().map(|worker| worker.not_preserved().count());
-                let mut count: usize = without.sum();
-                drop(workers);
-                if all {
-                    count += self.preserver.preserved();
-                }
+                let open = self.pool.open();
+                let count = if all {
+                    open
+                } else {
+                    open.saturating_sub(self.preserver.preserved())
+                };
                 self.not_preserved(count, error);
             }
             StoreEvent::NotAppended { count, error } => self.not_preserved(count, error),
@@ -433,7 +432,7 @@ impl Server {
             // A message is for connections that live: a queue takes a few hundred messages only.
             let waiting = self.preserver.waiting();
             let workers = self.pool.pause_all();
-            waiting.forget_due(self.now, |waiting| {
+            waiting.forget_due(self.now, ROUND, |waiting| {
                 is_over(&workers.get(waiting.worker).connections, waiting)
             });
             drop(workers);
@@ -578,13 +577,6 @@ impl Server {
                 return;
             }
         }
-    }
-
-    /// Whether every open connection is preserved.
-    pub(super) fn is_all_preserved(&mut self) -> bool {
-        let workers = self.pool.pause_all();
-        let mut all = workers.iter().map(|worker| worker.not_preserved().next());
-        all.all(|stream| stream.is_none())
     }
 
     /// Records the positions of every preserved connection, from which the next process goes on.

@@ -408,6 +408,7 @@ impl Server {
                 }
             }
             self.deliver();
+            self.acceptor.table.prepare(self.pool.open());
             // Housekeeping works out when the next attempt is due.
             let state = self.acceptor.listeners[index].state;
             self.agenda.everything |= matches!(state, State::Short(_));
@@ -582,7 +583,7 @@ impl Server {
         self.forget_closed();
         self.keep_preserving();
         let idle = match self.life {
-            Life::HandingOver { .. } => self.is_all_preserved(),
+            Life::HandingOver { .. } => self.preserver.preserved() == self.pool.open(),
             _ => self.pool.open() == 0,
         };
         if idle && self.acceptor.listeners.is_empty() && self.life == Life::Serving {

@@ -114,9 +114,12 @@ impl Server {
         for (listener, refused) in self.acceptor.reconfigure(&new) {
             self.reporter.emit(Event::Option { listener, refused });
         }
+        let after = self.settings.config.preserve_after;
         self.settings.config = new;
-        // A shorter `preserve-after` changes the order of the connections that wait for it.
-        self.list_waiting();
+        if after != self.settings.config.preserve_after {
+            // That changes the order of the connections that wait for it.
+            self.list_waiting();
+        }
         self.update_limits();
         self.acceptor.on_room();
     }

@@ -225,12 +225,6 @@ impl Worker {
         self.connections.untried() == 0
     }
 
-    /// The connections that are not preserved.
-    pub(crate) fn not_preserved(&self) -> impl Iterator<Item = &Stream> {
-        let streams = self.connections.iter().map(|(_, stream, _)| stream);
-        streams.filter(|stream| stream.record_id.is_none())
-    }
-
     /// Drains the connections that `which` selects: each echoes what has arrived, sends a FIN and ends.
     pub(crate) fn drain(&mut self, which: impl Fn(&Stream) -> bool, now: MonoTime) {
         let connections = self.connections.iter();

@@ -5,12 +5,14 @@
 //! server.  All unsafe code of the crate is here, each block with its reason.
 //!
 //! In reading order: `clock`, [`environment`], `cgroup`, `lock`, [`endpoint`], [`kernel`], [`tcp_info`], [`sockopt`], `rights`,
-//! `positions`, `memory`, [`option_report`], `activation`, [`signals`], `notify`, [`timestamps`], `bind`.
+//! `positions`, `memory`, [`option_report`], `activation`, [`signals`],
+//! `descriptor_table`, `notify`, [`timestamps`], `bind`.
 
 pub(crate) mod activation;
 pub(crate) mod bind;
 pub(crate) mod cgroup;
 pub(crate) mod clock;
+pub(crate) mod descriptor_table;
 pub mod endpoint;
 pub mod environment;
 pub mod kernel;

@@ -990,7 +990,7 @@ fn a_round_ends_with_its_allowance_and_the_next_one_continues() {
             deadlines: 1
         }
     );
-    let (turns, left) = events.round(TURN_MIN_BYTES * 3, 1);
+    let (turns, left) = events.round(END_MIN_BYTES + 2 * TURN_MIN_BYTES, 1);
     assert_eq!(turns, [keys[1], keys[3], keys[4]]);
     assert_eq!(
         left,

@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use rustix::process::{Resource, Signal, getrlimit};
 use testkit::load::{Client, Load, Talk};
 use testkit::manager::Manager;
+use testkit::process;
 use testkit::report::{Report, median, ms, percentile};
 use testkit::{Daemon, Plan, SOON, connect, eventually};
 
@@ -105,6 +106,7 @@ pub fn rounds(report: &mut Report) {
     manager.config(&limits);
     manager.start();
     Page::of(at);
+    let before = process::memory(manager.daemon().pid());
     let mut figure = |what: &str, longest: Duration| {
         let name = format!("{count} connections, longest round: {what}");
         let goal = Duration::from_millis(5);
@@ -121,6 +123,8 @@ pub fn rounds(report: &mut Report) {
         "are preserved",
         Page::until(at, |page| page.preserved == count),
     );
+    // Beside the messages of the queue, which are the kernel's: 3 bytes each.
+    let grown = process::memory(manager.daemon().pid()) - before;
     let mut each = |what: &str, act: &mut dyn FnMut(&mut Manager)| {
         let span = |_| {
             Page::of(at);
@@ -147,6 +151,13 @@ pub fn rounds(report: &mut Report) {
             page.preserved == clients.len() && manager.names() != before
         })
     });
+    let grown = usize::try_from(grown).unwrap_or(0) / count;
+    report.figure(
+        &format!("{count} connections, memory with preservation"),
+        &format!("{grown} bytes each"),
+        "<= 250 bytes",
+        grown <= 250,
+    );
     let mut took = |what: &str, act: &dyn Fn(&mut Manager)| {
         let began = Instant::now();
         act(&mut manager);

@@ -17,6 +17,7 @@ use crate::config::address::Address;
 use crate::config::keys::{KEYS, Key, Show, is_fixed};
 use crate::config::units::{OrOff, Role, Span};
 use crate::config::{BUILT_IN_PORT, Config, DEFAULT_FILE, Listener, Options, Origin};
+use crate::preserve::fd_queue;
 use crate::preserve::store_state::max_preserved;
 use crate::server::scrapes::METRICS;
 use crate::sys::activation::ListenSocket;
@@ -425,9 +426,16 @@ fn remark(key: &Key, config: &Config, most: usize) -> String {
             }),
         ("preserve-connections", _) if config.preserve_connections => {
             let preserved = config.connections(max_preserved(most)).min(most);
+            let room = fd_queue::room().filter(|room| *room < preserved);
+            let room = room.map_or_else(String::new, |room| {
+                format!(
+                    ", of which {room} can be preserved: a descriptor queue has no more room here \
+                     (net.core.wmem_max)"
+                )
+            });
             format!(
                 "where the service manager has a descriptor store; max-connections is \
-                 {preserved} then"
+                 {preserved} then{room}"
             )
         }
         _ => String::new(),

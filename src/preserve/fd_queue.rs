@@ -33,10 +33,18 @@ use rustix::net::{
 use socket2::SockRef;
 
 use super::test_faults;
-use crate::sys::sockopt::set_peek_offset;
+use crate::sys::sockopt::{set_peek_offset, unacknowledged};
 
 /// The most descriptors in a message (`SCM_MAX_FD` in the kernel).
 pub(crate) const BATCH: usize = 253;
+
+/// How many connections a queue takes here (`net.core.wmem_max`); `None` if the kernel does not say.
+#[must_use]
+pub(crate) fn room() -> Option<usize> {
+    let (mut fd_queue, _queue) = FdQueue::new(0).ok()?;
+    fd_queue.append(&[io::stderr().as_fd()]).ok()?;
+    Some(fd_queue.most_messages()? * BATCH)
+}
 
 /// A send buffer that is larger than what the kernel gives.
 const LARGEST_BUFFER: usize = 1 << 30;
@@ -119,6 +127,15 @@ impl FdQueue {
         self.entries += descriptors.len();
         self.messages += 1;
         Ok(())
+    }
+
+    /// How many messages fit into the queue, which has one at least; `None` if the kernel does not say.
+    fn most_messages(&self) -> Option<usize> {
+        let used = usize::try_from(unacknowledged(&self.sender)).ok()?;
+        let each = used.checked_div(self.messages).filter(|each| *each > 0)?;
+        let buffer = SockRef::from(&self.sender).send_buffer_size().ok()?;
+        // A message is taken as long as less than the buffer is in use.
+        Some(buffer.div_ceil(each))
     }
 
     /// Whether the receiving end still exists, in a process or in flight.
@@ -246,6 +263,7 @@ mod tests {
         let (mut fd_queue, queue) = full();
         let error = fd_queue.append(&[io::stdin().as_fd(); 2]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(fd_queue.most_messages(), Some(fd_queue.messages));
         assert_eq!(count(&queue), fd_queue.entries);
     }
 

@@ -59,6 +59,10 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// Why no connection is preserved after the store had to be emptied.
 const IN_FLIGHT: &str = "there are too many descriptors in flight (LimitNOFILE= of the unit)";
 
+/// Why a connection is not preserved for which the queue has no room.
+const FULL: &str =
+    "the descriptor queue is full, and a larger net.core.wmem_max makes room for more (sysctl(8))";
+
 /// What has happened.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -607,6 +611,11 @@ impl Preserver {
         } else {
             self.next_round = Some(now + self.retry);
             self.retry = (self.retry * 2).min(LONGEST_RETRY);
+            let error = if error.kind() == io::ErrorKind::WouldBlock {
+                io::Error::new(error.kind(), FULL)
+            } else {
+                error
+            };
             to_do.push(Effect::Log(StoreEvent::NotAppended { count, error }));
         }
     }

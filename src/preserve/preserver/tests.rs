@@ -528,6 +528,47 @@ fn a_queue_of_many_small_messages_is_followed_by_a_new_one_before_it_is_full() {
 }
 
 #[test]
+fn a_full_queue_without_waste_stays_and_the_log_says_what_makes_room() {
+    let mut machine = Preserver::new(Beginning {
+        state_file: 1,
+        latest: 2,
+        queue: Some(Queue {
+            generation: 2,
+            entries: 4 * BATCH,
+            messages: 4,
+        }),
+        preserved: 4 * BATCH,
+        descriptors: 1 << 20,
+        ..Beginning::default()
+    });
+    let after = SECOND;
+    machine.on(Input::Enable { after, store: None }, start());
+    let mut attempts = 0;
+    for seconds in 0..100 {
+        let now = start() + SECOND * seconds;
+        machine.opened(0, 0, 1, start());
+        for effect in machine.on(Input::Time, now) {
+            let Effect::Append(batch) = effect else {
+                panic!("{effect:?}");
+            };
+            attempts += 1;
+            let refused = Input::NotAppended {
+                batch,
+                error: io::ErrorKind::WouldBlock.into(),
+                held: true,
+            };
+            let effects = machine.on(refused, now);
+            let [Effect::Log(StoreEvent::NotAppended { error, .. })] = &effects[..] else {
+                panic!("{effects:?}");
+            };
+            assert!(error.to_string().contains("net.core.wmem_max"), "{error}");
+        }
+    }
+    // After one second, two, four, and so on up to a minute.
+    assert_eq!(attempts, 7);
+}
+
+#[test]
 fn without_room_in_flight_the_store_is_emptied_and_filled_anew() {
     let mut world = World::new(16);
     world.room = 30;

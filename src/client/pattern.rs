@@ -5,13 +5,21 @@
 //! comes back, and a word that comes at a wrong place says which connection it was sent on, and
 //! at which offset: bytes are missing, came twice, came late, or belong to another connection;
 //! what decodes to nothing that was sent was changed, or inserted.
+//!
+//! From one word to the next the mix is an addition: the words of a run are the multiples of an odd
+//! number, which no two of them share, with the upper half folded into the lower one, so that every
+//! byte changes from word to word.  That number follows from the seed, so that words of another run
+//! do not follow each other as those of this one do.
 
 use std::fmt;
 
 /// Bytes in a word.
 const WORD: usize = 8;
 
-/// Bits of a word's number: a stream repeats itself after 8 TiB.
+/// Bytes that are made or checked at once: the processor has instructions for several words.
+const BLOCK: usize = 8 * WORD;
+
+/// Bits of a word's number.  After 8 TiB a stream goes on as that of the next connection.
 const INDEX_BITS: u32 = 40;
 
 /// Streams of one seed: connection numbers are below this.
@@ -19,12 +27,6 @@ pub const CONNECTIONS: u32 = 1 << (64 - INDEX_BITS);
 
 /// Findings that a [`Checker`] keeps; further ones are counted.
 const KEPT: usize = 16;
-
-/// The multipliers of the mix (the finalizer of SplitMix64), and their inverses modulo 2^64.
-const FIRST: u64 = 0xbf58_476d_1ce4_e5b9;
-const SECOND: u64 = 0x94d0_49bb_1331_11eb;
-const FIRST_INVERSE: u64 = inverse(FIRST);
-const SECOND_INVERSE: u64 = inverse(SECOND);
 
 /// The inverse of an odd number modulo 2^64, by Newton's method.
 const fn inverse(odd: u64) -> u64 {
@@ -37,16 +39,16 @@ const fn inverse(odd: u64) -> u64 {
     found
 }
 
+/// A number of which every bit depends on every bit of the seed (the finalizer of SplitMix64).
 const fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(FIRST);
-    let value = (value ^ (value >> 27)).wrapping_mul(SECOND);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
 }
 
-const fn unmix(value: u64) -> u64 {
-    let value = (value ^ (value >> 31) ^ (value >> 62)).wrapping_mul(SECOND_INVERSE);
-    let value = (value ^ (value >> 27) ^ (value >> 54)).wrapping_mul(FIRST_INVERSE);
-    value ^ (value >> 30) ^ (value >> 60)
+/// The upper half, folded into the lower one.  Folded twice it is what it was.
+const fn fold(value: u64) -> u64 {
+    value ^ (value >> 32)
 }
 
 /// A place in what a run sends.
@@ -61,7 +63,10 @@ pub struct Place {
 /// What one connection sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
-    key: u64,
+    /// The first word, not folded.
+    first: u64,
+    /// From one word to the next; odd.
+    step: u64,
     connection: u32,
 }
 
@@ -73,71 +78,114 @@ impl Stream {
     #[must_use]
     pub const fn new(seed: u64, connection: u32) -> Self {
         assert!(connection < CONNECTIONS, "too many connections");
-        let key = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
-        Self { key, connection }
+        let step = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)) | 1;
+        let run = Self {
+            first: mix(step),
+            step,
+            connection: 0,
+        };
+        run.other(connection)
     }
 
     /// The stream of another connection in the same run.
     const fn other(self, connection: u32) -> Self {
-        Self { connection, ..self }
+        let further = (connection as u64).wrapping_sub(self.connection as u64);
+        Self {
+            first: self.value(further << INDEX_BITS),
+            connection,
+            ..self
+        }
+    }
+
+    /// A word, not folded.
+    const fn value(self, index: u64) -> u64 {
+        self.first.wrapping_add(index.wrapping_mul(self.step))
     }
 
     const fn word(self, index: u64) -> [u8; WORD] {
-        let index = index & ((1 << INDEX_BITS) - 1);
-        mix(((self.connection as u64) << INDEX_BITS | index) ^ self.key).to_le_bytes()
+        fold(self.value(index)).to_le_bytes()
     }
 
     /// Where a word belongs that begins at a multiple of eight.
     const fn place(self, word: [u8; WORD]) -> Place {
-        let value = unmix(u64::from_le_bytes(word)) ^ self.key;
+        let value = fold(u64::from_le_bytes(word)).wrapping_sub(self.first);
+        let index = value.wrapping_mul(inverse(self.step));
         Place {
-            connection: (value >> INDEX_BITS) as u32,
-            offset: (value & ((1 << INDEX_BITS) - 1)) * WORD as u64,
+            connection: self.connection.wrapping_add((index >> INDEX_BITS) as u32) % CONNECTIONS,
+            offset: (index & ((1 << INDEX_BITS) - 1)) * WORD as u64,
         }
     }
 
     /// Writes what is sent from `offset` on.
     pub fn fill(self, offset: u64, buffer: &mut [u8]) {
         let (mut index, skip) = split(offset);
-        let head = buffer.len().min((WORD - skip) % WORD);
-        let (head, rest) = buffer.split_at_mut(head);
-        if !head.is_empty() {
+        let mut rest = buffer;
+        if skip > 0 {
+            let head = rest.len().min(WORD - skip);
+            let (head, behind) = rest.split_at_mut(head);
             head.copy_from_slice(&self.word(index)[skip..skip + head.len()]);
             index += 1;
+            rest = behind;
         }
-        let mut words = rest.chunks_exact_mut(WORD);
-        for word in &mut words {
-            word.copy_from_slice(&self.word(index));
-            index += 1;
+        let mut value = self.value(index);
+        let mut next = || {
+            let word = fold(value).to_le_bytes();
+            value = value.wrapping_add(self.step);
+            word
+        };
+        let mut blocks = rest.chunks_exact_mut(BLOCK);
+        for block in &mut blocks {
+            for word in block.chunks_exact_mut(WORD) {
+                word.copy_from_slice(&next());
+            }
         }
-        let tail = words.into_remainder();
-        tail.copy_from_slice(&self.word(index)[..tail.len()]);
+        for word in blocks.into_remainder().chunks_mut(WORD) {
+            word.copy_from_slice(&next()[..word.len()]);
+        }
     }
 
     /// How many bytes are those that are sent from `offset` on, up to the first that is not.
     #[must_use]
     pub fn agreeing(self, offset: u64, bytes: &[u8]) -> usize {
         let (mut index, skip) = split(offset);
-        let head = bytes.len().min((WORD - skip) % WORD);
-        let (head, rest) = bytes.split_at(head);
         let mut right = 0;
-        if !head.is_empty() {
+        if skip > 0 {
+            let head = &bytes[..bytes.len().min(WORD - skip)];
             right = common(&self.word(index)[skip..], head);
             if right < head.len() {
                 return right;
             }
             index += 1;
         }
-        let mut words = rest.chunks_exact(WORD);
-        for came in &mut words {
-            let word = self.word(index);
-            if came != word {
-                return right + common(&word, came);
+        while let Some(block) = bytes[right..].first_chunk::<BLOCK>() {
+            if !self.is_block(index, block) {
+                break;
             }
-            right += WORD;
+            right += BLOCK;
+            index += (BLOCK / WORD) as u64;
+        }
+        for came in bytes[right..].chunks(WORD) {
+            let same = common(&self.word(index), came);
+            right += same;
+            if same < came.len() {
+                break;
+            }
             index += 1;
         }
-        right + common(&self.word(index), words.remainder())
+        right
+    }
+
+    /// Whether a block is the one that begins with this word.
+    fn is_block(self, index: u64, block: &[u8; BLOCK]) -> bool {
+        let mut value = self.value(index);
+        let mut different = 0;
+        for came in block.chunks_exact(WORD) {
+            let mut word = [0; WORD];
+            word.copy_from_slice(came);
+            different |= fold(value) ^ u64::from_le_bytes(word);
+            value = value.wrapping_add(self.step);
+        }
+        different == 0
     }
 
     /// How many bytes at the end of `bytes` are those that are sent just before `offset`.
@@ -333,12 +381,12 @@ impl Checker {
     /// Goes on where the bytes are as expected; returns the rest.
     fn follow<'a>(&mut self, bytes: &'a [u8], sent: u64) -> &'a [u8] {
         let own = self.next.connection == self.stream.connection;
-        let stream = self.stream.other(self.next.connection);
-        let most = match own {
+        let (stream, most) = match own {
             // More than was sent cannot be an echo.
-            true => usize::try_from(sent - sent.min(self.next.offset)).unwrap_or(usize::MAX),
-            false => usize::MAX,
+            true => (self.stream, sent.saturating_sub(self.next.offset)),
+            false => (self.stream.other(self.next.connection), u64::MAX),
         };
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
         let right = stream.agreeing(self.next.offset, &bytes[..bytes.len().min(most)]);
         self.received += right as u64;
         self.next.offset += right as u64;
@@ -489,10 +537,30 @@ mod tests {
     }
 
     #[test]
-    fn the_mix_can_be_inverted() {
-        for value in [0, 1, u64::MAX, 0x5eed, 1 << 63] {
-            assert_eq!(unmix(mix(value)), value);
-            assert_eq!(mix(unmix(value)), value);
+    fn a_word_says_where_it_belongs() {
+        let last = (1 << INDEX_BITS) - 1;
+        for connection in [0, 3, 77, CONNECTIONS - 1] {
+            for index in [0, 1, 0x5eed, last] {
+                let place = Place {
+                    connection,
+                    offset: index * WORD as u64,
+                };
+                let word = Stream::new(0x5eed, connection).word(index);
+                assert_eq!(OURS.place(word), place);
+                assert_eq!(OURS.other(connection).word(index), word);
+            }
+        }
+    }
+
+    #[test]
+    fn words_of_another_run_do_not_follow_each_other() {
+        for seed in 0..1000 {
+            let other = Stream::new(seed, 3);
+            let places = [0, 1, 2].map(|index| OURS.place(other.word(index)));
+            for pair in places.windows(2) {
+                let step = pair[1].offset.wrapping_sub(pair[0].offset);
+                assert_ne!(step, WORD as u64, "seed {seed}: {places:?}");
+            }
         }
     }
 

@@ -117,48 +117,74 @@ impl Stream {
     }
 
     /// Writes what is sent from `offset` on.
+    #[inline]
     pub fn fill(self, offset: u64, buffer: &mut [u8]) {
-        let (mut index, skip) = split(offset);
-        let mut rest = buffer;
-        if skip > 0 {
-            let head = rest.len().min(WORD - skip);
-            let (head, behind) = rest.split_at_mut(head);
-            head.copy_from_slice(&self.word(index)[skip..skip + head.len()]);
-            index += 1;
-            rest = behind;
+        if offset % WORD as u64 != 0 || buffer.len() % BLOCK != 0 {
+            return self.fill_any(offset, buffer);
         }
-        let mut value = self.value(index);
-        let mut next = || {
-            let word = fold(value).to_le_bytes();
-            value = value.wrapping_add(self.step);
-            word
-        };
-        let mut blocks = rest.chunks_exact_mut(BLOCK);
-        for block in &mut blocks {
-            for word in block.chunks_exact_mut(WORD) {
-                word.copy_from_slice(&next());
+        let mut index = offset / WORD as u64;
+        for block in buffer.chunks_exact_mut(BLOCK) {
+            if let Some(block) = block.first_chunk_mut() {
+                fill_block(self.value(index), self.step, block);
             }
+            index += (BLOCK / WORD) as u64;
         }
-        for word in blocks.into_remainder().chunks_mut(WORD) {
-            word.copy_from_slice(&next()[..word.len()]);
+    }
+
+    /// The same for what is not made of blocks.
+    #[inline(never)]
+    fn fill_any(self, offset: u64, buffer: &mut [u8]) {
+        let (mut index, skip) = split(offset);
+        let (head, rest) = buffer.split_at_mut(before_word(skip, buffer.len()));
+        if skip > 0 {
+            self.fill_part(index, skip, head);
+            index += 1;
         }
+        let (blocks, rest) = rest.split_at_mut(rest.len() / BLOCK * BLOCK);
+        if !blocks.is_empty() {
+            self.fill(index * WORD as u64, blocks);
+            index += (blocks.len() / WORD) as u64;
+        }
+        for word in rest.chunks_mut(WORD) {
+            self.fill_part(index, 0, word);
+            index += 1;
+        }
+    }
+
+    /// Writes a part of a word.
+    fn fill_part(self, index: u64, skip: usize, part: &mut [u8]) {
+        part.copy_from_slice(&self.word(index)[skip..skip + part.len()]);
+    }
+
+    /// Whether these are the bytes that are sent from `offset` on; looked at only where they are made of
+    /// blocks.
+    fn is_at(self, offset: u64, bytes: &[u8]) -> bool {
+        let mut index = offset / WORD as u64;
+        offset % WORD as u64 == 0
+            && bytes.len() % BLOCK == 0
+            && bytes.chunks_exact(BLOCK).all(|block| {
+                let value = self.value(index);
+                index += (BLOCK / WORD) as u64;
+                block
+                    .first_chunk()
+                    .is_some_and(|block| is_block(value, self.step, block))
+            })
     }
 
     /// How many bytes are those that are sent from `offset` on, up to the first that is not.
     #[must_use]
     pub fn agreeing(self, offset: u64, bytes: &[u8]) -> usize {
         let (mut index, skip) = split(offset);
-        let mut right = 0;
+        let mut right = before_word(skip, bytes.len());
         if skip > 0 {
-            let head = &bytes[..bytes.len().min(WORD - skip)];
-            right = common(&self.word(index)[skip..], head);
-            if right < head.len() {
-                return right;
+            let same = common(&self.word(index)[skip..], &bytes[..right]);
+            if same < right {
+                return same;
             }
             index += 1;
         }
-        while let Some(block) = bytes[right..].first_chunk::<BLOCK>() {
-            if !self.is_block(index, block) {
+        while let Some(block) = bytes[right..].first_chunk() {
+            if !is_block(self.value(index), self.step, block) {
                 break;
             }
             right += BLOCK;
@@ -173,19 +199,6 @@ impl Stream {
             index += 1;
         }
         right
-    }
-
-    /// Whether a block is the one that begins with this word.
-    fn is_block(self, index: u64, block: &[u8; BLOCK]) -> bool {
-        let mut value = self.value(index);
-        let mut different = 0;
-        for came in block.chunks_exact(WORD) {
-            let mut word = [0; WORD];
-            word.copy_from_slice(came);
-            different |= fold(value) ^ u64::from_le_bytes(word);
-            value = value.wrapping_add(self.step);
-        }
-        different == 0
     }
 
     /// How many bytes at the end of `bytes` are those that are sent just before `offset`.
@@ -203,6 +216,36 @@ impl Stream {
 fn split(offset: u64) -> (u64, usize) {
     #[expect(clippy::cast_possible_truncation, reason = "it is below eight")]
     (offset / WORD as u64, (offset % WORD as u64) as usize)
+}
+
+/// How many of so many bytes belong to a word of which `skip` bytes came before.
+fn before_word(skip: usize, bytes: usize) -> usize {
+    bytes.min((WORD - skip) % WORD)
+}
+
+// What follows from a word by additions is not derived by multiplications instead where the compiler
+// does not see what the block is part of.
+
+/// Writes the block that begins with a word, which is given without being folded.
+#[inline(never)]
+fn fill_block(mut value: u64, step: u64, block: &mut [u8; BLOCK]) {
+    for word in block.chunks_exact_mut(WORD) {
+        word.copy_from_slice(&fold(value).to_le_bytes());
+        value = value.wrapping_add(step);
+    }
+}
+
+/// Whether a block is the one that begins with a word, which is given without being folded.
+#[inline(never)]
+fn is_block(mut value: u64, step: u64, block: &[u8; BLOCK]) -> bool {
+    let mut different = 0;
+    for came in block.chunks_exact(WORD) {
+        let mut word = [0; WORD];
+        word.copy_from_slice(came);
+        different |= fold(value) ^ u64::from_le_bytes(word);
+        value = value.wrapping_add(step);
+    }
+    different == 0
 }
 
 /// How many bytes two slices have in common at their beginning.
@@ -348,7 +391,27 @@ impl Checker {
     /// Takes the next bytes that came; `sent` bytes were sent on this connection by now.
     ///
     /// Returns whether each of them is in its place.
+    #[inline]
     pub fn feed(&mut self, bytes: &[u8], sent: u64) -> bool {
+        let Place { connection, offset } = self.next;
+        let end = offset + bytes.len() as u64;
+        // As nearly always.
+        if connection == self.stream.connection
+            && end <= sent
+            && self.lost.is_empty()
+            && self.stream.is_at(offset, bytes)
+        {
+            self.received += bytes.len() as u64;
+            self.next.offset = end;
+            self.furthest = self.furthest.max(end);
+            return true;
+        }
+        self.feed_any(bytes, sent)
+    }
+
+    /// The same where something is wrong, or the pieces are not made of blocks.
+    #[inline(never)]
+    fn feed_any(&mut self, bytes: &[u8], sent: u64) -> bool {
         let count = self.count;
         let mut rest = bytes;
         while !rest.is_empty() {

@@ -44,6 +44,13 @@ impl Percentile {
     }
 }
 
+/// A time in nanoseconds, in which the times of an echo are kept: to calculate with [`Duration`]s takes
+/// several times as many instructions.
+pub(super) fn nanos(span: Duration) -> u64 {
+    let whole = span.as_secs().saturating_mul(1_000_000_000);
+    whole.saturating_add(u64::from(span.subsec_nanos()))
+}
+
 /// A sample of times.
 #[derive(Clone, Debug)]
 pub struct Sample {
@@ -74,7 +81,11 @@ impl Sample {
 
     /// Adds a time.
     pub fn record(&mut self, time: Duration) {
-        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.record_nanos(nanos(time));
+    }
+
+    /// Adds a time in nanoseconds.
+    pub(super) fn record_nanos(&mut self, nanos: u64) {
         self.least = self.least.min(nanos);
         self.most = self.most.max(nanos);
         // It grows to hold what is no longer than this, so that nothing can be out of bounds.
@@ -153,22 +164,24 @@ impl Sample {
 pub struct Variation {
     /// The difference of each time from the one before, without its sign (the idea of RFC 3393).
     pub successive: Sample,
+    /// In nanoseconds.
     smoothed: Option<f64>,
 }
 
 impl Variation {
-    /// Adds a time and the one before it on the same connection.
-    pub fn record(&mut self, before: Duration, time: Duration) {
+    /// Adds a time and the one before it on the same connection, in nanoseconds.
+    pub(super) fn record_nanos(&mut self, before: u64, time: u64) {
         let difference = time.abs_diff(before);
-        self.successive.record(difference);
+        self.successive.record_nanos(difference);
         let smoothed = self.smoothed.unwrap_or(0.0);
-        self.smoothed = Some(smoothed + (difference.as_secs_f64() - smoothed) / 16.0);
+        self.smoothed = Some(smoothed + (difference as f64 - smoothed) / 16.0);
     }
 
     /// J += (|D| - J) / 16 (RFC 3550, section 6.4.1); `None` before the second time.
     #[must_use]
     pub fn smoothed(&self) -> Option<Duration> {
-        self.smoothed.map(Duration::from_secs_f64)
+        self.smoothed
+            .map(|nanos| Duration::from_secs_f64(nanos / 1e9))
     }
 
     /// p95 - p50 of the times themselves, where their sample carries both.
@@ -262,7 +275,7 @@ mod tests {
     fn variation_is_that_of_neighbours() {
         let mut variation = Variation::default();
         for (before, micros) in [(100, 116), (116, 100)] {
-            variation.record(MICROSECOND * before, MICROSECOND * micros);
+            variation.record_nanos(before * 1000, micros * 1000);
         }
         // 16/16, then 1 + (16 - 1)/16.
         let smoothed = variation.smoothed().unwrap().as_secs_f64() * 1e6;

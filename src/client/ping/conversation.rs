@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::client::pattern::{Checker, Stream, Wrong};
+use crate::client::statistics::nanos;
 
 /// A message whose echo is not back.
 #[derive(Clone, Copy, Debug)]
@@ -14,8 +15,9 @@ struct Message {
     number: u64,
     /// Where it ends in the stream.
     end: u64,
-    due: Duration,
-    begun: Duration,
+    /// In nanoseconds, as its beginning.
+    due: u64,
+    begun: u64,
     /// When the kernel sent the last of it, by the wall clock.
     stamp: Option<Duration>,
 }
@@ -25,14 +27,34 @@ struct Message {
 pub struct Echo {
     /// The number of its message in the schedule.
     pub number: u64,
-    /// Since it was sent.
-    pub rtt: Duration,
+    /// Its times are in nanoseconds: since it was sent.
+    pub(super) rtt: u64,
     /// Since it should have been sent.
-    pub wait: Duration,
+    pub(super) wait: u64,
     /// From when the kernel sent it to when the kernel received its echo.
-    pub wire: Option<Duration>,
+    pub(super) wire: Option<u64>,
     /// The round trip of the echo before it on this connection.
-    pub before: Option<Duration>,
+    pub(super) before: Option<u64>,
+}
+
+impl Echo {
+    /// Since it was sent.
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
+        Duration::from_nanos(self.rtt)
+    }
+
+    /// Since it should have been sent.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        Duration::from_nanos(self.wait)
+    }
+
+    /// From when the kernel sent it to when the kernel received its echo.
+    #[must_use]
+    pub fn wire(&self) -> Option<Duration> {
+        self.wire.map(Duration::from_nanos)
+    }
 }
 
 /// What is under way, and what came back.
@@ -46,7 +68,8 @@ pub(super) struct Conversation {
     /// Bytes that the kernel took.
     written: u64,
     flight: VecDeque<Message>,
-    last: Option<Duration>,
+    /// The last round trip, in nanoseconds.
+    last: Option<u64>,
 }
 
 impl Conversation {
@@ -71,7 +94,7 @@ impl Conversation {
     pub(super) fn oldest(&self) -> Option<(u64, Duration)> {
         self.flight
             .front()
-            .map(|message| (message.number, message.begun))
+            .map(|message| (message.number, Duration::from_nanos(message.begun)))
     }
 
     /// Whether an echo ever came.
@@ -85,18 +108,24 @@ impl Conversation {
         self.flight.push_back(Message {
             number,
             end: self.begun,
-            due,
-            begun: now,
+            due: nanos(due),
+            begun: nanos(now),
             stamp: None,
         });
     }
 
+    /// Whether the kernel took all messages that were begun.
+    pub(super) fn is_written(&self) -> bool {
+        self.written == self.begun
+    }
+
     /// The next bytes to write, at most to the end of a message; empty when nothing is to be written.
     pub(super) fn piece<'a>(&self, buffer: &'a mut [u8]) -> &'a [u8] {
-        if self.written == self.begun {
-            return &[];
-        }
-        let rest = self.size - self.written % self.size;
+        let rest = match self.begun - self.written {
+            // The last message, without a division.
+            rest if rest <= self.size => rest,
+            rest => rest - (rest - 1) / self.size * self.size,
+        };
         let most = usize::try_from(rest).map_or(buffer.len(), |rest| rest.min(buffer.len()));
         let piece = &mut buffer[..most];
         self.stream.fill(self.written, piece);
@@ -135,9 +164,9 @@ impl Conversation {
         self.checker.feed(bytes, self.written)
     }
 
-    /// The next echo that is back as a whole; `stamp` is when the last of it arrived, by the wall
-    /// clock.
-    pub(super) fn echo(&mut self, now: Duration, stamp: Option<Duration>) -> Option<Echo> {
+    /// The next echo that is back as a whole, now in nanoseconds; `stamp` is when the last of it
+    /// arrived, by the wall clock.
+    pub(super) fn echo(&mut self, now: u64, stamp: Option<Duration>) -> Option<Echo> {
         let message = *self.flight.front()?;
         if message.end > self.checker.received() {
             return None;
@@ -146,8 +175,8 @@ impl Conversation {
         let rtt = now.saturating_sub(message.begun);
         // The wall clock may be set between the two.
         let wire = stamp
-            .zip(message.stamp)
-            .and_then(|(back, sent)| back.checked_sub(sent))
+            .and_then(|back| back.checked_sub(message.stamp?))
+            .map(nanos)
             .filter(|wire| *wire <= rtt);
         Some(Echo {
             number: message.number,
@@ -194,15 +223,18 @@ mod tests {
         let sent = written(&mut conversation, 7);
         assert_eq!(sent.len(), 20);
         assert!(conversation.feed(&sent[..9]));
-        assert_eq!(conversation.echo(MS * 3, None), None);
+        assert_eq!(conversation.echo(nanos(MS * 3), None), None);
         assert!(!conversation.has_talked());
         assert!(conversation.feed(&sent[9..]));
-        let first = conversation.echo(MS * 20, None).unwrap();
-        assert_eq!((first.number, first.rtt, first.wait), (0, MS * 18, MS * 19));
-        let second = conversation.echo(MS * 20, None).unwrap();
-        assert_eq!((second.number, second.rtt), (1, MS * 9));
-        assert_eq!(second.before, Some(MS * 18));
-        assert_eq!(conversation.echo(MS * 20, None), None);
+        let first = conversation.echo(nanos(MS * 20), None).unwrap();
+        assert_eq!(
+            (first.number, first.rtt(), first.wait()),
+            (0, MS * 18, MS * 19)
+        );
+        let second = conversation.echo(nanos(MS * 20), None).unwrap();
+        assert_eq!((second.number, second.rtt()), (1, MS * 9));
+        assert_eq!(second.before, Some(18_000_000));
+        assert_eq!(conversation.echo(nanos(MS * 20), None), None);
         assert_eq!(conversation.in_flight(), 0);
     }
 
@@ -218,7 +250,12 @@ mod tests {
         conversation.stamped(19, day + MS);
         conversation.stamped(25, day + MS);
         assert!(conversation.feed(&sent));
-        let mut wire = || conversation.echo(MS * 10, Some(day + MS * 5)).unwrap().wire;
+        let mut wire = || {
+            conversation
+                .echo(nanos(MS * 10), Some(day + MS * 5))
+                .unwrap()
+                .wire()
+        };
         assert_eq!((wire(), wire(), wire()), (Some(MS * 5), Some(MS * 4), None));
     }
 
@@ -231,7 +268,10 @@ mod tests {
             let sent = written(&mut conversation, 100);
             conversation.stamped(9, day);
             conversation.feed(&sent);
-            assert_eq!(conversation.echo(MS * 10, Some(back)).unwrap().wire, None);
+            assert_eq!(
+                conversation.echo(nanos(MS * 10), Some(back)).unwrap().wire,
+                None
+            );
         }
     }
 

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
+    timerfd_create, timerfd_settime,
 };
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use socket2::{Socket, Type};
@@ -97,8 +97,8 @@ pub struct Driver {
     timer_is_set: Option<Duration>,
     signals: Option<signal_hook_mio::v1_0::Signals>,
     options: Options,
-    /// When time began.
-    origin: Instant,
+    /// When time began, by the clock of [`Driver::now`].
+    origin: Duration,
     sessions: Vec<Session>,
     /// The first line of each session.
     first: Vec<usize>,
@@ -134,7 +134,7 @@ impl Driver {
             timer_is_set: None,
             signals: None,
             options,
-            origin,
+            origin: monotonic().saturating_sub(origin.elapsed()),
             sessions: Vec::new(),
             first: Vec::new(),
             shown: Vec::new(),
@@ -164,7 +164,7 @@ impl Driver {
     /// The time since the origin.
     #[must_use]
     pub fn now(&self) -> Duration {
-        self.origin.elapsed()
+        monotonic().saturating_sub(self.origin)
     }
 
     /// Adds a session.
@@ -433,10 +433,10 @@ impl Driver {
     /// Reads what came; returns when the last of it did.
     fn read(&mut self, line: usize, is_over: bool) -> Option<Duration> {
         let mut last = None;
+        let place = &self.lines[line];
+        let socket = place.socket.as_ref()?;
+        let session = &mut self.sessions[place.session];
         for _ in 0..READS {
-            let place = &self.lines[line];
-            let socket = place.socket.as_ref()?;
-            let session = &mut self.sessions[place.session];
             let received = if place.stamps {
                 while let Some((offset, time)) = timestamps::sent(socket) {
                     session.stamped(place.number, offset, time);
@@ -457,7 +457,7 @@ impl Driver {
                     return None;
                 }
                 Ok((count, stamp)) => {
-                    let now = self.origin.elapsed();
+                    let now = monotonic().saturating_sub(self.origin);
                     last = Some(now);
                     if self.is_detailed {
                         let info = TcpInfo::of(socket).ok();
@@ -492,19 +492,16 @@ impl Driver {
                 return;
             };
             let session = &mut self.sessions[place.session];
-            let piece = session.piece(place.number, &mut self.buffer);
+            let piece = session.piece(place.number, now, &mut self.buffer);
             if piece.is_empty() {
-                match session.has_begun() && session.refill(place.number, now) {
-                    true => continue,
-                    false => return,
-                }
+                return;
             }
             let length = piece.len();
             match rustix::net::send(socket, piece, rustix::net::SendFlags::NOSIGNAL) {
                 Ok(count) => {
-                    session.wrote(place.number, count);
+                    let may_go_on = session.wrote(place.number, count);
                     // The kernel says when there is room again.
-                    if count < length {
+                    if count < length || !may_go_on {
                         return;
                     }
                 }
@@ -534,10 +531,22 @@ impl Driver {
             if count == 0 {
                 return;
             }
-            let now = self.origin.elapsed();
+            let now = monotonic().saturating_sub(self.origin);
             self.sessions[place.session].received(place.number, now, &self.buffer[..count], None);
         }
     }
+}
+
+/// The time of the clock that [`Instant`] reads (clock_gettime(2)).  It is read for each echo, and as
+/// an [`Instant`] that costs three times as much.
+fn monotonic() -> Duration {
+    let time = clock_gettime(ClockId::Monotonic);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "since the start of the system, and less than a second"
+    )]
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn timer(registry: &Registry) -> io::Result<OwnedFd> {

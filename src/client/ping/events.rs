@@ -75,9 +75,9 @@ impl Event {
         } = finding
         {
             line.seq = Some(echo.number + 1);
-            line.rtt_us = Some(micros(echo.rtt));
-            line.wait_us = Some(micros(echo.wait));
-            line.wire_us = echo.wire.map(micros);
+            line.rtt_us = Some(micros(echo.rtt()));
+            line.wait_us = Some(micros(echo.wait()));
+            line.wire_us = echo.wire().map(micros);
             line.sent_again = (*sent_again > 0).then_some(*sent_again);
         } else {
             if let Finding::Pause { message, .. } = finding {

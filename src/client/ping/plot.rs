@@ -173,10 +173,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::client::ping::Pace;
+    use crate::client::statistics::nanos;
 
     #[test]
     fn what_was_measured_is_drawn_and_nothing_is_drawn_of_nothing() {
-        let mut tally = Tally::new(Duration::ZERO, false);
+        let mut tally = Tally::new(Duration::ZERO, Pace::Every(Duration::ZERO), Duration::MAX);
         let empty = svg(&Summary::default(), &tally);
         assert!(
             empty.starts_with("<svg") && empty.ends_with("</svg>\n"),
@@ -186,9 +188,9 @@ mod tests {
         for at in 0..1000 {
             let rtt = Duration::from_micros(100 + at * at % 997);
             tally.rtt.record(rtt);
-            tally.timeline.echo(Duration::from_millis(at), rtt);
+            tally.timeline.echo(at * 1_000_000, nanos(rtt));
         }
-        tally.timeline.missing(Duration::from_millis(500), 1);
+        tally.timeline.missing(500_000_000, 1);
         let drawn = svg(&Summary::default(), &tally);
         assert!(drawn.contains("round trips by percentile"));
         assert!(drawn.contains("p99.9") && drawn.contains("us"), "{drawn}");

@@ -160,13 +160,14 @@ pub fn line(finding: &Finding, several: bool) -> (String, Option<Class>) {
                 "{}seq {}  {}",
                 name(number),
                 echo.number + 1,
-                time(echo.rtt)
+                time(echo.rtt())
             );
-            if let Some(wire) = echo.wire {
+            if let Some(wire) = echo.wire() {
                 let _ = write!(text, "  (wire {})", time(wire));
             }
-            if echo.wait > echo.rtt * 2 && echo.wait - echo.rtt > Duration::from_millis(1) {
-                let _ = write!(text, "   sent {} late", time(echo.wait - echo.rtt));
+            let late = echo.wait() - echo.rtt();
+            if late > echo.rtt().max(Duration::from_millis(1)) {
+                let _ = write!(text, "   sent {} late", time(late));
             }
             if *sent_again > 0 {
                 let again = count(*sent_again, "segment", "segments");

@@ -23,6 +23,7 @@ use super::tally::Tally;
 use super::{Pace, Plan};
 use crate::client::outcome::Class;
 use crate::client::pattern::{CONNECTIONS, Stream};
+use crate::client::statistics::nanos;
 use crate::client::target::Place;
 use crate::sys::tcp_info::{TcpInfo, field};
 
@@ -92,7 +93,7 @@ impl Session {
             in_flight: 0,
             scan: now,
             deadline: plan.deadline.map(|span| now + span),
-            tally: Tally::new(now, plan.pace == Pace::Closed),
+            tally: Tally::new(now, plan.pace, plan.timeout),
             findings: Vec::new(),
             plan,
         };
@@ -180,7 +181,10 @@ impl Session {
     #[must_use]
     pub fn worst(&self) -> Option<(usize, Duration, u64)> {
         let key = |(_, longest, missing): &(usize, Duration, u64)| (*missing, *longest);
-        let figures = |(number, slot): (usize, &Slot)| (number, slot.longest, slot.missing);
+        let figures = |(number, slot): (usize, &Slot)| {
+            let longest = Duration::from_nanos(slot.longest);
+            (number, longest, slot.missing)
+        };
         self.slots.iter().enumerate().map(figures).max_by_key(key)
     }
 
@@ -235,37 +239,37 @@ impl Session {
         message
     }
 
-    /// Begins what a closed loop has room for on a connection; returns whether there is something to
-    /// write.
-    pub fn refill(&mut self, number: usize, now: Duration) -> bool {
+    /// The next bytes to write on a connection: in a closed loop those of a further message, if there
+    /// is room for one.  Empty when nothing is to be written.
+    pub fn piece<'a>(&mut self, number: usize, now: Duration, buffer: &'a mut [u8]) -> &'a [u8] {
         let slot = &self.slots[number];
+        if !slot.may_send() {
+            return &[];
+        }
+        if !slot.conversation.is_written() {
+            return slot.conversation.piece(buffer);
+        }
         if self.plan.pace != Pace::Closed
             || self.phase != Phase::Talking
-            || !slot.may_send()
             || slot.conversation.in_flight() >= self.plan.depth
+            || !self.has_begun()
         {
-            return false;
+            return &[];
         }
         let message = self.take(now);
-        self.slots[number].conversation.begin(message, now, now);
         self.in_flight += 1;
         self.tally.begun(now, Duration::ZERO);
-        true
+        let conversation = &mut self.slots[number].conversation;
+        conversation.begin(message, now, now);
+        conversation.piece(buffer)
     }
 
-    /// The next bytes to write on a connection; empty when nothing is to be written.
-    pub fn piece<'a>(&self, number: usize, buffer: &'a mut [u8]) -> &'a [u8] {
-        let slot = &self.slots[number];
-        match slot.may_send() {
-            true => slot.conversation.piece(buffer),
-            false => &[],
-        }
-    }
-
-    /// The kernel took so many bytes.
-    pub fn wrote(&mut self, number: usize, bytes: usize) {
+    /// The kernel took so many bytes; returns whether there may be a further piece.
+    pub fn wrote(&mut self, number: usize, bytes: usize) -> bool {
         self.tally.bytes_sent += bytes as u64;
-        self.slots[number].conversation.wrote(bytes);
+        let conversation = &mut self.slots[number].conversation;
+        conversation.wrote(bytes);
+        !conversation.is_written() || conversation.in_flight() < self.plan.depth
     }
 
     /// The kernel sent the byte at this offset, modulo 2^32, at this time of the wall clock.
@@ -296,24 +300,19 @@ impl Session {
             self.scan = now;
             return;
         }
-        let again = slot.info.as_ref();
-        let again = again.and_then(|info| info.get(field::TOTAL_RETRANS));
-        let mut again = again.map_or(0, |again| again.saturating_sub(slot.sent_again));
-        if again > 0 {
-            slot.sent_again += again;
-            slot.disturbed = Some(now);
-        }
-        while let Some(mut echo) = slot.conversation.echo(now, stamp) {
+        let nanos = nanos(now);
+        while let Some(mut echo) = slot.conversation.echo(nanos, stamp) {
             // What waited in the own queue for something that was sent again, or was sent again itself,
             // has times of the kernel that say nothing about this host.
-            if slot
-                .disturbed
-                .is_some_and(|at| now.saturating_sub(echo.rtt) <= at)
+            if echo.wire.is_some()
+                && slot
+                    .disturbed
+                    .is_some_and(|at| now.saturating_sub(echo.rtt()) <= at)
             {
                 echo.wire = None;
             }
             self.in_flight -= 1;
-            self.tally.echo(now, &echo, self.plan.timeout);
+            self.tally.echo(nanos, &echo);
             slot.longest = slot.longest.max(echo.rtt);
             if let Some(lost) = slot.lost.take() {
                 let lost = now - lost;
@@ -321,21 +320,23 @@ impl Session {
                 self.findings.push(Finding::Again { number, lost });
             }
             if std::mem::take(&mut slot.paused) {
-                let after = echo.rtt;
+                let after = echo.rtt();
                 self.findings.push(Finding::Back { number, after });
             }
             if self.plan.reports {
                 self.findings.push(Finding::Echo {
                     number,
                     echo,
-                    sent_again: std::mem::take(&mut again),
+                    sent_again: std::mem::take(&mut slot.again),
                 });
             }
         }
-        let slowest = self.slowest();
-        if let Phase::Draining { since, until } = &mut self.phase {
+        if let Phase::Draining { since, until } = self.phase {
             // One that took longer than all before shows how long the others may take.
-            *until = (*since + slowest).max(*until);
+            self.phase = Phase::Draining {
+                since,
+                until: (since + self.slowest()).max(until),
+            };
             if self.in_flight == 0 {
                 self.scan = now;
             }
@@ -348,7 +349,16 @@ impl Session {
         if slot.state != State::Open {
             return;
         }
-        slot.info = info.or(slot.info);
+        if let Some(info) = info {
+            let again = info.get(field::TOTAL_RETRANS).unwrap_or(0);
+            let again = again.saturating_sub(slot.sent_again);
+            if again > 0 {
+                slot.sent_again += again;
+                slot.again += again;
+                slot.disturbed = Some(now);
+            }
+            slot.info = Some(info);
+        }
         let Some((message, begun)) = slot.conversation.oldest() else {
             return;
         };

@@ -43,11 +43,14 @@ pub(super) struct Slot {
     pub(super) paused: bool,
     pub(super) wrong: Option<WrongBytes>,
     pub(super) info: Option<TcpInfo>,
-    /// Segments sent again, as seen at the last echo.
+    /// Segments sent again, as seen at the last look.
     pub(super) sent_again: u64,
+    /// Those of them that no echo was reported with.
+    pub(super) again: u64,
     /// When it was last seen that something was sent again.
     pub(super) disturbed: Option<Duration>,
-    pub(super) longest: Duration,
+    /// The longest round trip, in nanoseconds.
+    pub(super) longest: u64,
     pub(super) missing: u64,
 }
 
@@ -87,8 +90,9 @@ impl Slot {
             wrong: None,
             info: None,
             sent_again: 0,
+            again: 0,
             disturbed: None,
-            longest: Duration::ZERO,
+            longest: 0,
             missing: 0,
         }
     }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use super::Pace;
 use super::conversation::Echo;
 use super::kernel::Counters;
 use super::timeline::Timeline;
 use crate::client::outcome::Class;
-use crate::client::statistics::{Sample, Variation};
+use crate::client::statistics::{Sample, Variation, nanos};
 
 /// Places of wrong bytes that are kept.
 const KEPT: usize = 16;
@@ -16,6 +17,8 @@ const KEPT: usize = 16;
 pub struct Tally {
     /// Messages are sent when there is room, so that none of them waits and their neighbours say nothing.
     is_closed: bool,
+    /// After which time an echo is late, in nanoseconds.
+    timeout: u64,
     /// When the session began.
     pub began: Duration,
     /// When the schedule began.
@@ -76,9 +79,10 @@ pub struct Tally {
 }
 
 impl Tally {
-    pub(super) fn new(began: Duration, is_closed: bool) -> Self {
+    pub(super) fn new(began: Duration, pace: Pace, timeout: Duration) -> Self {
         Self {
-            is_closed,
+            is_closed: pace == Pace::Closed,
+            timeout: nanos(timeout),
             began,
             origin: None,
             end: None,
@@ -106,7 +110,7 @@ impl Tally {
             host: Sample::new(),
             variation: Variation::default(),
             counters: Counters::default(),
-            timeline: Timeline::new(),
+            timeline: Timeline::new(nanos(began)),
             fault: None,
         }
     }
@@ -119,28 +123,29 @@ impl Tally {
         }
     }
 
-    pub(super) fn echo(&mut self, now: Duration, echo: &Echo, timeout: Duration) {
+    /// An echo is back, now in nanoseconds.
+    pub(super) fn echo(&mut self, now: u64, echo: &Echo) {
         self.received += 1;
-        self.first_echo.get_or_insert(echo.rtt);
-        self.rtt.record(echo.rtt);
-        self.late += u64::from(echo.rtt > timeout);
+        self.first_echo.get_or_insert_with(|| echo.rtt());
+        self.rtt.record_nanos(echo.rtt);
+        self.late += u64::from(echo.rtt > self.timeout);
         if !self.is_closed {
-            self.wait.record(echo.wait);
+            self.wait.record_nanos(echo.wait);
             if let Some(before) = echo.before {
-                self.variation.record(before, echo.rtt);
+                self.variation.record_nanos(before, echo.rtt);
             }
         }
         if let Some(wire) = echo.wire {
-            self.wire.record(wire);
-            self.host.record(echo.rtt - wire);
+            self.wire.record_nanos(wire);
+            self.host.record_nanos(echo.rtt - wire);
         }
-        self.timeline.echo(now.saturating_sub(self.began), echo.rtt);
+        self.timeline.echo(now, echo.rtt);
     }
 
     pub(super) fn missing(&mut self, now: Duration, count: u64) {
         self.missing += count;
         if count > 0 {
-            self.timeline.missing(now.saturating_sub(self.began), count);
+            self.timeline.missing(nanos(now), count);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Round trips over time, in a bounded number of slots: when they are used up, each two become one.
 
+use std::ops::Range;
 use std::time::Duration;
 
 /// Slots at most.
@@ -59,24 +60,30 @@ impl Moment {
     }
 }
 
-/// Round trips over time.
+/// Round trips over time, from a beginning on; in nanoseconds.
 #[derive(Clone, Debug)]
 pub struct Timeline {
-    /// The span of a slot, in nanoseconds.
+    began: u64,
+    /// The span of a slot.
     width: u64,
     slots: Vec<Moment>,
+    /// The slot that was used last, and its times.
+    last: usize,
+    span: Range<u64>,
 }
 
 impl Timeline {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(began: u64) -> Self {
         Self {
+            began,
             width: FIRST,
             slots: Vec::new(),
+            last: 0,
+            span: 0..0,
         }
     }
 
-    pub(super) fn echo(&mut self, at: Duration, rtt: Duration) {
-        let rtt = nanos(rtt);
+    pub(super) fn echo(&mut self, at: u64, rtt: u64) {
         let moment = self.at(at);
         moment.count += 1;
         moment.min = moment.min.min(rtt);
@@ -84,24 +91,36 @@ impl Timeline {
         moment.sum = moment.sum.saturating_add(rtt);
     }
 
-    pub(super) fn missing(&mut self, at: Duration, count: u64) {
+    pub(super) fn missing(&mut self, at: u64, count: u64) {
         self.at(at).missing += count;
     }
 
     /// The slot of a time, with the others joined until there is one.
-    fn at(&mut self, at: Duration) -> &mut Moment {
-        let at = nanos(at);
-        while at / self.width >= SLOTS as u64 {
+    #[inline]
+    fn at(&mut self, at: u64) -> &mut Moment {
+        if !self.span.contains(&at) {
+            self.turn_to(at);
+        }
+        &mut self.slots[self.last]
+    }
+
+    #[cold]
+    fn turn_to(&mut self, at: u64) {
+        let since = at.saturating_sub(self.began);
+        while since / self.width >= SLOTS as u64 {
             self.width *= 2;
             let joined = |pair: &[Moment]| pair.iter().copied().fold(Moment::EMPTY, Moment::join);
             self.slots = self.slots.chunks(2).map(joined).collect();
         }
+        let slot = since / self.width;
+        let begin = self.began + slot * self.width;
+        self.span = begin..begin + self.width;
         #[expect(clippy::cast_possible_truncation, reason = "there are few slots")]
-        let slot = (at / self.width) as usize;
+        let slot = slot as usize;
         if slot >= self.slots.len() {
             self.slots.resize(slot + 1, Moment::EMPTY);
         }
-        &mut self.slots[slot]
+        self.last = slot;
     }
 
     /// The slots in which something happened, with the middle of their times.
@@ -113,10 +132,6 @@ impl Timeline {
     }
 }
 
-fn nanos(span: Duration) -> u64 {
-    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -124,10 +139,10 @@ mod tests {
 
     #[test]
     fn a_day_fits_and_nothing_is_lost() {
-        let mut timeline = Timeline::new();
-        let second = Duration::from_secs(1);
+        let mut timeline = Timeline::new(0);
+        let second = 1_000_000_000;
         for at in 0..86_400 {
-            timeline.echo(second * at, Duration::from_millis(u64::from(at % 7 + 1)));
+            timeline.echo(second * at, (at % 7 + 1) * 1_000_000);
         }
         timeline.missing(second * 86_400, 3);
         assert!(timeline.slots.len() <= SLOTS);

@@ -299,11 +299,8 @@ fn run(plan: &Plan, path: Path, seed: u64, stop: Option<Duration>) -> Outcome {
         for number in 0..plan.connections {
             loop {
                 let mut buffer = [0; 100];
-                let piece = session.piece(number, &mut buffer).to_vec();
+                let piece = session.piece(number, now, &mut buffer).to_vec();
                 if piece.is_empty() {
-                    if session.has_begun() && session.refill(number, now) {
-                        continue;
-                    }
                     break;
                 }
                 session.wrote(number, piece.len());

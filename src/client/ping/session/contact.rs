@@ -32,6 +32,7 @@ impl Session {
         slot.failed = None;
         let syn_again = info.and_then(|info| info.get(field::TOTAL_RETRANS));
         slot.sent_again = syn_again.unwrap_or(0);
+        slot.again = 0;
         slot.info = info;
         if slot.lost.is_none() {
             self.decided(now);

@@ -39,8 +39,9 @@ const CAPACITY: usize = 16;
 /// Descriptors in one message, `SCM_MAX_FD`.
 const MOST: usize = 253;
 
-/// The message that ends the thread of the manager.
+/// The message that ends the thread of the manager, and the one that it counts.
 const END: &str = "X_END=1";
+const MARK: &str = "X_MARK=1";
 
 /// The time between two requests for the status.
 const ASK: Duration = Duration::from_millis(100);
@@ -65,6 +66,8 @@ struct State {
     /// Messages before this one were looked at.
     seen: usize,
     barriers: usize,
+    /// How often [`MARK`] was taken.
+    marks: usize,
     /// Barriers are not answered.
     ignores_barriers: bool,
     unanswered: Vec<OwnedFd>,
@@ -208,10 +211,11 @@ fn pump(socket: &UnixDatagram, shared: &Shared) {
             .flatten()
             .collect();
         let message = String::from_utf8_lossy(&bytes[..count]).into_owned();
-        if message == END {
-            return;
+        match message.as_str() {
+            END => return,
+            MARK => shared.state().marks += 1,
+            _ => shared.state().take(message, descriptors),
         }
-        shared.state().take(message, descriptors);
         shared.changed.notify_all();
     }
 }
@@ -229,6 +233,8 @@ pub struct Manager {
     folder: Folder,
     shared: Arc<Shared>,
     pump: Option<JoinHandle<()>>,
+    /// Connected to the notify socket, also while that is hidden.
+    sender: UnixDatagram,
     listeners: Vec<(String, OwnedFd)>,
     /// The address at which the daemon itself listens, and the port from the second start on.
     own: Option<(String, u16)>,
@@ -280,6 +286,8 @@ impl Manager {
         // As with systemd, every user may send to it.
         let mode = std::fs::Permissions::from_mode(0o777);
         std::fs::set_permissions(folder.path("notify"), mode).unwrap();
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.connect(folder.path("notify")).unwrap();
         let shared = Arc::new(Shared::default());
         shared.state().capacity = CAPACITY;
         let for_pump = Arc::clone(&shared);
@@ -287,6 +295,7 @@ impl Manager {
             folder,
             shared,
             pump: Some(std::thread::spawn(move || pump(&socket, &for_pump))),
+            sender,
             listeners: Vec::new(),
             own: None,
             config: "preserve-after = '0s'\n".into(),
@@ -348,15 +357,15 @@ impl Manager {
         if !yes {
             return;
         }
-        let sender = UnixDatagram::unbound().unwrap();
-        sender.set_nonblocking(true).unwrap();
-        let fill = || sender.send_to(b"X_FILL=1", self.folder.path("notify"));
+        self.sender.set_nonblocking(true).unwrap();
+        let fill = || self.sender.send(b"X_FILL=1");
         // The thread waits for a message, and takes this one.
         fill().unwrap();
         eventually(SOON, "the manager does not fall asleep", || {
             self.shared.state().is_paused.then_some(())
         });
         while fill().is_ok() {}
+        self.sender.set_nonblocking(false).unwrap();
     }
 
     /// Gives the daemon, and the next ones, another configuration.
@@ -521,16 +530,32 @@ impl Manager {
         assert!(status.success(), "it ended with {status}");
     }
 
-    /// Waits for the end of the daemon.
+    /// Waits for the end of the daemon, and until every message that it has sent is taken.
     #[track_caller]
     pub fn ended(&mut self) -> ExitStatus {
         let status = self.daemon_mut().exited(SOON);
+        self.settle();
         let daemon = self.daemon.take().unwrap();
         self.past.push(Past {
             circumstances: daemon.circumstances(),
             log: daemon.log(),
         });
         status
+    }
+
+    /// Waits until every message that was sent before is taken, if messages are taken at all.
+    #[track_caller]
+    fn settle(&self) {
+        let State {
+            marks, pause_asked, ..
+        } = *self.shared.state();
+        if pause_asked {
+            return;
+        }
+        self.sender.send(MARK.as_bytes()).unwrap();
+        eventually(SOON, "the manager takes no messages", || {
+            (self.shared.state().marks > marks).then_some(())
+        });
     }
 
     #[track_caller]
@@ -768,11 +793,9 @@ impl Drop for Manager {
         self.daemon = None;
         self.shared.state().pause_asked = false;
         self.shared.changed.notify_all();
-        let sender = UnixDatagram::unbound().unwrap();
-        let told = sender.send_to(END.as_bytes(), self.folder.path("notify"));
-        if told.is_ok() {
-            let _ = self.pump.take().unwrap().join();
-        }
+        // A thread that has panicked has closed its end.
+        let _ = self.sender.send(END.as_bytes());
+        let _ = self.pump.take().unwrap().join();
     }
 }
 

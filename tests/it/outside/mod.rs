@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use testkit::{Daemon, Plan, SOON, connect};
 
 /// A listener for metrics to be passed, and its address.
-fn passed() -> (OwnedFd, SocketAddr) {
+pub fn passed() -> (OwnedFd, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     (listener.into(), address)
@@ -33,7 +33,7 @@ fn observed(config: &str) -> (Daemon, SocketAddr) {
 
 /// A response, taken apart.
 #[derive(Clone, Debug)]
-struct Response {
+pub struct Response {
     status: u16,
     headers: String,
     body: String,
@@ -60,7 +60,7 @@ impl Response {
 
     /// The value of a sample, which is named with its labels.
     #[track_caller]
-    fn value(&self, sample: &str) -> f64 {
+    pub fn value(&self, sample: &str) -> f64 {
         let start = format!("{sample} ");
         let line = self.body.lines().find_map(|line| line.strip_prefix(&start));
         let value = line.unwrap_or_else(|| panic!("no {sample} in\n{}", self.body));
@@ -94,7 +94,7 @@ fn get(address: SocketAddr, path: &str) -> Response {
     )
 }
 
-fn metrics(address: SocketAddr) -> Response {
+pub fn metrics(address: SocketAddr) -> Response {
     let response = get(address, "/metrics");
     assert_eq!(response.status, 200);
     response

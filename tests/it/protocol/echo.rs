@@ -11,13 +11,12 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
-use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::Signal;
 use socket2::SockRef;
 use testkit::{
-    Daemon, Dice, Folder, Plan, SOON, Tape, connect, connect_with_buffers, finish, has,
+    Daemon, Dice, Folder, Plan, SOON, Tape, connect, connect_with_buffers, eventually, finish, has,
     has_namespaces, pattern, ping, reset,
 };
 
@@ -412,10 +411,13 @@ fn of_two_daemons_on_a_stale_path_one_serves_and_the_other_reports_it() {
     let listen = format!("--listen=unix:{}", path.display());
     // The first one has seen that the path is stale, and is slow to remove it.
     let slow = "inject=unlink,unlinkat:delay_enter=1500000";
+    let calls = folder.path("calls");
     let traced = [
         "strace",
         "-D",
         "-qq",
+        "-o",
+        calls.to_str().unwrap(),
         "-e",
         "trace=unlink,unlinkat",
         "-e",
@@ -423,7 +425,10 @@ fn of_two_daemons_on_a_stale_path_one_serves_and_the_other_reports_it() {
     ];
     let first = Plan::bare().argument(&listen).under(&traced);
     let first = thread::spawn(move || first.start());
-    thread::sleep(Duration::from_millis(600));
+    eventually(SOON, "it never removes the path", || {
+        let calls = std::fs::read_to_string(&calls).unwrap_or_default();
+        calls.contains("unlink").then_some(())
+    });
     let (status, text) = Plan::bare().unnotified().argument(&listen).run();
     let mut first = first.join().unwrap();
     assert_eq!(status.code(), Some(69), "{text}");

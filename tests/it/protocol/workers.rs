@@ -99,7 +99,11 @@ fn there_are_as_many_workers_as_asked_for_and_one_is_the_main_thread() {
         let mut expected = vec!["log".to_owned(), "tcp-echo".to_owned()];
         expected.extend((1..workers).map(|number| format!("worker {number}")));
         expected.sort();
-        assert_eq!(threads(&daemon), expected);
+        // A thread names itself when it begins to run.
+        let complaint = format!("the threads are never {expected:?}");
+        eventually(SOON, &complaint, || {
+            (threads(&daemon) == expected).then_some(())
+        });
         assert!(daemon.stop().success());
     }
     let mut daemon = Plan::new().config("workers = \"auto\"\n").start();
@@ -246,14 +250,15 @@ fn a_worker_that_hangs_leaves_the_watchdog_unfed() {
         .start();
     daemon.notified("WATCHDOG=1");
     // The next poll of the worker takes three seconds.
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid().as_raw_nonzero())).unwrap();
-    let thread = tasks
-        .map(|task| task.unwrap().path())
-        .find(|task| {
+    let tasks = format!("/proc/{}/task", daemon.pid().as_raw_nonzero());
+    let thread = eventually(SOON, "there is no worker", || {
+        let mut tasks = std::fs::read_dir(&tasks).unwrap();
+        tasks.find_map(|task| {
+            let task = task.unwrap().path();
             let name = std::fs::read_to_string(task.join("comm")).unwrap();
-            name.trim() == "worker 1"
+            (name.trim() == "worker 1").then_some(task)
         })
-        .unwrap();
+    });
     let thread = thread.file_name().unwrap().to_str().unwrap().to_owned();
     let mut strace = std::process::Command::new("strace")
         .args(["-qq", "-o", "/dev/null", "-p", &thread])

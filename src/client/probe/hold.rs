@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::talk::{Before, Dialer, End, Talk, drive};
 use super::verdict::{micros, span, wrong};
-use super::watch::{Pause, Side, Watch};
+use super::watch::{OVERDUE, Pause, Side, Watch};
 use super::{Plan, converse};
 use crate::client::outcome::Class;
 use crate::client::target::Place;
@@ -73,6 +73,8 @@ pub struct Held {
     pub pauses: Vec<Pause>,
     /// The longest that a message took.
     pub worst: Duration,
+    /// The longest that this process was held up: it did not get a processor, or has too much to do.
+    pub late: Duration,
     /// How long it was.
     pub span: Duration,
 }
@@ -106,8 +108,12 @@ impl Held {
             true => "no pause".to_owned(),
             false => format!("{} pauses ({})", self.pauses.len(), sides.join(", ")),
         };
+        let late = match self.late >= OVERDUE {
+            true => format!("; this process was held up for {}", span(self.late)),
+            false => String::new(),
+        };
         format!(
-            "{} connections for {}: {} echoes, worst {}; {pauses}; {} ended, {} with wrong bytes",
+            "{} connections for {}: {} echoes, worst {}; {pauses}; {} ended, {} with wrong bytes{late}",
             self.connections,
             span(self.span),
             self.echoes,
@@ -130,6 +136,7 @@ impl Held {
             "ended": self.ended,
             "pauses": serde_json::Map::from_iter(pauses),
             "worst_us": micros(self.worst),
+            "late_us": micros(self.late),
             "duration_us": micros(self.span),
         })
     }
@@ -174,23 +181,27 @@ pub fn hold(plan: &Plan, hold: Hold, stop: &AtomicBool, log: &mut dyn Log) -> Re
         log,
     };
     let (mut reading, mut state, mut again) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+    let mut now = Duration::ZERO;
     loop {
-        let now = all.begun.elapsed();
         if now >= hold.span || stop.load(Ordering::Relaxed) {
             break;
         }
         if all.talks.len() < hold.connections && now >= again {
             again = now + AGAIN;
             all.connect(hold.connections, now);
+            now = all.begun.elapsed();
         }
         all.send(now);
-        drive(&mut all.talks, Instant::now() + ROUND, |_| false);
-        let now = all.begun.elapsed();
+        let read = all.serve();
+        let began = std::mem::replace(&mut now, all.begun.elapsed());
+        all.held.late = all.held.late.max((now - began).saturating_sub(ROUND));
         if now >= reading {
             reading = now + READING;
             all.read(now);
         }
-        all.look(now);
+        if let Some(read) = read {
+            all.look(read);
+        }
         if now >= state {
             // The first one when all had time to talk.
             if !state.is_zero() {
@@ -230,16 +241,38 @@ impl Conversations<'_> {
     }
 
     fn send(&mut self, now: Duration) {
-        let watched = self.talks.iter_mut().zip(&mut self.watches);
-        for ((talk, watch), due) in watched.zip(&mut self.due) {
+        let mut sent = Vec::new();
+        for (index, due) in self.due.iter_mut().enumerate() {
+            let (talk, watch) = (&mut self.talks[index], &self.watches[index]);
             let room = talk.is_connected() && watch.under_way() < UNDER_WAY;
             if now >= *due && room {
                 talk.quota += MESSAGE;
-                watch.sent(talk.quota, now);
+                sent.push(index);
                 // What was missed is not made up for.
                 *due = (*due + EVERY).max(now);
             }
         }
+        // It is written before its time is taken: where this process is held up meanwhile, the peer
+        // cannot have the message yet.
+        drive(&mut self.talks, Instant::now(), |_| true);
+        let now = self.begun.elapsed();
+        for index in sent {
+            self.watches[index].sent(self.talks[index].quota, now);
+        }
+    }
+
+    /// Moves bytes for a while; returns a time at which everything that had come by then was read, if
+    /// there is one.  What is overdue is judged by it: where this process is held up, an echo may have
+    /// come meanwhile.
+    fn serve(&mut self) -> Option<Duration> {
+        let begun = self.begun;
+        let (mut read, mut asked) = (None, None);
+        drive(&mut self.talks, Instant::now() + ROUND, |_| {
+            // What is done next is to ask for what has come, and to read it.
+            read = asked.replace(begun.elapsed());
+            false
+        });
+        read
     }
 
     fn read(&mut self, now: Duration) {

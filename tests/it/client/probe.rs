@@ -3,17 +3,14 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 use socket2::{Domain, SockRef, Socket, Type};
-use testkit::{Daemon, Folder, Plan, has, has_terminals, program, reset};
-
-/// How long a probe may take at most.
-const LONGEST: Duration = Duration::from_secs(120);
+use testkit::{Daemon, Folder, Plan, has, has_terminals, program, reset, run};
 
 /// Runs a probe to its end.
 pub fn probe(target: &str, arguments: &[&str]) -> Output {
@@ -21,35 +18,6 @@ pub fn probe(target: &str, arguments: &[&str]) -> Output {
         .arg("probe")
         .arg(target)
         .args(arguments))
-}
-
-/// Runs a command to its end, within [`LONGEST`].
-pub fn run(command: &mut Command) -> Output {
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let id = rustix::process::Pid::from_child(&child);
-    let (done, is_done) = std::sync::mpsc::channel::<()>();
-    let watch = thread::spawn(move || {
-        if is_done.recv_timeout(LONGEST).is_err() {
-            let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
-        }
-    });
-    let output = child.wait_with_output().unwrap();
-    let _ = done.send(());
-    watch.join().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    // It is shown if the test fails, and captured otherwise.
-    eprintln!(
-        "--- {command:?}: {}\n{}---\n{}---",
-        output.status,
-        text(&output.stdout),
-        text(&output.stderr)
-    );
-    output
 }
 
 /// Runs some cases; returns the exit status and the report.

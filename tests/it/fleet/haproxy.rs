@@ -78,9 +78,11 @@ impl Fleet {
         fleet
     }
 
-    /// The state of a server, as haproxy sees it.
+    /// The state of a server, as haproxy sees it; nothing while it starts.
     fn state(&self, name: &str) -> String {
-        let mut control = UnixStream::connect(self.control.path("control")).unwrap();
+        let Ok(mut control) = UnixStream::connect(self.control.path("control")) else {
+            return String::new();
+        };
         control.write_all(b"show stat\n").unwrap();
         let mut text = String::new();
         control.read_to_string(&mut text).unwrap();
@@ -250,8 +252,10 @@ fn a_rolling_stop_with_a_lame_duck_refuses_no_connection() {
     assert_eq!(status, 15, "{summary:#}");
     let [missing, reconnects] = ["missing", "reconnects"].map(|key| count(&summary, key));
     assert!(reconnects >= 100, "{summary:#}");
-    // Only what a client sent while the end of its stream was on its way to it.
-    assert!(missing <= reconnects, "{summary:#}");
+    // Only what a client sent while the end of its stream was on its way to it: one message in 50 ms.
+    let late = summary["schedule"]["worst_late_us"].as_f64().unwrap() / 50e3;
+    let most = reconnects as f64 * (1.0 + late.floor());
+    assert!(missing as f64 <= most, "{summary:#}");
     for key in ["late", "wrong"] {
         assert_eq!(count(&summary, key), 0, "{summary:#}");
     }

@@ -8,6 +8,7 @@
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -65,11 +66,15 @@ fn what_a_hundred_clients_had_in_flight_comes_back_and_then_a_fin() {
 fn clients_that_go_on_sending_get_a_prefix_and_a_fin() {
     let mut daemon = Daemon::start();
     let stopping = AtomicBool::new(false);
+    let all_are_served = Barrier::new(21);
     thread::scope(|scope| {
         for seed in 0..20 {
             let (daemon, stopping) = (&daemon, &stopping);
+            let all_are_served = &all_are_served;
             scope.spawn(move || {
                 let stream = daemon.connect();
+                ping(&stream, b"here");
+                all_are_served.wait();
                 let ended = AtomicBool::new(false);
                 thread::scope(|scope| {
                     let (ended, reader) = (&ended, &stream);
@@ -91,6 +96,7 @@ fn clients_that_go_on_sending_get_a_prefix_and_a_fin() {
                 });
             });
         }
+        all_are_served.wait();
         thread::sleep(Duration::from_millis(300));
         stopping.store(true, Ordering::Relaxed);
         daemon.signal(Signal::TERM);

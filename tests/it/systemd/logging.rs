@@ -951,13 +951,14 @@ fn when_the_log_can_be_written_again_it_says_exactly_how_much_was_lost() {
     }
     // There is no reader, so each event fails.
     drop(early);
-    for seed in 0..20 {
-        ping(daemon.connect(), &pattern(seed, 10));
-    }
-    // The thread of the log may be late, and would write them for the next reader.
+    // The thread of the log may be late, and a process that another test has just started may be a
+    // reader until it executes its program.
+    let mut connections = 0;
     eventually(SOON, "nothing is lost", || {
+        connections += 1;
+        ping(daemon.connect(), &pattern(connections, 10));
         let dropped = metrics(page).value("tcp_echo_log_events_dropped_total");
-        (dropped >= 40.0).then_some(())
+        (dropped >= 10.0).then_some(())
     });
     // The next event that can be written brings the count with it.
     let (reading, _unused) = open(&path, 0);
@@ -965,7 +966,7 @@ fn when_the_log_can_be_written_again_it_says_exactly_how_much_was_lost() {
         ping(daemon.connect(), &pattern(seed, 10));
     }
     let lines = reader(reading);
-    nothing_is_missing(daemon, &lines, 25);
+    nothing_is_missing(daemon, &lines, connections + 5);
 }
 
 /// A new pipe with a name: both ends.

@@ -1,5 +1,9 @@
+//! What needs the machine for itself: `cargo test` runs this binary when the others have ended.
+//!
 //! What `tcp-echo ping` prints as round trip and as this host's part of it, held against the kernel's
 //! times of the same packets, which a packet socket (packet(7)) sees for itself.
+
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used, missing_docs)]
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -11,9 +15,7 @@ use std::time::Duration;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 use tcp_echo::sys::timestamps;
-use testkit::{Daemon, in_a_network, program};
-
-use super::probe::run;
+use testkit::{Daemon, in_a_network, program, run};
 
 /// How far a median may be from what the kernel says, in microseconds.
 const NEAR: f64 = 2.0;
@@ -29,7 +31,7 @@ const SIZE: u32 = 64;
 #[test]
 fn the_p50_is_what_the_kernel_s_times_of_the_packets_say() {
     in_a_network(
-        "client::kernel_times::the_p50_is_what_the_kernel_s_times_of_the_packets_say",
+        "the_p50_is_what_the_kernel_s_times_of_the_packets_say",
         "ip link set lo up",
         || {
             let daemon = Daemon::start();

@@ -11,8 +11,8 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{
@@ -34,6 +34,22 @@ pub fn program() -> &'static str {
         path.into_os_string().into_string().unwrap()
     });
     &PROGRAM
+}
+
+/// Held while a process is started: until it executes its program it has every descriptor of this
+/// process, so that what is closed here meanwhile does not hang up.
+static STARTING: Mutex<()> = Mutex::new(());
+
+/// Waits while a process is started, and prevents that one is.
+pub(crate) fn nothing_starts() -> MutexGuard<'static, ()> {
+    // Nothing is behind the lock that a panic could have left unfinished.
+    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts a process; when this returns, it executes its program.
+pub(crate) fn spawn(command: &mut Command) -> Child {
+    let _starting = nothing_starts();
+    command.spawn().unwrap()
 }
 
 /// A folder that is removed with its owner.
@@ -218,7 +234,7 @@ impl Plan {
             command.env("NOTIFY_SOCKET", &path);
             UnixDatagram::bind(path).unwrap()
         });
-        let child = command.spawn().unwrap();
+        let child = spawn(&mut command);
         let mut daemon = Daemon {
             child,
             command: format!("{command:?}"),
@@ -248,7 +264,7 @@ impl Plan {
         let mut command = self.command();
         let output = self.folder.path("output");
         command.stdout(std::fs::File::create(&output).unwrap());
-        let child = command.spawn().unwrap();
+        let child = spawn(&mut command);
         let mut daemon = Daemon {
             child,
             command: format!("{command:?}"),

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
+use crate::daemon::spawn;
+
 /// How long anything may take that should take no time.
 pub const SOON: Duration = Duration::from_secs(20);
 
@@ -37,12 +39,11 @@ pub fn listener() -> TcpListener {
 
 /// Runs a command to its end, within [`LONGEST`].
 pub fn run(command: &mut Command) -> Output {
-    let child = command
+    command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::piped());
+    let child = spawn(command);
     let id = Pid::from_child(&child);
     let (done, is_done) = std::sync::mpsc::channel::<()>();
     let watch = std::thread::spawn(move || {

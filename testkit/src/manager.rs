@@ -31,6 +31,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
+use crate::daemon::nothing_starts;
 use crate::{Daemon, Dice, Folder, LONGEST_MESSAGE, Plan, SOON, connect, eventually};
 
 /// `FileDescriptorStoreMax=` of the shipped unit.
@@ -188,6 +189,9 @@ fn pump(socket: &UnixDatagram, shared: &Shared) {
         let mut bytes = [0; LONGEST_MESSAGE + 1];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
+        let _ = poll(&mut [PollFd::new(socket, PollFlags::IN)], None);
+        // What is refused or removed has to hang up before a barrier is answered.
+        let _nothing_starts = nothing_starts();
         let received = recvmsg(
             socket,
             &mut [IoSliceMut::new(&mut bytes)],

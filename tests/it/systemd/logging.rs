@@ -903,18 +903,23 @@ fn reader(source: impl Read + Send + 'static) -> Arc<Mutex<String>> {
 #[track_caller]
 fn nothing_is_missing(mut daemon: Daemon, lines: &Arc<Mutex<String>>, connections: u64) {
     let log = || lines.lock().unwrap().clone();
-    eventually(SOON, "the loss was not logged", || {
-        log().contains(LOST).then_some(())
+    let counted = |log: &str| {
+        let events = events(log);
+        let logged = of(&events, OPENED).len() + of(&events, CLOSED).len();
+        (logged as u64, sum(&of(&events, LOST), "echo.count"))
+    };
+    // At its end the daemon waits for the log for less than a busy machine needs for all of it.
+    eventually(SOON, "events are missing", || {
+        let (logged, lost) = counted(&log());
+        (logged + lost >= 2 * connections).then_some(())
     });
     assert!(daemon.stop().success());
     let log = eventually(SOON, "the log has no end", || {
         Some(log()).filter(|log| log.contains("\"stopped; "))
     });
-    let events = events(&log);
-    let logged = of(&events, OPENED).len() + of(&events, CLOSED).len();
-    let lost = sum(&of(&events, LOST), "echo.count");
+    let (logged, lost) = counted(&log);
     assert!(lost > 0);
-    assert_eq!(logged as u64 + lost, 2 * connections, "{lost} lost");
+    assert_eq!(logged + lost, 2 * connections, "{lost} lost");
 }
 
 #[test]

@@ -208,8 +208,11 @@ fn what_a_process_was_killed_for_does_not_kill_the_next_one() {
         starts += 1;
         assert!(starts <= 3, "killed again and again");
         manager.launch();
-        // It is killed, or serves.
-        let ready = manager.notified_within("READY=1", SOON).is_some();
+        // It is killed, or serves; where memory is short, a start takes long.
+        let ready = eventually(3 * SOON, "it is neither killed nor ready", || {
+            let ready = manager.notified_within("READY=1", Duration::from_millis(50));
+            (ready.is_some() || !manager.is_running()).then_some(ready.is_some())
+        });
         std::thread::sleep(Duration::from_millis(500));
         if ready && manager.is_running() {
             break;

@@ -41,6 +41,9 @@ const WAIT: Duration = Duration::from_secs(4);
 const BETWEEN: u64 = 16;
 const ROUNDS: usize = 3;
 
+/// How often a size that was lost or late is tried again.
+const AGAIN: usize = 2;
+
 /// Bytes of a small segment, and how many of them may be on the way: fewer than a connection may
 /// have there at its beginning, so that none waits and is joined with another.
 const LITTLE: usize = 500;
@@ -144,14 +147,14 @@ fn ladder(pmtu: u64, largest: u64) -> Vec<u64> {
     below.chain([top]).collect()
 }
 
-/// Tries sizes between what passes and what does not, and once more what was lost or late: a packet that
-/// is lost for its size is lost each time.
+/// Tries sizes between what passes and what does not, and [`AGAIN`] times what was lost or late: a packet
+/// that is lost for its size is lost each time.
 fn look_closer(
     rungs: &mut Vec<Rung>,
     mut try_all: impl FnMut(&[u64]) -> Result<Vec<Rung>, NotJudged>,
 ) -> Result<(), NotJudged> {
-    let mut tried_again = None;
-    for round in 0..2 * ROUNDS {
+    let mut tried: Vec<u64> = Vec::new();
+    for round in 0..ROUNDS + 2 * AGAIN {
         let Some(doubtful) = first_worse(rungs, Passage::Learnt(LONGEST)) else {
             break;
         };
@@ -159,7 +162,8 @@ fn look_closer(
             Some((passes, lost)) if round < ROUNDS => between(passes, lost),
             _ => Vec::new(),
         };
-        if tried_again.replace(doubtful) != Some(doubtful) {
+        if tried.iter().filter(|size| **size == doubtful).count() < AGAIN {
+            tried.push(doubtful);
             sizes.push(doubtful);
         }
         if sizes.is_empty() {

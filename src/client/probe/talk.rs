@@ -20,7 +20,12 @@ use crate::sys::sockopt::unacknowledged;
 use crate::sys::tcp_info::{Field, TcpInfo};
 
 /// Bytes that are moved at once.
-const SCRATCH: usize = 64 << 10;
+///
+/// Not 64 KiB: on loopback, whose largest segment has 65 483 bytes, 53 of those would follow by themselves.
+/// Linux (6.6 and newer) closes its window to 0 when it has no room for what it had offered room for, and
+/// ignores then every acknowledgement that comes from a little beyond, by less than the unit of the window
+/// scale.  If the peer owes much, neither side goes on, and nothing is wrong with the peer.
+const SCRATCH: usize = 50_000;
 
 /// How the peer's direction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

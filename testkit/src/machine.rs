@@ -37,7 +37,7 @@ pub fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
 }
 
-/// Runs a command to its end, within [`LONGEST`].
+/// Runs a command to its end, within two minutes; after that it is killed.
 pub fn run(command: &mut Command) -> Output {
     command
         .stdin(Stdio::null())

@@ -353,7 +353,10 @@ impl Preserver {
             let why = format!("there is no memory file: {why}");
             return self.refuse(why, true, to_do);
         }
-        if self.beginning.unstored && self.current.is_some() {
+        // What is owed to connections of another process moves into this file with the first turn, so the
+        // next process has to find it from now on.
+        let inherited = self.current.is_some() || self.beginning.preserved > 0;
+        if self.beginning.unstored && inherited {
             to_do.push(Effect::StoreFile);
         } else {
             self.ask_for_queue(now, to_do);
@@ -361,7 +364,8 @@ impl Preserver {
     }
 
     /// Goes on to ask.  Where there is a queue, the state file is stored, or on its way.  Otherwise it is
-    /// sent together with the new queue, which shows whether the manager has stored them.
+    /// sent together with the new queue (once more, perhaps), which shows whether the manager has stored
+    /// them.
     fn ask_for_queue(&mut self, now: MonoTime, to_do: &mut Effects) {
         if self.beginning.preserved == 0 {
             self.unstore_obsolete(to_do);
@@ -434,7 +438,7 @@ impl Preserver {
         match (filled, &mut self.rotation) {
             (Ok(filled), Some(rotation)) => {
                 rotation.queue.add(filled.entries, filled.messages);
-                if filled.whole && self.beginning.unstored {
+                if filled.whole && self.current.is_none() {
                     to_do.push(Effect::StoreFile);
                 } else if filled.whole {
                     self.offer(now, to_do);

@@ -451,6 +451,39 @@ fn what_has_lived_long_enough_is_preserved_and_survives_a_crash() {
     assert_eq!(*world.machine.store_state(), StoreState::Preserving);
 }
 
+/// With another number of workers the next process has another state file, and no queue goes on.
+#[test]
+fn a_new_state_file_with_connections_of_another_process_is_stored_before_the_first_slice() {
+    let mut machine = Preserver::new(Beginning {
+        state_file: 3,
+        unstored: true,
+        obsolete: BTreeSet::from([state_file_name(1), fd_queue_name(2)]),
+        latest: 3,
+        preserved: 5,
+        descriptors: DESCRIPTORS,
+        ..Beginning::default()
+    });
+    let enable = Input::Enable {
+        after: SECOND,
+        store: None,
+    };
+    let effects = machine.on(enable, start());
+    assert!(matches!(effects[..], [Effect::StoreFile]), "{effects:?}");
+    let effects = machine.on(Input::FileSent(true), start());
+    assert!(matches!(effects[..], [Effect::Rotate(4)]), "{effects:?}");
+    // Once more, as only the queue shows that it is stored.
+    let (entries, messages, whole) = (5, 1, true);
+    let filled = Filled {
+        entries,
+        messages,
+        whole,
+    };
+    let effects = machine.on(Input::Filled(Ok(filled)), start());
+    assert!(matches!(effects[..], [Effect::StoreFile]), "{effects:?}");
+    let effects = machine.on(Input::FileSent(true), start());
+    assert!(matches!(effects[..], [Effect::Offer]), "{effects:?}");
+}
+
 #[test]
 fn a_manager_without_room_is_reported_and_leaves_nothing() {
     for capacity in 0..3 {

@@ -27,9 +27,9 @@ struct Message {
 pub struct Echo {
     /// The number of its message in the schedule.
     pub number: u64,
-    /// Its times are in nanoseconds: since it was sent.
+    /// From when the message was sent, in nanoseconds, as all times here.
     pub(super) rtt: u64,
-    /// Since it should have been sent.
+    /// From when the schedule wanted it sent.
     pub(super) wait: u64,
     /// From when the kernel sent it to when the kernel received its echo.
     pub(super) wire: Option<u64>,
@@ -38,13 +38,13 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// Since it was sent.
+    /// The round trip, from when its message was sent.
     #[must_use]
     pub fn rtt(&self) -> Duration {
         Duration::from_nanos(self.rtt)
     }
 
-    /// Since it should have been sent.
+    /// The round trip, from when the schedule wanted its message sent.
     #[must_use]
     pub fn wait(&self) -> Duration {
         Duration::from_nanos(self.wait)

@@ -531,7 +531,7 @@ impl Driver {
             if count == 0 {
                 return;
             }
-            let now = monotonic().saturating_sub(self.origin);
+            let now = self.now();
             self.sessions[place.session].received(place.number, now, &self.buffer[..count], None);
         }
     }

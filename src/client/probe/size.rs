@@ -199,6 +199,7 @@ fn gap(rungs: &[Rung]) -> Option<(u64, u64)> {
     (passes < lost).then_some((passes, lost))
 }
 
+/// The smallest size with a worse passage than this one.
 fn first_worse(rungs: &[Rung], passage: Passage) -> Option<u64> {
     let worse = rungs.iter().find(|rung| rung.passage > passage);
     worse.map(|rung| rung.packet)
@@ -277,7 +278,7 @@ fn send_down(ways: Vec<Way>, headers: u64) -> Vec<Rung> {
     // More than our window takes, and some segments.
     let total = |index: usize| 3 * 4 * sizes[index] + 6 * sizes[index];
     let closed = Instant::now();
-    drive(&mut talks, Instant::now() + 2 * WAIT, |talks| {
+    drive(&mut talks, closed + 2 * WAIT, |talks| {
         let mut full = true;
         for (index, talk) in talks.iter_mut().enumerate() {
             if talk.sent == talk.quota && talk.sent < total(index) && talk.unacknowledged() == 0 {

@@ -22,7 +22,7 @@ use crate::sys::tcp_info::{Field, TcpInfo};
 /// Bytes that are moved at once.
 ///
 /// Not 64 KiB: on loopback, whose largest segment has 65 483 bytes, 53 of those would follow by themselves.
-/// Linux (6.6 and newer) closes its window to 0 when it has no room for what it had offered room for, and
+/// Linux (seen with 6.18) closes its window to 0 when it has no room for what it had offered room for, and
 /// ignores then every acknowledgement that comes from a little beyond, by less than the unit of the window
 /// scale.  If the peer owes much, neither side goes on, and nothing is wrong with the peer.
 const SCRATCH: usize = 50_000;

@@ -149,7 +149,7 @@ def drain(client):
 
 def fill(client):
     """Sends without reading until nothing more fits; returns what was sent, and how many bytes of it
-    the other side has acknowledged."""
+    the other side has acknowledged, part of which it still owes.  How many fit is the kernel's choice."""
     client.settimeout(0.5)
     sent = bytearray()
     number = 0
@@ -163,8 +163,11 @@ def fill(client):
                 part = part[count:]
         except TimeoutError:
             client.settimeout(20)
-            queued = struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))[0]
-            return bytes(sent), len(sent) - queued
+            queued, unread = (struct.unpack("i", fcntl.ioctl(client, request, bytes(4)))[0]
+                              for request in (termios.TIOCOUTQ, termios.FIONREAD))
+            arrived = len(sent) - queued
+            assert arrived > unread, f"{arrived} bytes had arrived, {unread} had come back: nothing is owed"
+            return bytes(sent), arrived
 
 
 def readme(title):

@@ -579,7 +579,11 @@ impl Event {
             EndReason::Error(errno) => Some(*errno),
             _ => None,
         };
-        let mut text = String::new();
+        let mut text = match *span {
+            // It has begun and ended in one round, which has one time.
+            Duration::ZERO => ", at once".to_owned(),
+            span => format!(", in {span:.1?}"),
+        };
         if *owed > 0 {
             let _ = write!(text, ", {owed} bytes could not be sent back");
         }
@@ -626,8 +630,7 @@ impl Event {
             "echo.busy_usec" = get(field::BUSY),
             "echo.rwnd_limited_usec" = get(field::RWND_LIMITED),
             "echo.sndbuf_limited_usec" = get(field::SNDBUF_LIMITED),
-            "connection {number} from {peer}{} on {local}{} ended ({}): received {received}, sent {sent}, \
-             in {span:.1?}{text}",
+            "connection {number} from {peer}{} on {local}{} ended ({}): received {received}, sent {sent}{text}",
             process(identity),
             through(identity),
             reason.as_str()

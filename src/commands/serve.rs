@@ -229,7 +229,7 @@ fn serve(config: &Config, origin: Origin, mut passed: Passed, log: &Log) -> Resu
         }
     };
     restored.take_over();
-    server.restore(&recovered, restored.connections);
+    server.restore(recovered, restored);
     server.ready(hint);
     server
         .run(&poll)

@@ -168,6 +168,11 @@ impl<S: Duplex, M: BufferStore> Connections<S, M> {
         };
     }
 
+    /// Counts connections of the totals that are continued as ended, because they could not be restored.
+    pub(crate) fn not_restored(&mut self, count: u64) {
+        self.counters.closed[EndReason::NotRestored.index()] += count;
+    }
+
     /// The totals for a later process.  Their bytes are those of ended connections: the later
     /// process finds out itself how far the others have come, whenever this one ends.
     #[must_use]

@@ -129,7 +129,7 @@ impl Partition {
     }
 
     /// A part that another process has used.  `is_record_used` and `is_slot_used` say which records and
-    /// slots, by their index, belong to restored connections; the others become free.  Where memory is
+    /// slots, by their index, belong to connections that were found; the others become free.  Where memory is
     /// `short`, the free slots do not keep theirs.
     #[must_use]
     pub(crate) fn resumed(
@@ -150,14 +150,19 @@ impl Partition {
             partition.records.give_back(record);
         }
         for slot in indexes(slots).filter(|slot| !is_slot_used(*slot)) {
-            partition.clear_owner(slot);
-            if short {
-                partition.give_back_memory(slot);
-            } else {
-                partition.free_with_memory.push(slot);
-            }
+            partition.release(slot, short);
         }
         partition
+    }
+
+    /// Frees a slot that another process has filled.  Where memory is `short`, it does not keep its own.
+    pub(super) fn release(&mut self, slot: u32, short: bool) {
+        self.clear_owner(slot);
+        if short {
+            self.give_back_memory(slot);
+        } else {
+            self.free_with_memory.push(slot);
+        }
     }
 
     /// The state file.

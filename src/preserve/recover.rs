@@ -1,12 +1,15 @@
 //! What the previous process has left: which of its connections go on, and from which byte.
 //!
 //! The service manager passes the state file and the descriptor queues.  Every descriptor in a queue is
-//! looked at, without taking it out, so that nothing is lost if this process crashes meanwhile.  The
-//! socket behind it is one of a connection that was open, or of one that was already over, and for each
-//! one that was open three things are decided:
+//! received, without taking it out, so that nothing is lost if this process crashes meanwhile.  The
+//! socket behind it is one of a connection that was open, or of one that was already over:
 //!
 //! - *Was it still open?*  The state file has a record with the cookie of the socket.  Without a record
 //!   the connection was over, and its socket is closed; nothing is logged.
+//!
+//! That is all that is done for all connections before the first goes on.  Two more things are decided
+//! when the turn of a connection comes ([`Recovered::examine`]), while others are served already:
+//!
 //! - *How many bytes were read from it and written to it?*  The kernel has counted them
 //!   ([`crate::sys::positions`]).  It does not count the bytes of a Unix stream: after a hand-over its
 //!   record has the positions, after a crash the connection is lost.
@@ -24,6 +27,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Protocol, SockRef};
 
 use super::crash_guard::{CrashHistory, MAX_CRASHES};
@@ -110,6 +114,21 @@ pub(crate) enum Place {
 /// How many bytes are owed, and where they stand.
 pub(crate) type Owed = (usize, Place);
 
+/// A connection of the previous process whose socket was found, and that was not examined yet.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Its socket, and the cookie of that.
+    pub socket: OwnedFd,
+    pub cookie: u64,
+    /// The partition that its record is in.
+    pub partition: usize,
+    /// The index of its record there.
+    pub record_id: u32,
+    /// Whether there is something to do for it as far as is known: bytes or an end wait to be read, or
+    /// bytes in a slot to be written.
+    pub is_busy: bool,
+}
+
 /// A connection that goes on.
 #[derive(Debug)]
 pub(crate) struct RecoveredConnection {
@@ -119,8 +138,6 @@ pub(crate) struct RecoveredConnection {
     pub record: Record,
     /// The partition that its record is in.
     pub partition: usize,
-    /// The index of its record there.
-    pub record_id: u32,
     /// How many bytes were read from it and written to it.
     pub positions: Positions,
     /// Whether the kernel counts its bytes: it is a plain TCP connection.
@@ -132,16 +149,23 @@ pub(crate) struct RecoveredConnection {
 /// What the previous process has left.
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
-    /// The state file, if it can be read, and the payload of each partition.
-    pub state_file: Option<(Arc<StateFile>, Vec<Region>)>,
-    /// The sending end of the latest descriptor queue that has every connection that goes on.
+    /// The state file, if it can be read.
+    pub state_file: Option<Arc<StateFile>>,
+    /// The payload of each of its partitions.
+    pub payloads: Vec<Region>,
+    /// The indexes of the listeners' names that it uses.
+    pub listeners: BTreeSet<u32>,
+    /// The slots of the connections that were found, by their cookie; each is in the partition of the
+    /// record.
+    pub slots: HashMap<u64, u32>,
+    /// The sending end of the latest descriptor queue that has every connection that was found.
     pub fd_queue: Option<FdQueue>,
     /// The highest generation in a name.
     pub generation: u64,
     /// All names in the store, those of `state_file` and `fd_queue` included.
     pub names: BTreeSet<String>,
-    /// The connections that go on.
-    pub connections: Vec<RecoveredConnection>,
+    /// The connections that were found.
+    pub found: Vec<Found>,
     /// How many connections the previous process had preserved; 0 if all are closed.
     pub before: usize,
     /// Whether a queue has descriptors that could not be opened.
@@ -154,6 +178,8 @@ pub(crate) struct Recovered {
     pub crashes: u64,
     /// The history of crashes as it was found.
     crash_history: CrashHistory,
+    /// The cookie of the connection that was being served at each of the last crashes.
+    culprit: Option<u64>,
     /// Why all connections are closed, if they are.
     pub unusable: Option<Unusable>,
     /// Why connections were closed, and how many for each reason.
@@ -215,7 +241,8 @@ impl StoredFds {
         stored
     }
 
-    /// Finds out which connections go on, at most `max_connections`; the others are closed.
+    /// Finds the sockets of the connections that were open, at most `max_connections`; the others are
+    /// closed.
     #[must_use]
     pub(crate) fn recover(mut self, max_connections: usize) -> Recovered {
         let mut recovered = Recovered {
@@ -234,23 +261,16 @@ impl StoredFds {
             Some(Err(damage)) => recovered.unusable = Some(Unusable::Damaged(damage)),
             Some(Ok((state_file, payloads))) => recovered.begin(Arc::new(state_file), payloads),
         }
-        let contents = self.examine_sockets(&mut recovered, max_connections);
-        if let Some((state_file, _)) = &recovered.state_file {
-            state_file.header().crashes.current.set(0);
-        }
+        let contents = self.find_sockets(&mut recovered, max_connections);
         if !recovered.unseen {
             recovered.fd_queue = self.take_complete_queue(&contents, &recovered);
         }
         recovered
     }
 
-    /// Looks at every descriptor in the queues; returns what each queue holds.
-    fn examine_sockets(
-        &self,
-        recovered: &mut Recovered,
-        max_connections: usize,
-    ) -> Vec<QueueContent> {
-        let mut examiner = Examiner::new(recovered, max_connections);
+    /// Receives every descriptor in the queues; returns what each queue holds.
+    fn find_sockets(&self, recovered: &mut Recovered, max_connections: usize) -> Vec<QueueContent> {
+        let mut finder = Finder::new(recovered, max_connections);
         let mut unseen = false;
         let mut contents = Vec::with_capacity(self.queues.len());
         for (generation, queue) in &self.queues {
@@ -265,20 +285,24 @@ impl StoredFds {
                 unseen |= cut;
                 content.entries += found.len();
                 content.messages += 1;
+                let announced = announced(&found);
                 let cookies = found
                     .into_iter()
-                    .filter_map(|socket| examiner.examine(socket));
+                    .zip(announced)
+                    .filter_map(|(socket, announced)| finder.find(socket, announced));
                 content.cookies.extend(cookies);
             });
             content.cookies.sort_unstable();
             contents.push(content);
         }
-        let Examiner {
+        let Finder {
             records,
-            connections,
+            listeners,
+            slots,
+            found,
             mut lost,
             ..
-        } = examiner;
+        } = finder;
         recovered.unseen = unseen;
         if recovered.unusable.is_none() {
             recovered.before = records.len();
@@ -292,13 +316,23 @@ impl StoredFds {
                 *lost.entry(why).or_default() += missing;
             }
         }
-        recovered.connections = connections;
+        recovered.listeners = listeners;
+        // A connection stays with one worker, so its bytes are in the partition of its record.
+        recovered.slots = found
+            .iter()
+            .filter_map(|found| {
+                let (partition, slot) = *slots.get(&found.cookie)?;
+                let slot = u32::try_from(slot).ok()?;
+                (partition == found.partition).then_some((found.cookie, slot))
+            })
+            .collect();
+        recovered.found = found;
         recovered.lost = lost;
         contents
     }
 
     /// Takes the sending end of the latest queue that can go on being used: it has every connection
-    /// that goes on, and each of its ends is there once, under its present name.  After a crash during a
+    /// that was found, and each of its ends is there once, under its present name.  After a crash during a
     /// rotation there are two queues, and there may be no room in flight for a third.  `None`: a new
     /// queue has to be made.
     fn take_complete_queue(
@@ -310,14 +344,11 @@ impl StoredFds {
             let generation = content.generation;
             let senders = self.senders.iter().filter(|(of, _)| *of == generation);
             let queues = self.queues.iter().filter(|(of, _)| *of == generation);
-            let mut connections = recovered.connections.iter();
+            let mut found = recovered.found.iter();
             senders.count() == 1
                 && queues.count() == 1
                 && recovered.names.contains(&fd_queue_name(generation))
-                && connections.all(|connection| {
-                    let cookie = &connection.record.cookie;
-                    content.cookies.binary_search(cookie).is_ok()
-                })
+                && found.all(|found| content.cookies.binary_search(&found.cookie).is_ok())
         };
         let content = contents
             .iter()
@@ -346,9 +377,9 @@ impl Recovered {
     fn begin(&mut self, state_file: Arc<StateFile>, payloads: Vec<Region>) {
         self.planned = state_file.take_over();
         self.crash_history = CrashHistory::read(&state_file);
-        self.crash_history
-            .after_start(self.planned)
-            .write(&state_file);
+        let crash_history = self.crash_history.after_start(self.planned);
+        crash_history.write(&state_file);
+        self.culprit = crash_history.culprit();
         if !self.planned {
             self.crashes = self.crash_history.starts;
         }
@@ -358,7 +389,9 @@ impl Recovered {
         if self.crashes >= MAX_CRASHES {
             self.unusable = Some(Unusable::Crashes(self.crashes));
         }
-        self.state_file = Some((state_file, payloads));
+        state_file.header().crashes.current.set(0);
+        self.state_file = Some(state_file);
+        self.payloads = payloads;
     }
 
     /// Leaves a state file as it was found.  The next process then does not take this start for a
@@ -380,47 +413,38 @@ struct Known {
     seen: bool,
 }
 
-/// Examines one socket after the other.
-struct Examiner<'a> {
-    state_file: Option<&'a StateFile>,
-    planned: bool,
-    short: bool,
-    /// Whether all connections are closed.
-    is_unusable: bool,
+/// Finds the connections that the sockets belong to, one socket after the other.
+struct Finder<'a> {
+    recovered: &'a Recovered,
     /// The records, sorted by cookie.
     records: Vec<Known>,
+    /// The indexes of the names in these.
+    listeners: BTreeSet<u32>,
     /// The slots by the cookie of their owner, each as its partition and its index there.
     slots: HashMap<u64, (usize, usize)>,
-    /// The cookie of the connection that was being served at each of the last crashes.
-    culprit: Option<u64>,
     max_connections: usize,
     /// The cookies of the sockets so far that have no record.
     unknown: HashSet<u64>,
-    connections: Vec<RecoveredConnection>,
+    found: Vec<Found>,
     lost: HashMap<&'static str, usize>,
 }
 
-impl<'a> Examiner<'a> {
+impl<'a> Finder<'a> {
     fn new(recovered: &'a Recovered, max_connections: usize) -> Self {
-        let state_file = recovered.state_file.as_ref();
-        let state_file = state_file.map(|(state_file, _)| &**state_file);
-        let mut examiner = Self {
-            state_file,
-            planned: recovered.planned,
-            short: recovered.short,
-            is_unusable: recovered.unusable.is_some(),
+        let mut finder = Self {
+            recovered,
             records: Vec::new(),
+            listeners: BTreeSet::new(),
             slots: HashMap::new(),
-            culprit: state_file.and_then(|state_file| CrashHistory::read(state_file).culprit()),
             max_connections,
             unknown: HashSet::new(),
-            connections: Vec::new(),
+            found: Vec::new(),
             lost: HashMap::new(),
         };
-        if let Some(state_file) = state_file {
-            examiner.index(state_file);
+        if let Some(state_file) = &recovered.state_file {
+            finder.index(state_file);
         }
-        examiner
+        finder
     }
 
     /// Reads all records and all marks of slots.
@@ -429,6 +453,7 @@ impl<'a> Examiner<'a> {
             let (records, slots) = state_file.used(partition);
             for index in 0..records {
                 if let Some(record) = state_file.read_record(partition, index) {
+                    self.listeners.insert(record.listener);
                     self.records.push(Known {
                         cookie: record.cookie,
                         partition,
@@ -449,8 +474,9 @@ impl<'a> Examiner<'a> {
         self.records.dedup_by_key(|known| known.cookie);
     }
 
-    /// Examines a socket; returns its cookie, if it has one.
-    fn examine(&mut self, socket: OwnedFd) -> Option<u64> {
+    /// Finds the connection of a socket, which was `announced` to have input or not; returns the cookie
+    /// of the socket, if it has one.
+    fn find(&mut self, socket: OwnedFd, announced: bool) -> Option<u64> {
         let cookie = SockRef::from(&socket).cookie().ok()?;
         let known = self
             .records
@@ -465,51 +491,99 @@ impl<'a> Examiner<'a> {
             None => (self.unknown.insert(cookie), None),
         };
         if is_new {
-            self.examine_new(socket, cookie, place);
+            self.add(socket, cookie, place, announced);
         }
         Some(cookie)
     }
 
     /// `place`: the partition of its record, and the index there.
-    fn examine_new(&mut self, socket: OwnedFd, cookie: u64, place: Option<(usize, usize)>) {
-        let known = self.state_file.zip(place).and_then(|(file, place)| {
-            let record = file.read_record(place.0, place.1)?;
-            Some((file, place, record))
-        });
-        let (Some((state_file, (partition, index), record)), false) = (known, self.is_unusable)
-        else {
+    fn add(
+        &mut self,
+        socket: OwnedFd,
+        cookie: u64,
+        place: Option<(usize, usize)>,
+        announced: bool,
+    ) {
+        let is_unusable = self.recovered.unusable.is_some();
+        let (Some((partition, index)), false) = (place, is_unusable) else {
             // Without a state file it is not known which connections were over.
-            if self.is_unusable && (self.state_file.is_none() || place.is_some()) {
+            if is_unusable && (self.recovered.state_file.is_none() || place.is_some()) {
                 *self.lost.entry(ALL_CLOSED).or_default() += 1;
             }
             return end(&socket, false);
         };
-        state_file.header().crashes.current.set(cookie);
-        let counted = is_counted(&socket);
+        let found = Found {
+            socket,
+            cookie,
+            partition,
+            record_id: u32::try_from(index).unwrap_or(u32::MAX),
+            is_busy: announced || self.slots.contains_key(&cookie),
+        };
+        if self.found.len() >= self.max_connections {
+            *self.lost.entry(TOO_FEW_DESCRIPTORS).or_default() += 1;
+            return self.recovered.close(&found);
+        }
+        self.found.push(found);
+    }
+}
+
+/// Whether each of these sockets has something to be read, by one system call for all.
+fn announced(sockets: &[OwnedFd]) -> Vec<bool> {
+    let watch = |socket| PollFd::new(socket, PollFlags::IN);
+    let mut watched: Vec<PollFd<'_>> = sockets.iter().map(watch).collect();
+    // Only the order in which the connections go on depends on it, so an error does no harm.
+    let _ = poll(&mut watched, Some(&Timespec::default()));
+    let announced = watched.iter().map(|watched| !watched.revents().is_empty());
+    announced.collect()
+}
+
+impl Recovered {
+    /// Closes a connection that cannot go on.
+    pub(super) fn close(&self, found: &Found) {
+        let state_file = self.state_file.as_ref();
+        let record =
+            state_file.and_then(|file| file.read_record(found.partition, found.record_id as usize));
+        // Where bytes are given up, an end of the stream would say that all came back.  And bytes that
+        // were written to a connection of Multipath TCP would wait for a peer that does not read, for as
+        // long as a descriptor queue holds the socket.
+        let socket = &found.socket;
+        let is_owed = record.is_some_and(|record| is_owed(socket, &record));
+        end(socket, is_owed || !is_counted(socket));
+    }
+
+    /// Examines a connection: how far it has come, and what is owed to its peer.  `None`: it cannot go
+    /// on, was closed, and is counted in [`Recovered::lost`].
+    pub(crate) fn examine(&mut self, found: Found) -> Option<RecoveredConnection> {
+        let state_file = self.state_file.clone()?;
+        let Found {
+            cookie,
+            partition,
+            record_id,
+            ..
+        } = found;
+        let record = state_file.read_record(partition, record_id as usize)?;
+        let current = &state_file.header().crashes.current;
+        current.set(cookie);
+        let counted = is_counted(&found.socket);
         let verdict = if self.culprit == Some(cookie) {
             Err("the process crashed again and again while it served the connection")
-        } else if self.connections.len() >= self.max_connections {
-            Err(TOO_FEW_DESCRIPTORS)
         } else {
-            self.positions_and_owed(state_file, partition, &socket, counted, &record)
+            self.positions_and_owed(&state_file, partition, &found.socket, counted, &record)
         };
+        current.set(0);
         match verdict {
-            Ok((positions, before, owed)) => self.connections.push(RecoveredConnection {
-                socket,
+            Ok((positions, before, owed)) => Some(RecoveredConnection {
+                socket: found.socket,
                 record: Record { before, ..record },
                 partition,
-                record_id: u32::try_from(index).unwrap_or(u32::MAX),
                 positions,
                 counted,
                 owed,
             }),
             Err(why) => {
-                // Where bytes are given up, an end of the stream would say that all came back.  And bytes
-                // that were written to a connection of Multipath TCP would wait for a peer that does not
-                // read, for as long as a descriptor queue holds the socket.
-                let reset = is_owed(&socket, &record) || !counted;
-                end(&socket, reset);
+                self.close(&found);
                 *self.lost.entry(why).or_default() += 1;
+                None
             }
         }
     }
@@ -584,13 +658,10 @@ impl<'a> Examiner<'a> {
         sent: u64,
         count: usize,
     ) -> Result<Owed, &'static str> {
-        // A connection stays with one worker, so its bytes are in the partition of its record.
-        let slot = self.slots.get(&cookie).filter(|(of, _)| *of == partition);
-        let in_slot = slot.and_then(|(_, slot)| {
-            let ahead = state_file
-                .mark(partition, *slot)
-                .find(cookie, sent, count)?;
-            Some(Place::Slot(*slot, ahead))
+        let in_slot = self.slots.get(&cookie).and_then(|slot| {
+            let slot = *slot as usize;
+            let ahead = state_file.mark(partition, slot).find(cookie, sent, count)?;
+            Some(Place::Slot(slot, ahead))
         });
         // The memory for which the previous process was killed would still be in use, and this process
         // would be killed as well.
@@ -735,24 +806,31 @@ mod tests {
             }
         }
 
-        /// What the next process recovers.
-        fn recover(&self, max_connections: usize) -> Recovered {
+        /// What the next process recovers, and the connections that go on.
+        fn recover(&self, max_connections: usize) -> (Recovered, Vec<RecoveredConnection>) {
             let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
-            StoredFds::sort(vec![
+            let stored = StoredFds::sort(vec![
                 (fd_queue_name(2), duplicate(self.queue.as_fd())),
                 (
                     state_file_name(1),
                     duplicate(self.state_file.file().unwrap()),
                 ),
                 (fd_queue_name(2), duplicate(self.fd_queue.as_fd())),
-            ])
-            .recover(max_connections)
+            ]);
+            examine_all(stored.recover(max_connections))
         }
     }
 
-    fn owed(recovered: &Recovered, cookie: u64) -> Option<(usize, Place)> {
+    /// Examines the connections that were found.
+    fn examine_all(mut recovered: Recovered) -> (Recovered, Vec<RecoveredConnection>) {
+        let found = std::mem::take(&mut recovered.found).into_iter();
+        let connections = found.filter_map(|found| recovered.examine(found)).collect();
+        (recovered, connections)
+    }
+
+    fn owed(connections: &[RecoveredConnection], cookie: u64) -> Option<(usize, Place)> {
         let connection = |connection: &&RecoveredConnection| connection.record.cookie == cookie;
-        recovered.connections.iter().find(connection).unwrap().owed
+        connections.iter().find(connection).unwrap().owed
     }
 
     #[test]
@@ -762,13 +840,13 @@ mod tests {
         process.read(1, b"in the scratch", false);
         // Each process that crashes before it serves leaves everything as it was.
         for crashes in 0..3 {
-            let recovered = process.recover(9);
-            assert_eq!((recovered.before, recovered.connections.len()), (2, 2));
+            let (recovered, connections) = process.recover(9);
+            assert_eq!((recovered.before, connections.len()), (2, 2));
             assert_eq!((recovered.planned, recovered.crashes), (false, crashes));
             assert!(recovered.fd_queue.is_some() && recovered.unusable.is_none());
-            let slot = owed(&recovered, process.cookies[0]);
+            let slot = owed(&connections, process.cookies[0]);
             assert_eq!(slot, Some((9, Place::Slot(0, 0))));
-            let scratch = owed(&recovered, process.cookies[1]);
+            let scratch = owed(&connections, process.cookies[1]);
             assert_eq!(scratch, Some((14, Place::Scratch(0))));
         }
     }
@@ -804,14 +882,15 @@ mod tests {
                 .partition
                 .scratch()
                 .copy_within(header..read.len(), 0);
-            let recovered = process.recover(9);
-            let mut connections = recovered.connections.iter();
-            let found = connections.find(|connection| connection.record.cookie == owner);
+            let (_, connections) = process.recover(9);
+            let found = connections
+                .iter()
+                .find(|connection| connection.record.cookie == owner);
             let found = found.map(|found| (found.record.before, found.positions.received));
             assert_eq!(found, expected, "{before:?}, {} bytes read", read.len());
             if let Some((_, count)) = expected.filter(|(_, count)| *count > 0) {
                 let count = usize::try_from(count).unwrap();
-                assert_eq!(owed(&recovered, owner), Some((count, Place::Scratch(0))));
+                assert_eq!(owed(&connections, owner), Some((count, Place::Scratch(0))));
             }
         }
     }
@@ -835,14 +914,14 @@ mod tests {
             for (word, value) in places.into_iter().zip(before).skip(stores) {
                 word.set(value);
             }
-            let recovered = process.recover(9);
+            let (recovered, connections) = process.recover(9);
             assert_eq!(
-                (recovered.before, recovered.connections.len()),
+                (recovered.before, connections.len()),
                 (2, 2),
                 "after {stores}"
             );
             assert!(recovered.lost.is_empty(), "after {stores}");
-            let slot = owed(&recovered, process.cookies[0]);
+            let slot = owed(&connections, process.cookies[0]);
             assert_eq!(slot, Some((9, Place::Slot(0, 0))), "after {stores}");
         }
     }
@@ -852,8 +931,8 @@ mod tests {
         let mut process = Process::new();
         process.read(0, b"overwritten by the next", false);
         process.read(1, b"next", false);
-        let recovered = process.recover(9);
-        assert_eq!(recovered.connections.len(), 1);
+        let (recovered, connections) = process.recover(9);
+        assert_eq!(connections.len(), 1);
         assert_eq!(recovered.lost["the bytes that are owed were not found"], 1);
         // The end of the stream would say that all came back.
         let error = process.sockets[0].1.read(&mut [0]).unwrap_err();
@@ -864,12 +943,12 @@ mod tests {
     fn a_connection_without_a_record_or_beyond_the_maximum_is_closed() {
         let mut process = Process::new();
         process.partition.remove_record(RecordId::new(0).unwrap());
-        let recovered = process.recover(9);
-        assert_eq!((recovered.before, recovered.connections.len()), (1, 1));
+        let (recovered, connections) = process.recover(9);
+        assert_eq!((recovered.before, connections.len()), (1, 1));
         assert!(recovered.lost.is_empty());
         assert_eq!(process.sockets[0].1.read(&mut [0]).unwrap(), 0);
-        let recovered = process.recover(0);
-        assert_eq!((recovered.before, recovered.connections.len()), (1, 0));
+        let (recovered, connections) = process.recover(0);
+        assert_eq!((recovered.before, connections.len()), (1, 0));
         assert_eq!(recovered.lost[TOO_FEW_DESCRIPTORS], 1);
         assert_eq!(process.sockets[1].1.read(&mut [0]).unwrap(), 0);
     }
@@ -879,13 +958,9 @@ mod tests {
         for spread in [false, true] {
             let process = Process::new();
             for crash in 0..4 {
-                let recovered = process.recover(9);
+                let (recovered, connections) = process.recover(9);
                 let is_culprit = !spread && crash == 3;
-                assert_eq!(
-                    recovered.connections.len(),
-                    if is_culprit { 1 } else { 2 },
-                    "{crash}"
-                );
+                assert_eq!(connections.len(), if is_culprit { 1 } else { 2 }, "{crash}");
                 assert_eq!(recovered.lost.len(), usize::from(is_culprit));
                 // The process crashes before its first full round, while it serves one of them.
                 let victim = if spread { crash % 2 } else { 0 };
@@ -900,8 +975,8 @@ mod tests {
         let process = Process::new();
         for planned in [false, true] {
             for _ in 0..5 {
-                let recovered = process.recover(9);
-                assert_eq!((recovered.connections.len(), recovered.crashes), (2, 0));
+                let (recovered, connections) = process.recover(9);
+                assert_eq!((connections.len(), recovered.crashes), (2, 0));
                 let crash_guard = CrashGuard::new(process.state_file.clone());
                 drop(crash_guard.take(process.cookies[0]));
                 if planned {
@@ -917,18 +992,15 @@ mod tests {
     fn after_a_hundred_crashes_in_a_row_all_connections_are_closed() {
         let mut process = Process::new();
         for crashes in 0..MAX_CRASHES {
-            let recovered = process.recover(9);
-            assert_eq!(
-                (recovered.connections.len(), recovered.crashes),
-                (2, crashes)
-            );
+            let (recovered, connections) = process.recover(9);
+            assert_eq!((connections.len(), recovered.crashes), (2, crashes));
         }
-        let recovered = process.recover(9);
+        let (recovered, connections) = process.recover(9);
         assert!(matches!(
             recovered.unusable,
             Some(Unusable::Crashes(MAX_CRASHES))
         ));
-        assert!(recovered.connections.is_empty());
+        assert!(connections.is_empty());
         assert_eq!(process.sockets[0].1.read(&mut [0]).unwrap(), 0);
     }
 
@@ -963,8 +1035,8 @@ mod tests {
             if both_ends {
                 passed.push((fd_queue_name(3), duplicate(fd_queue.as_fd())));
             }
-            let recovered = StoredFds::sort(passed).recover(9);
-            assert_eq!(recovered.connections.len(), 2);
+            let (recovered, connections) = examine_all(StoredFds::sort(passed).recover(9));
+            assert_eq!(connections.len(), 2);
             let fd_queue = recovered.fd_queue.unwrap();
             assert_eq!(
                 (fd_queue.generation, fd_queue.entries),
@@ -979,16 +1051,16 @@ mod tests {
         let process = Process::new();
         let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
         let file = duplicate(process.state_file.file().unwrap());
-        let recovered = StoredFds::sort(vec![
+        let stored = StoredFds::sort(vec![
             ("survival-parcel-2".into(), duplicate(process.queue.as_fd())),
             ("survival-arena-1".into(), file),
             (
                 "survival-parcel-2".into(),
                 duplicate(process.fd_queue.as_fd()),
             ),
-        ])
-        .recover(9);
-        assert_eq!((recovered.before, recovered.connections.len()), (2, 2));
+        ]);
+        let (recovered, connections) = examine_all(stored.recover(9));
+        assert_eq!((recovered.before, connections.len()), (2, 2));
         assert!(recovered.fd_queue.is_none());
         assert_eq!((recovered.generation, recovered.names.len()), (2, 2));
     }

@@ -1,7 +1,8 @@
 //! The connections that go on get their places in the state file of this process.
 //!
 //! As a rule this process goes on with the state file of the previous one, and every record and slot
-//! stays where it is; pending output is written from the slot that the previous process has filled.
+//! stays where it is, so the connections can be examined one after the other while others are served
+//! already; pending output is written from the slot that the previous process has filled.
 //! Only owed bytes that stand in a scratch are moved: they are copied into a slot before the next read
 //! overwrites them.  If the file has another size than the configuration asks for, or cannot be used,
 //! or has a name of a version before the first release, a new file takes its place and the connections
@@ -16,7 +17,9 @@ use super::crash_guard::CrashHistory;
 use super::fd_queue::FdQueue;
 use super::layout::{Geometry, slot_at};
 use super::partition::{Partition, RecordId};
-use super::recover::{Place, Recovered, RecoveredConnection, fd_queue_name, state_file_name};
+use super::recover::{
+    Found, Place, Recovered, RecoveredConnection, fd_queue_name, state_file_name,
+};
 use super::state_file::StateFile;
 use crate::echo::buffers::{BufferStore, PendingOutput, Slot, length};
 use crate::echo::time::MonoTime;
@@ -69,16 +72,21 @@ pub(crate) struct Restored {
     pub(super) unseen: bool,
     /// The highest generation in a name.
     pub(super) latest: u64,
-    /// The connections that go on.
-    pub connections: Vec<RestoredConnection>,
+    /// The indexes of the listeners' names that the connections use.
+    pub(super) listeners: BTreeSet<u32>,
+    /// The connections that have their places.
+    pub placed: Vec<RestoredConnection>,
+    /// The others, which get theirs one by one ([`restore_found`]).
+    pub found: Vec<Found>,
 }
 
 /// The partitions of a state file, and the connections that have a place in them.
 type Placed = (Vec<Partition>, Vec<RestoredConnection>);
 
 impl Restored {
-    /// Gives the recovered connections their places; returns them with the partition of each worker.
-    /// A connection for which there is no memory is closed, and counted in [`Recovered::lost`].
+    /// Gets the state file and its partitions, one for each worker, ready for the connections that were
+    /// found.  Where the state file goes on, those have their places already, and are examined as they go
+    /// on, but for those whose bytes may stand in a scratch.  Otherwise all are examined and moved.
     ///
     /// # Errors
     /// Those of mmap(2): no state file can be made.
@@ -86,34 +94,32 @@ impl Restored {
         recovered: &mut Recovered,
         geometry: Geometry,
     ) -> io::Result<(Self, Vec<Partition>)> {
-        let connections = std::mem::take(&mut recovered.connections);
-        let count = connections.len();
         let mut latest = recovered.generation;
         let mut unstored = false;
         let mut old = None;
-        let (state_file, (partitions, restored)) = match recovered.state_file.take() {
-            Some((state_file, payloads))
+        let (state_file, (partitions, placed)) = match recovered.state_file.clone() {
+            Some(state_file)
                 if recovered.unusable.is_none()
                     && state_file.geometry() == geometry
                     && recovered
                         .names
                         .contains(&state_file_name(state_file.generation())) =>
             {
-                let placed = stay(&state_file, payloads, connections, recovered.short);
+                let placed = stay(&state_file, recovered);
                 (state_file, placed)
             }
             found => {
                 unstored = true;
                 latest += 1;
                 let (state_file, partitions) = create(geometry, latest).inspect_err(|_| {
-                    if let Some((found, _)) = &found {
+                    if let Some(found) = &found {
                         recovered.undo(found);
                     }
                 })?;
                 let placed = match found {
                     None => (partitions, Vec::new()),
-                    Some((found, payloads)) => {
-                        let placed = move_all(&found, &payloads, partitions, connections);
+                    Some(found) => {
+                        let placed = move_all(&found, recovered, partitions);
                         state_file.record(&found.totals());
                         state_file.set_drained(found.is_drained());
                         if recovered.unusable.is_none() {
@@ -126,10 +132,6 @@ impl Restored {
                 (state_file, placed)
             }
         };
-        let without_place = count - restored.len();
-        if without_place > 0 {
-            *recovered.lost.entry(NO_MEMORY).or_default() += without_place;
-        }
         // A new state file needs a new queue: that the manager holds the queue shows that it holds the
         // file as well, which was sent before it.
         let queue = recovered.fd_queue.take();
@@ -147,7 +149,9 @@ impl Restored {
             obsolete,
             unseen: recovered.unseen,
             latest,
-            connections: restored,
+            listeners: std::mem::take(&mut recovered.listeners),
+            placed,
+            found: std::mem::take(&mut recovered.found),
         };
         Ok((restored, partitions))
     }
@@ -177,10 +181,19 @@ impl Restored {
         if now < since + UNSERVED {
             return None;
         }
-        for restored in &self.connections {
-            end(&restored.connection.socket, restored.pending.is_some());
+        for placed in &self.placed {
+            end(&placed.connection.socket, placed.pending.is_some());
         }
-        Some(self.connections.len())
+        for found in &self.found {
+            recovered.close(found);
+        }
+        Some(self.preserved())
+    }
+
+    /// How many connections may go on.
+    #[must_use]
+    pub(crate) fn preserved(&self) -> usize {
+        self.placed.len() + self.found.len()
     }
 }
 
@@ -199,13 +212,10 @@ fn create(geometry: Geometry, generation: u64) -> io::Result<(Arc<StateFile>, Ve
     Ok((state_file, partitions))
 }
 
-/// Leaves every record and slot where it is; owed bytes in a scratch are copied into a slot.
-fn stay(
-    state_file: &Arc<StateFile>,
-    payloads: Vec<Region>,
-    connections: Vec<RecoveredConnection>,
-    short: bool,
-) -> Placed {
+/// Leaves the records and slots of the connections that were found where they are.  Those whose bytes may
+/// stand in a scratch are restored at once, as the next read overwrites it.
+fn stay(state_file: &Arc<StateFile>, recovered: &mut Recovered) -> Placed {
+    let payloads = std::mem::take(&mut recovered.payloads);
     // For each partition, which of its records and slots are used.
     let mut used: Vec<[Vec<bool>; 2]> = (0..payloads.len())
         .map(|index| {
@@ -213,11 +223,11 @@ fn stay(
             [vec![false; records], vec![false; slots]]
         })
         .collect();
-    for connection in &connections {
-        let [records, slots] = &mut used[connection.partition];
-        records[connection.record_id as usize] = true;
-        if let Some((_, Place::Slot(slot, _))) = connection.owed {
-            slots[slot] = true;
+    for found in &recovered.found {
+        let [records, slots] = &mut used[found.partition];
+        records[found.record_id as usize] = true;
+        if let Some(slot) = recovered.slots.get(&found.cookie) {
+            slots[*slot as usize] = true;
         }
     }
     let mut partitions: Vec<Partition> = (0..)
@@ -227,38 +237,65 @@ fn stay(
                 state_file.clone(),
                 index,
                 payload,
-                short,
+                recovered.short,
                 |record| records[record as usize],
                 |slot| slots[slot as usize],
             )
         })
         .collect();
-    let mut restored = Vec::with_capacity(connections.len());
-    for connection in connections {
-        let index = connection.partition;
-        let partition = &mut partitions[index];
-        let record_id = RecordId::new(connection.record_id);
-        let pending = match connection.owed {
-            Some((count, Place::Slot(slot, ahead))) => pending_in_slot(slot, ahead, count),
-            _ => copy_to_slot(&connection, None, partition),
-        };
-        restored.extend(place(connection, pending, index, partition, record_id));
+    let in_scratch = |found: &Found| {
+        let scratch = &state_file.partition_head(found.partition).scratch;
+        scratch.owner.get() == found.cookie
+    };
+    let found = std::mem::take(&mut recovered.found).into_iter();
+    let (at_once, later): (Vec<_>, Vec<_>) = found.partition(in_scratch);
+    recovered.found = later;
+    let mut placed = Vec::new();
+    for found in at_once {
+        let partition = &mut partitions[found.partition];
+        placed.extend(restore_found(recovered, found, partition));
     }
-    (partitions, restored)
+    (partitions, placed)
+}
+
+/// Examines a connection whose record and slot are in `partition`.  `None`: it cannot go on, was closed,
+/// and is counted in [`Recovered::lost`].
+pub(crate) fn restore_found(
+    recovered: &mut Recovered,
+    found: Found,
+    partition: &mut Partition,
+) -> Option<RestoredConnection> {
+    let (cookie, index, record_id) = (found.cookie, found.partition, found.record_id);
+    let record_id = RecordId::new(record_id);
+    let examined = recovered.examine(found);
+    let in_slot = match examined.as_ref().and_then(|connection| connection.owed) {
+        Some((count, Place::Slot(slot, ahead))) => pending_in_slot(slot, ahead, count),
+        _ => None,
+    };
+    // What a slot has may have been written, or be of no use any more.
+    if let Some(slot) = recovered.slots.remove(&cookie)
+        && in_slot.is_none()
+    {
+        partition.release(slot, recovered.short);
+    }
+    let Some(connection) = examined else {
+        partition.remove_record(record_id?);
+        return None;
+    };
+    let pending = in_slot.or_else(|| copy_to_slot(&connection, None, partition));
+    place(recovered, connection, pending, index, partition, record_id)
 }
 
 /// Moves the connections into a new state file, in which every partition gets as many.
-fn move_all(
-    old: &StateFile,
-    payloads: &[Region],
-    mut partitions: Vec<Partition>,
-    connections: Vec<RecoveredConnection>,
-) -> Placed {
+fn move_all(old: &StateFile, recovered: &mut Recovered, mut partitions: Vec<Partition>) -> Placed {
+    let payloads = std::mem::take(&mut recovered.payloads);
     let new = partitions[0].state_file().clone();
     let count = partitions.len();
     let mut names = BTreeSet::new();
-    let mut restored = Vec::with_capacity(connections.len());
-    for (number, mut connection) in connections.into_iter().enumerate() {
+    let found = std::mem::take(&mut recovered.found).into_iter();
+    let found: Vec<_> = found.filter_map(|found| recovered.examine(found)).collect();
+    let mut placed = Vec::with_capacity(found.len());
+    for (number, mut connection) in found.into_iter().enumerate() {
         let name = old.name(connection.record.listener);
         let listener = name.and_then(|name| new.put_name(&name, &names));
         names.extend(listener);
@@ -266,14 +303,19 @@ fn move_all(
         let index = number % count;
         let partition = &mut partitions[index];
         let record_id = partition.add_record(&connection.record);
-        let pending = copy_to_slot(&connection, Some(payloads), partition);
-        restored.extend(place(connection, pending, index, partition, record_id));
+        let pending = copy_to_slot(&connection, Some(&payloads), partition);
+        placed.extend(place(
+            recovered, connection, pending, index, partition, record_id,
+        ));
     }
-    (partitions, restored)
+    recovered.listeners = names;
+    (partitions, placed)
 }
 
-/// A connection in its place.  If it has no record, or no slot for what is owed, it is closed.
+/// A connection in its place.  If it has no record, or no slot for what is owed, it is closed, and counted
+/// in [`Recovered::lost`].
 fn place(
+    recovered: &mut Recovered,
     connection: RecoveredConnection,
     pending: Option<PendingOutput>,
     index: usize,
@@ -297,6 +339,7 @@ fn place(
                 partition.free(pending.into_slot());
             }
             end(&connection.socket, connection.owed.is_some());
+            *recovered.lost.entry(NO_MEMORY).or_default() += 1;
             None
         }
     }
@@ -345,7 +388,6 @@ mod tests {
 
     use super::super::state_file::{Before, Record};
     use super::*;
-    use crate::sys::positions::Positions;
 
     const SMALL: Geometry = Geometry {
         partitions: 1,
@@ -355,8 +397,9 @@ mod tests {
     /// What is owed to each connection: the bytes of its stream from position 3 on.
     const OWED: &[u8] = b"34567";
 
-    /// Two connections as recovery finds them, with the state file stored under `name`, and their
-    /// peers.  Bytes are owed to both, to the first from a slot and to the second from the scratch.
+    /// Two connections as recovery finds them after a hand-over, with the state file stored under `name`,
+    /// and their peers.  Bytes are owed to both, to the first from a slot and to the second from the
+    /// scratch.
     fn recovered(name: &str) -> (Recovered, Vec<UnixStream>) {
         let (state_file, mut payloads) = StateFile::create(SMALL, 1).unwrap();
         let state_file = Arc::new(state_file);
@@ -365,7 +408,7 @@ mod tests {
         let mut recovered = Recovered::default();
         recovered.generation = 1;
         let mut peers = Vec::new();
-        for (cookie, place) in [(70, Place::Slot(0, 3)), (71, Place::Scratch(3))] {
+        for (cookie, is_in_slot) in [(70, true), (71, false)] {
             let (socket, peer) = UnixStream::pair().unwrap();
             peers.push(peer);
             let record = Record {
@@ -380,37 +423,31 @@ mod tests {
             let record_id = partition.add_record(&record).unwrap().index();
             partition.begin_read(cookie, 0);
             partition.scratch()[..8].copy_from_slice(b"01234567");
-            if let Place::Slot(..) = place {
+            if is_in_slot {
                 let _ = partition.keep(cookie, 0..8, 0).unwrap();
             }
-            recovered.connections.push(RecoveredConnection {
+            recovered.found.push(Found {
                 socket: socket.into(),
-                record,
+                cookie,
                 partition: 0,
                 record_id,
-                positions: Positions {
-                    received: 8,
-                    sent: 3,
-                    finished: false,
-                    over: false,
-                    input: false,
-                    quiet: Duration::ZERO,
-                },
-                counted: true,
-                owed: Some((OWED.len(), place)),
+                is_busy: true,
             });
         }
+        recovered.planned = true;
+        recovered.slots.insert(70, 0);
         let file = partition.state_file().file().unwrap();
         let (state_file, payloads) = StateFile::open(file.try_clone_to_owned().unwrap()).unwrap();
-        recovered.state_file = Some((Arc::new(state_file), payloads));
+        recovered.state_file = Some(Arc::new(state_file));
+        recovered.payloads = payloads;
         recovered.names.insert(name.into());
         (recovered, peers)
     }
 
     /// What is owed to each connection, as bytes.
     fn owed(restored: &Restored, partitions: &[Partition]) -> Vec<Vec<u8>> {
-        let connections = restored.connections.iter();
-        connections
+        let placed = restored.placed.iter();
+        placed
             .map(|restored| {
                 let pending = restored.pending.as_ref().unwrap();
                 pending.bytes(&partitions[restored.partition]).to_vec()
@@ -421,13 +458,38 @@ mod tests {
     #[test]
     fn a_state_file_of_the_right_size_goes_on() {
         let (mut recovered, _peers) = recovered(&state_file_name(1));
-        let (restored, mut partitions) = Restored::new(&mut recovered, SMALL).unwrap();
+        let (mut restored, mut partitions) = Restored::new(&mut recovered, SMALL).unwrap();
         assert_eq!(restored.state_file.generation(), 1);
         assert!(!restored.unstored && restored.obsolete.is_empty());
+        assert_eq!((restored.placed.len(), restored.found.len()), (1, 1));
         // The next read overwrites the scratch.
         partitions[0].scratch().fill(0);
+        let found = restored.found.remove(0);
+        let found = restore_found(&mut recovered, found, &mut partitions[0]);
+        restored.placed.extend(found);
         assert_eq!(owed(&restored, &partitions), [OWED, OWED]);
         assert!(recovered.lost.is_empty());
+    }
+
+    #[test]
+    fn a_connection_that_cannot_go_on_leaves_its_record_and_its_slot_free() {
+        let (mut recovered, mut peers) = recovered(&state_file_name(1));
+        let (mut restored, mut partitions) = Restored::new(&mut recovered, SMALL).unwrap();
+        // Its bytes are nowhere.
+        restored.state_file.mark(0, 0).begin.set(0);
+        let found = restored.found.remove(0);
+        let (cookie, record_id) = (found.cookie, found.record_id);
+        let partition = &mut partitions[0];
+        assert!(restore_found(&mut recovered, found, partition).is_none());
+        assert_eq!(recovered.lost.values().sum::<usize>(), 1);
+        assert_eq!(peers[0].read(&mut [0]).unwrap(), 0);
+        assert_eq!(restored.state_file.mark(0, 0).owner.get(), 0);
+        let record = restored.placed[0].connection.record;
+        let record = Record { cookie, ..record };
+        let added = partition.add_record(&record).unwrap();
+        assert_eq!(added.index(), record_id);
+        let slot = partition.put(cookie, 0..1, None, 0).unwrap();
+        assert_eq!(slot.index, 0);
     }
 
     #[test]
@@ -450,13 +512,13 @@ mod tests {
             assert!(restored.unstored && restored.queue.is_none());
             assert_eq!(restored.obsolete, BTreeSet::from([name.to_owned()]));
             assert_eq!(owed(&restored, &partitions), [OWED, OWED]);
-            for restored in &restored.connections {
+            for restored in &restored.placed {
                 let index = restored.record_id.index() as usize;
                 let found = state_file.read_record(restored.partition, index).unwrap();
                 assert_eq!(found, restored.connection.record);
                 assert_eq!(state_file.name(found.listener).as_deref(), Some("one"));
             }
-            let last = &restored.connections[1];
+            let last = &restored.placed[1];
             assert_eq!(last.partition, geometry.partitions - 1);
             // The bytes in the old file belong to no connection any more.
             let old = restored.old.clone().unwrap();
@@ -483,7 +545,6 @@ mod tests {
     #[test]
     fn connections_are_closed_when_no_start_succeeds_for_a_minute() {
         let (mut recovered, mut peers) = recovered(&state_file_name(1));
-        recovered.planned = true;
         let (mut restored, _partitions) = Restored::new(&mut recovered, SMALL).unwrap();
         let start = MonoTime::new(1 << 60);
         for seconds in [0, 30, 59] {

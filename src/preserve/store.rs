@@ -64,19 +64,16 @@ impl Store {
             obsolete: std::mem::take(&mut restored.obsolete),
             unseen: restored.unseen,
             latest: restored.latest,
-            preserved: restored.connections.len(),
+            preserved: restored.preserved(),
             descriptors,
         };
-        let names = restored.connections.iter();
         let store = Self {
             crash_guard: Some(Arc::new(CrashGuard::new(state_file.clone()))),
             state_file,
             queue,
             rotation: None,
             watched: None,
-            names: names
-                .map(|restored| restored.connection.record.listener)
-                .collect(),
+            names: std::mem::take(&mut restored.listeners),
         };
         (store, Preserver::new(beginning))
     }

@@ -37,8 +37,8 @@ use crate::log::rate_limit::Limited;
 use crate::preserve::partition::Partition;
 use crate::preserve::preserve_queue::Waiting;
 use crate::preserve::preserver::{Effect, Filled, Input, ROUND};
-use crate::preserve::recover::Recovered;
-use crate::preserve::restore::RestoredConnection;
+use crate::preserve::recover::{Found, Recovered};
+use crate::preserve::restore::{Restored, RestoredConnection, restore_found};
 use crate::preserve::state_file::Record;
 use crate::preserve::store_state::{DECLINED, StoreEvent, StoreState};
 use crate::preserve::totals::Totals;
@@ -49,8 +49,9 @@ use crate::sys::{clock, environment};
 /// list is made anew without those that are over.
 const EXCESS: usize = 65_536;
 
-/// Restored connections that are added to the workers at a time.
-const SLICE: usize = 256;
+/// Connections that are examined and added to the workers at a time.  In a debug build so few that tests
+/// have many slices.
+const SLICE: usize = if cfg!(debug_assertions) { 16 } else { 256 };
 
 /// How long the end of the process may wait for an answer of the service manager.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
@@ -62,6 +63,32 @@ struct Given {
     quickack: bool,
     /// How long a PROXY header may take.
     timeout: Duration,
+}
+
+/// What has become of the connections of the previous process.
+#[derive(Default)]
+struct Outcome {
+    restored: usize,
+    /// How many of them owed bytes, and how many bytes.
+    owing: usize,
+    owed: u64,
+    /// What the listeners give to connections, by the indexes of their names in the state file.
+    given: BTreeMap<u32, Given>,
+}
+
+/// The order in which connections go on: first those for which there is something to do.  These begin at
+/// another one each time, by `first`.  Otherwise, when process after process crashes, the same connections
+/// would never get a turn.
+fn in_order<T>(
+    connections: Vec<T>,
+    is_busy: impl Fn(&T) -> bool,
+    first: usize,
+) -> std::vec::IntoIter<T> {
+    let (mut busy, quiet): (Vec<_>, Vec<_>) = connections.into_iter().partition(is_busy);
+    let middle = first.checked_rem(busy.len()).unwrap_or(0);
+    busy.rotate_left(middle);
+    busy.extend(quiet);
+    busy.into_iter()
 }
 
 /// The descriptors that the store of the service manager can hold (`$FDSTORE`, systemd.exec(5));
@@ -79,81 +106,118 @@ impl Server {
     /// Goes on with the totals and the connections of the previous process, and logs what was lost.
     /// Every listener must be added before.
     ///
-    /// The connections are added in slices, first those for which there is something to do, which get
-    /// their turns before the others are added.
-    pub(crate) fn restore(&mut self, recovered: &Recovered, connections: Vec<RestoredConnection>) {
+    /// The connections are restored in slices, first those for which there is something to do, and each
+    /// slice gets its turns before the next is examined.
+    pub(crate) fn restore(&mut self, mut recovered: Recovered, restored: Restored) {
         let totals = self.store.state_file().totals();
         self.acceptor.refused = totals.refused;
         self.acceptor.health.drained = self.store.state_file().is_drained();
         if self.acceptor.health.drained {
             self.reporter.emit(Event::Drained);
         }
+        let expected = restored.preserved();
         let mut counters = totals.counters;
-        let restored = connections.len();
-        self.reporter.tally.restored = restored as u64;
-        counters.take_over(restored as u64);
+        counters.take_over(expected as u64);
         // Connections that were passed are counted already.
         let own = &mut self.pool.own.connections;
         let passed = own.counters();
         own.resume([counters, passed].into_iter().sum());
-        let (mut owing, mut owed) = (0, 0);
-        for pending in connections.iter().filter_map(|it| it.pending.as_ref()) {
-            owing += 1;
-            owed += u64::from(pending.owed());
-        }
-        if let Some(unusable) = &recovered.unusable {
-            let (why, count) = (unusable.to_string(), recovered.lost.values().sum());
-            self.reporter.emit(Event::PredecessorDropped { why, count });
-        }
-        if recovered.before > 0 {
-            let mut lost: Vec<_> = recovered.lost.clone().into_iter().collect();
-            lost.sort_unstable();
-            self.reporter.emit(Event::Restored {
-                restored,
-                before: recovered.before,
-                owing,
-                owed,
-                planned: recovered.planned,
-                crashes: recovered.crashes,
-                lost,
-            });
-        }
         for listener in &mut self.acceptor.listeners {
             listener.recorded = self.store.listener(&listener.name);
         }
-        let (mut busy, quiet): (Vec<_>, Vec<_>) = connections
-            .into_iter()
-            .partition(RestoredConnection::is_busy);
-        // Begins at another connection each time.  Otherwise, when process after process crashes, the
-        // same connections would never get a turn.
+        let mut outcome = Outcome::default();
         let first = usize::try_from(self.now.as_micros()).unwrap_or(0);
-        let middle = first.checked_rem(busy.len()).unwrap_or(0);
-        busy.rotate_left(middle);
-        let mut known = BTreeMap::new();
-        let mut connections = busy.into_iter().chain(quiet).peekable();
-        while connections.peek().is_some() {
-            let slice = connections.by_ref().take(SLICE);
-            let slice: Vec<_> = slice
-                .map(|connection| self.restored(connection, &mut known))
-                .collect();
-            self.pool.restore(slice.into_iter(), self.now);
-            self.now = clock::now();
-            self.pool.own.begin(self.now, false);
-            self.pool.own.serve();
+        let mut placed = in_order(restored.placed, RestoredConnection::is_busy, first);
+        while self.restore_slice(placed.by_ref().take(SLICE).collect(), &mut outcome) {}
+        let mut found = in_order(restored.found, |found| found.is_busy, first);
+        while found.len() > 0 {
+            let slice = self.examined(&mut recovered, found.by_ref().take(SLICE));
+            self.restore_slice(slice, &mut outcome);
         }
+        self.lose(expected - outcome.restored);
+        self.report_restored(recovered, &outcome);
         // An older version has preserved streams that may hold descriptors in their queue.
         for worker in self.pool.pause_all().iter_mut() {
             worker.drain(Stream::is_doubtful, self.now);
         }
         if !self.settings.config.preserve_connections {
             self.preserve(Input::Decline);
-            if restored > 0 {
-                let (why, count) = (DECLINED.into(), restored);
+            if outcome.restored > 0 {
+                let (why, count) = (DECLINED.into(), outcome.restored);
                 self.reporter.emit(Event::PredecessorDropped { why, count });
             }
             for worker in self.pool.pause_all().iter_mut() {
                 worker.drain(|stream| stream.record_id.is_some(), self.now);
             }
+        }
+    }
+
+    /// Examines the connections of a slice; returns those that go on.
+    fn examined(
+        &mut self,
+        recovered: &mut Recovered,
+        slice: impl Iterator<Item = Found>,
+    ) -> Vec<RestoredConnection> {
+        // No worker serves a connection meanwhile, so there is none to be blamed for a crash but the one
+        // that is examined.
+        let mut workers = self.pool.pause_all();
+        slice
+            .filter_map(|found| {
+                let worker = workers.get_mut(found.partition);
+                restore_found(recovered, found, worker.connections.store_mut())
+            })
+            .collect()
+    }
+
+    /// Adds the connections of a slice to their workers, and gives those of the main loop their turns;
+    /// false: there are none.
+    fn restore_slice(&mut self, slice: Vec<RestoredConnection>, outcome: &mut Outcome) -> bool {
+        if slice.is_empty() {
+            return false;
+        }
+        for pending in slice.iter().filter_map(|it| it.pending.as_ref()) {
+            outcome.owing += 1;
+            outcome.owed += u64::from(pending.owed());
+        }
+        outcome.restored += slice.len();
+        let slice: Vec<_> = slice
+            .into_iter()
+            .map(|connection| self.restored(connection, &mut outcome.given))
+            .collect();
+        self.pool.restore(slice.into_iter(), self.now);
+        self.now = clock::now();
+        self.pool.own.begin(self.now, false);
+        self.pool.own.serve();
+        true
+    }
+
+    /// Counts so many connections as ended that were expected to go on.
+    fn lose(&mut self, count: usize) {
+        self.pool.own.connections.not_restored(count as u64);
+        for _ in 0..count {
+            self.preserver.closed();
+        }
+    }
+
+    /// Logs which connections of the previous process go on.
+    fn report_restored(&mut self, recovered: Recovered, outcome: &Outcome) {
+        self.reporter.tally.restored = outcome.restored as u64;
+        if let Some(unusable) = &recovered.unusable {
+            let (why, count) = (unusable.to_string(), recovered.lost.values().sum());
+            self.reporter.emit(Event::PredecessorDropped { why, count });
+        }
+        if recovered.before > 0 {
+            let mut lost: Vec<_> = recovered.lost.into_iter().collect();
+            lost.sort_unstable();
+            self.reporter.emit(Event::Restored {
+                restored: outcome.restored,
+                before: recovered.before,
+                owing: outcome.owing,
+                owed: outcome.owed,
+                planned: recovered.planned,
+                crashes: recovered.crashes,
+                lost,
+            });
         }
     }
 

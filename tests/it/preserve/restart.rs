@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use tcp_echo::log::events::id;
 use testkit::crowd::{ClientMix, Kind, Kind::*};
 use testkit::manager::{Manager, Way, value};
-use testkit::{Dice, SOON, Tape, connect, end_of, eventually, finish, ping, reset};
+use testkit::{Dice, Folder, SOON, Tape, connect, end_of, eventually, finish, has, ping, reset};
 
 use super::is_closed;
 use crate::is_acknowledged;
@@ -54,6 +54,48 @@ fn end_logged(manager: &Manager, peer: &str) -> serde_json::Value {
         let mut events = events.map(|line| serde_json::from_str(line).unwrap());
         events.find(|event: &serde_json::Value| event["echo.peer"] == peer)
     })
+}
+
+/// Of many connections, the daemon serves those with traffic while the others are still to be examined.
+#[test]
+fn the_first_connection_goes_on_before_the_last_is_examined() {
+    if !has("strace") {
+        return;
+    }
+    let mut manager = Manager::new();
+    manager.start();
+    let quiet: Vec<TcpStream> = (0..100).map(|_| manager.connect()).collect();
+    let busy = manager.connect();
+    manager.preserves(quiet.len() + 1);
+    manager.hand_over();
+    (&busy).write_all(b"traffic").unwrap();
+    let folder = Folder::new();
+    let trace = folder.path("trace").display().to_string();
+    let calls = "trace=getsockopt,sendto";
+    manager.under(&["strace", "-D", "-f", "-q", "-o", &trace, "-e", calls]);
+    manager.start();
+    (&busy).read_exact(&mut [0; 7]).unwrap();
+    for client in &quiet {
+        ping(client, b"still here");
+    }
+    manager.stop();
+    let text = eventually(SOON, "the trace has no end", || {
+        let text = std::fs::read_to_string(&trace).ok()?;
+        text.contains("+++ exited").then_some(text)
+    });
+    let place = |wanted: &str| text.lines().position(|line| line.contains(wanted));
+    let echoed = place("\"traffic\"").unwrap();
+    let examined = text
+        .lines()
+        .take_while(|line| !line.contains("\"still here\""));
+    let examined = examined
+        .enumerate()
+        .filter(|(_, line)| line.contains("TCP_INFO"));
+    let after = examined.filter(|(at, _)| *at > echoed).count();
+    assert!(
+        after > quiet.len() / 2,
+        "{after} were examined later:\n{text}"
+    );
 }
 
 #[test]

@@ -27,7 +27,7 @@ use super::time::MonoTime;
 use super::{FIRST_READ_BYTES, GRACE, LINGER, Limits, SCRATCH, TURN_BYTES};
 
 /// The errno(3) for pending output that there is no memory for.
-const ENOMEM: i32 = 12;
+const ENOMEM: u16 = 12;
 
 /// Bytes that a shorter read counts as in a turn, so that a peer whose reads end after one byte each
 /// (urgent marks, passed descriptors) gets 256 of them in a turn, and not 262 144.
@@ -47,17 +47,23 @@ pub enum Phase {
     /// Both directions are open.
     Echoing,
     /// The connection is to end in good order.  It is read until `WouldBlock`, after a stop until
-    /// the peer has been silent for [`GRACE`] as well; what was read is written; then the service
-    /// sends its FIN.
+    /// the peer has been silent for [`GRACE`] as well; what was read is written.
     Draining {
         /// When draining began.
         since: MonoTime,
         /// The reason for it.
         reason: EndReason,
-        /// The position in the peer's stream, in bytes, up to which it is echoed, once that is
-        /// known.  A peer that never stops sending gets back what had arrived when draining began,
-        /// or for a stop [`LINGER`] later.
-        until: Option<u64>,
+    },
+    /// The same, and it is known what is still to be echoed before the service sends its FIN.  A peer
+    /// that never stops sending gets back what had arrived when draining began, or for a stop
+    /// [`LINGER`] later.
+    Finishing {
+        /// When draining began.
+        since: MonoTime,
+        /// The position in the peer's stream, in bytes, up to which it is echoed.
+        until: u64,
+        /// The reason for draining.
+        reason: EndReason,
     },
     /// The service has sent its FIN.  Input is discarded until the peer's FIN, or for [`LINGER`] and
     /// until the peer has acknowledged everything.
@@ -186,11 +192,7 @@ impl Connection {
                 until: now + limits.stop_timeout.max(LINGER),
                 reason,
             },
-            (false, true) => Phase::Draining {
-                since: now,
-                reason,
-                until: None,
-            },
+            (false, true) => Phase::Draining { since: now, reason },
             (false, false) => match start.header_due {
                 Some(due) => Phase::Header {
                     due,
@@ -340,12 +342,14 @@ impl Connection {
             (ErrorKind::WouldBlock, Phase::Draining { .. }) if now < self.fin_due() => {
                 Step::Blocked
             }
-            (ErrorKind::WouldBlock, Phase::Draining { since, reason, .. }) => {
-                let until = Some(self.received);
-                self.phase = Phase::Draining {
+            (
+                ErrorKind::WouldBlock,
+                Phase::Draining { since, reason } | Phase::Finishing { since, reason, .. },
+            ) => {
+                self.phase = Phase::Finishing {
                     since,
+                    until: self.received,
                     reason,
-                    until,
                 };
                 return None;
             }
@@ -410,7 +414,6 @@ impl Connection {
             Phase::Draining {
                 since,
                 reason: EndReason::Shutdown,
-                until: None,
             } => (self.moved.max(since) + GRACE).min(since + LINGER),
             _ => self.began,
         }
@@ -425,26 +428,29 @@ impl Connection {
         limits: &Limits,
         now: MonoTime,
     ) -> Option<EndReason> {
-        let Phase::Draining {
-            since,
-            reason,
-            until,
-        } = &mut self.phase
-        else {
-            return None;
-        };
-        let (since, reason) = (*since, *reason);
-        match *until {
+        let (since, reason) = match self.phase {
             // A peer that pauses, as most do, gets back what was still on its way as well.
-            None if reason == EndReason::Shutdown && now < since + LINGER => return None,
-            None => {
-                let unread = io.unread().unwrap_or(u64::MAX);
-                *until = Some(self.received.saturating_add(unread));
+            Phase::Draining { since, reason }
+                if reason == EndReason::Shutdown && now < since + LINGER =>
+            {
                 return None;
             }
-            Some(until) if self.received < until => return None,
-            Some(_) => {}
-        }
+            Phase::Draining { since, reason } => {
+                let unread = io.unread().unwrap_or(u64::MAX);
+                self.phase = Phase::Finishing {
+                    since,
+                    until: self.received.saturating_add(unread),
+                    reason,
+                };
+                return None;
+            }
+            Phase::Finishing {
+                since,
+                until,
+                reason,
+            } if self.received >= until => (since, reason),
+            _ => return None,
+        };
         self.phase = Phase::Lingering {
             since: now,
             until: (since + limits.stop_timeout).max(now + LINGER),
@@ -481,11 +487,10 @@ impl Connection {
                 .map(|at| (at, Deadline::Lifetime)),
             Phase::Draining {
                 reason: EndReason::Shutdown,
-                until: None,
                 ..
             } if self.pending.is_none() => Some((self.fin_due(), Deadline::SendFin)),
             // Not at once for a time-out of zero: it is for a stop, and a limit drains as well.
-            Phase::Draining { since, .. } => Some((
+            Phase::Draining { since, .. } | Phase::Finishing { since, .. } => Some((
                 since + limits.stop_timeout.max(LINGER),
                 Deadline::StopTimeout,
             )),
@@ -505,17 +510,13 @@ impl Connection {
     pub(crate) fn drain(&mut self, reason: EndReason, now: MonoTime) {
         match &mut self.phase {
             Phase::Echoing => {
-                self.phase = Phase::Draining {
-                    since: now,
-                    reason,
-                    until: None,
-                };
+                self.phase = Phase::Draining { since: now, reason };
             }
             Phase::Header { due, reason: of } => {
                 *due = (*due).min(now + LINGER);
                 *of = reason;
             }
-            Phase::Draining { .. } | Phase::Lingering { .. } => {}
+            Phase::Draining { .. } | Phase::Finishing { .. } | Phase::Lingering { .. } => {}
         }
     }
 
@@ -630,6 +631,7 @@ impl Connection {
             Phase::Echoing => EndReason::PeerClosed,
             Phase::Header { reason, .. }
             | Phase::Draining { reason, .. }
+            | Phase::Finishing { reason, .. }
             | Phase::Lingering { reason, .. } => reason,
         }
     }

@@ -21,7 +21,7 @@ pub enum EndReason {
     /// The kernel gave the peer or the path to it up.
     TimedOut,
     /// Another error of the stream, by its number (errno(3)); 0 if it has none.
-    Error(i32),
+    Error(u16),
     /// `limits.idle-timeout`.
     IdleTimeout,
     /// `limits.stall-timeout`.
@@ -166,8 +166,16 @@ impl EndReason {
             ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
                 Self::TimedOut
             }
-            _ => Self::Error(error.raw_os_error().unwrap_or(0)),
+            _ => Self::numbered(error),
         }
+    }
+
+    /// The reason for an error by its number alone.
+    #[must_use]
+    pub(crate) fn numbered(error: &io::Error) -> Self {
+        // Linux has no number above 4095, and every open connection has room for a reason.
+        let number = error.raw_os_error().map(u16::try_from);
+        Self::Error(number.and_then(Result::ok).unwrap_or(0))
     }
 }
 

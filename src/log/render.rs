@@ -576,7 +576,7 @@ impl Event {
             duration: span,
         } = summary;
         let errno = match reason {
-            EndReason::Error(errno) => Some(*errno),
+            EndReason::Error(errno) => Some(i32::from(*errno)),
             _ => None,
         };
         let mut text = match *span {
@@ -902,7 +902,7 @@ mod tests {
         let listener = || "w\u{1b}b".to_owned();
         let error = || io::Error::from_raw_os_error(libc::EACCES);
         let summary = Summary {
-            reason: EndReason::Error(libc::EHOSTUNREACH),
+            reason: EndReason::numbered(&io::Error::from_raw_os_error(libc::EHOSTUNREACH)),
             received: 3,
             sent: 2,
             owed: 1,

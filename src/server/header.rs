@@ -63,7 +63,7 @@ pub(crate) fn take(stream: &mut Stream, owner: u64, partition: &mut Partition) -
 }
 
 fn refuse(stream: &mut Stream, invalid: Invalid) -> Progress {
-    stream.header = ProxyHeader::Invalid(invalid);
+    stream.header = ProxyHeader::Invalid(Box::new(invalid));
     Progress::Over(EndReason::HeaderInvalid)
 }
 

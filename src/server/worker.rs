@@ -298,7 +298,7 @@ impl Worker {
     }
 
     fn fail(&mut self, key: usize, error: &io::Error) {
-        self.end(key, EndReason::Error(error.raw_os_error().unwrap_or(0)));
+        self.end(key, EndReason::numbered(error));
     }
 
     fn close(&mut self, key: usize, summary: &Summary) {
@@ -391,7 +391,7 @@ impl Worker {
                 _ => None,
             },
             invalid: match &stream.header {
-                ProxyHeader::Invalid(invalid) => Some(*invalid),
+                ProxyHeader::Invalid(invalid) => Some(**invalid),
                 _ => None,
             },
             credentials: stream.credentials(),

@@ -790,7 +790,7 @@ impl World {
             }
             EndReason::StopTimeout => match phase {
                 Phase::Echoing | Phase::Header { .. } => panic!("{about}"),
-                Phase::Draining { since, .. } => {
+                Phase::Draining { since, .. } | Phase::Finishing { since, .. } => {
                     let most = self.limits.stop_timeout.max(LINGER);
                     assert!(self.now().since(since) >= most, "{about}");
                 }
@@ -832,7 +832,9 @@ impl World {
             let age = now.since(pipe.began);
             let aged = matches!(
                 phase,
-                Phase::Draining { reason, .. } | Phase::Lingering { reason, .. }
+                Phase::Draining { reason, .. }
+                    | Phase::Finishing { reason, .. }
+                    | Phase::Lingering { reason, .. }
                     if reason == EndReason::MaxLifetime
             );
             if aged && !std::mem::replace(&mut pipe.aged, aged) {
@@ -856,7 +858,11 @@ impl World {
                 pipe.announced || !pipe.is_ready(want),
                 "forgotten: wants {want:?} in {phase:?}: {pipe:?}"
             );
-            if let (Phase::Draining { since, reason, .. }, Want::Read) = (phase, want) {
+            if let (
+                Phase::Draining { since, reason } | Phase::Finishing { since, reason, .. },
+                Want::Read,
+            ) = (phase, want)
+            {
                 // Only after a stop a drained connection waits for silence, with a deadline.
                 assert_eq!(
                     (reason, pipe.stopped),

@@ -570,8 +570,7 @@ impl Recovered {
         } else {
             self.positions_and_owed(&state_file, partition, &found.socket, counted, &record)
         };
-        current.set(0);
-        match verdict {
+        let examined = match verdict {
             Ok((positions, before, owed)) => Some(RecoveredConnection {
                 socket: found.socket,
                 record: Record { before, ..record },
@@ -585,7 +584,9 @@ impl Recovered {
                 *self.lost.entry(why).or_default() += 1;
                 None
             }
-        }
+        };
+        current.set(0);
+        examined
     }
 
     /// How many bytes were read and written, what stands before the stream, and what is owed; an error

@@ -85,8 +85,8 @@ type Placed = (Vec<Partition>, Vec<RestoredConnection>);
 
 impl Restored {
     /// Gets the state file and its partitions, one for each worker, ready for the connections that were
-    /// found.  Where the state file goes on, those have their places already, and are examined as they go
-    /// on, but for those whose bytes may stand in a scratch.  Otherwise all are examined and moved.
+    /// found.  Where the state file goes on, those have their places already, and but for some they are
+    /// examined as they go on ([`stay`]).  Otherwise all are examined and moved.
     ///
     /// # Errors
     /// Those of mmap(2): no state file can be made.
@@ -166,7 +166,7 @@ impl Restored {
     }
 
     /// The start has failed before any connection was served, which is not a crash.  The next process
-    /// finds everything as this one did, but for the connections that had no place.  If no start has
+    /// finds everything as this one did, but for connections that were examined and could not go on.  If no start has
     /// succeeded for [`UNSERVED`], all connections are closed; their number is returned, and the caller
     /// has to empty the store.
     pub(crate) fn start_failed(&mut self, recovered: &Recovered, now: MonoTime) -> Option<usize> {
@@ -213,7 +213,8 @@ fn create(geometry: Geometry, generation: u64) -> io::Result<(Arc<StateFile>, Ve
 }
 
 /// Leaves the records and slots of the connections that were found where they are.  Those whose bytes may
-/// stand in a scratch are restored at once, as the next read overwrites it.
+/// stand in a scratch are restored at once, as the next read overwrites it; and where memory is short those
+/// with slots, whose memory is given back before others need some.
 fn stay(state_file: &Arc<StateFile>, recovered: &mut Recovered) -> Placed {
     let payloads = std::mem::take(&mut recovered.payloads);
     // For each partition, which of its records and slots are used.
@@ -243,12 +244,13 @@ fn stay(state_file: &Arc<StateFile>, recovered: &mut Recovered) -> Placed {
             )
         })
         .collect();
-    let in_scratch = |found: &Found| {
+    let (short, slots) = (recovered.short, &recovered.slots);
+    let is_at_once = |found: &Found| {
         let scratch = &state_file.partition_head(found.partition).scratch;
-        scratch.owner.get() == found.cookie
+        scratch.owner.get() == found.cookie || (short && slots.contains_key(&found.cookie))
     };
     let found = std::mem::take(&mut recovered.found).into_iter();
-    let (at_once, later): (Vec<_>, Vec<_>) = found.partition(in_scratch);
+    let (at_once, later): (Vec<_>, Vec<_>) = found.partition(is_at_once);
     recovered.found = later;
     let mut placed = Vec::new();
     for found in at_once {

@@ -221,12 +221,12 @@ impl Server {
         }
     }
 
-    /// A connection of the previous process, with the number of its worker.  `known`: what the listeners
+    /// A connection of the previous process, with the number of its worker.  `given`: what the listeners
     /// give to connections, by the indexes of their names in the state file.
     fn restored(
         &mut self,
         restored: RestoredConnection,
-        known: &mut BTreeMap<u32, Given>,
+        given: &mut BTreeMap<u32, Given>,
     ) -> (usize, Stream, Start) {
         let RestoredConnection {
             connection,
@@ -254,7 +254,7 @@ impl Server {
             listener,
             quickack,
             timeout,
-        } = *known
+        } = *given
             .entry(record.listener)
             .or_insert_with(|| self.given(record.listener));
         let mut stream = Stream::new(socket, record.number, listener, quickack);

@@ -64,7 +64,8 @@ fn the_first_connection_goes_on_before_the_last_is_examined() {
     }
     let mut manager = Manager::new();
     manager.start();
-    let quiet: Vec<TcpStream> = (0..100).map(|_| manager.connect()).collect();
+    // More than two slices.
+    let quiet: Vec<TcpStream> = (0..600).map(|_| manager.connect()).collect();
     let busy = manager.connect();
     manager.preserves(quiet.len() + 1);
     manager.hand_over();

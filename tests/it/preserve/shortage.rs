@@ -187,6 +187,8 @@ fn what_a_process_was_killed_for_does_not_kill_the_next_one() {
     manager.start();
     let client = manager.connect();
     ping(&client, b"hello");
+    let busy: Vec<TcpStream> = (0..200).map(|_| manager.connect()).collect();
+    manager.preserves(1 + busy.len());
     let mut slow = Vec::new();
     while manager.is_running() {
         assert!(slow.len() < 2000, "it is never killed");
@@ -203,6 +205,13 @@ fn what_a_process_was_killed_for_does_not_kill_the_next_one() {
         }
     }
     manager.was_killed();
+    // What the others have must be given back before these need memory.
+    for client in &busy {
+        client.set_nonblocking(true).unwrap();
+        for _ in 0..8 {
+            let _ = (&mut &*client).write(&vec![7; 400_000]);
+        }
+    }
     let mut starts = 0;
     loop {
         starts += 1;
@@ -224,9 +233,12 @@ fn what_a_process_was_killed_for_does_not_kill_the_next_one() {
         adopted.to_string().contains("killed for want of memory"),
         "{adopted}"
     );
+    let restored = adopted["echo.restored"].to_string();
+    let restored: usize = restored.trim_matches('"').parse().unwrap();
+    assert!(restored > busy.len(), "{adopted}");
     ping(&client, b"still here");
     ping(manager.connect(), b"hello");
-    drop(slow);
+    drop((slow, busy));
     manager.stop();
 }
 

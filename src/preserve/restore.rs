@@ -275,9 +275,8 @@ pub(crate) fn restore_found(
         _ => None,
     };
     // What a slot has may have been written, or be of no use any more.
-    if let Some(slot) = recovered.slots.remove(&cookie)
-        && in_slot.is_none()
-    {
+    let slot = recovered.slots.remove(&cookie);
+    if let (Some(slot), None) = (slot, &in_slot) {
         partition.release(slot, recovered.short);
     }
     let Some(connection) = examined else {

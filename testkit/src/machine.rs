@@ -88,6 +88,16 @@ pub fn has_terminals() -> bool {
     is_there(slave, "/dev/pts: no terminal can be opened")
 }
 
+/// What strace(1) has written to a file about a process that has ended, as one that runs beside it (`-D`)
+/// writes the last lines a little later.
+#[track_caller]
+pub fn traced(file: &str) -> String {
+    eventually(SOON, "the trace has no end", || {
+        let text = std::fs::read_to_string(file).ok()?;
+        text.contains("+++ exited").then_some(text)
+    })
+}
+
 /// Whether a tool that a test needs is there.  Where `TCP_ECHO_REQUIRE_TOOLS` is set, as in
 /// continuous integration, a missing one is a failure; elsewhere the test says that it skips.
 pub fn has(tool: &str) -> bool {

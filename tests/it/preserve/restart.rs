@@ -17,7 +17,9 @@ use rustix::process::Signal;
 use tcp_echo::log::events::id;
 use testkit::crowd::{ClientMix, Kind, Kind::*};
 use testkit::manager::{Manager, Way, value};
-use testkit::{Dice, Folder, SOON, Tape, connect, end_of, eventually, finish, has, ping, reset};
+use testkit::{
+    Dice, Folder, SOON, Tape, connect, end_of, eventually, finish, has, ping, reset, traced,
+};
 
 use super::is_closed;
 use crate::is_acknowledged;
@@ -80,10 +82,7 @@ fn the_first_connection_goes_on_before_the_last_is_examined() {
         ping(client, b"still here");
     }
     manager.stop();
-    let text = eventually(SOON, "the trace has no end", || {
-        let text = std::fs::read_to_string(&trace).ok()?;
-        text.contains("+++ exited").then_some(text)
-    });
+    let text = traced(&trace);
     let place = |wanted: &str| text.lines().position(|line| line.contains(wanted));
     let echoed = place("\"traffic\"").unwrap();
     let examined = text

@@ -15,7 +15,7 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use testkit::{
     Daemon, Folder, Plan, SOON, connect, eventually, fill, finish, has, has_namespaces, listener,
-    ping, program, reset,
+    ping, program, reset, traced,
 };
 
 /// A client of the test, and the socket at the other end, to be passed.
@@ -266,11 +266,7 @@ fn listen_is_never_called_again_on_a_passed_socket() {
     assert_eq!(daemon.listen.len(), 2);
     daemon.reload("[listener.web]\nbacklog = 9\n[listener.own]\naddress = '127.0.0.1:0'\n");
     assert!(daemon.stop().success());
-    let text = eventually(SOON, "the trace has no end", || {
-        std::fs::read_to_string(&trace)
-            .ok()
-            .filter(|text| text.contains("+++ exited"))
-    });
+    let text = traced(&trace);
     assert_eq!(text.matches("listen(").count(), 1, "{text}");
     assert!(!text.contains("listen(3,"), "{text}");
 }

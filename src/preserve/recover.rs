@@ -155,8 +155,7 @@ pub(crate) struct Recovered {
     pub payloads: Vec<Region>,
     /// The indexes of the listeners' names that it uses.
     pub listeners: BTreeSet<u32>,
-    /// The slots of the connections that were found, by their cookie; each is in the partition of the
-    /// record.
+    /// The slots by the cookie of their owner, each in the partition of its record.
     pub slots: HashMap<u64, u32>,
     /// The sending end of the latest descriptor queue that has every connection that was found.
     pub fd_queue: Option<FdQueue>,
@@ -317,15 +316,7 @@ impl StoredFds {
             }
         }
         recovered.listeners = listeners;
-        // A connection stays with one worker, so its bytes are in the partition of its record.
-        recovered.slots = found
-            .iter()
-            .filter_map(|found| {
-                let (partition, slot) = *slots.get(&found.cookie)?;
-                let slot = u32::try_from(slot).ok()?;
-                (partition == found.partition).then_some((found.cookie, slot))
-            })
-            .collect();
+        recovered.slots = slots;
         recovered.found = found;
         recovered.lost = lost;
         contents
@@ -420,8 +411,8 @@ struct Finder<'a> {
     records: Vec<Known>,
     /// The indexes of the names in these.
     listeners: BTreeSet<u32>,
-    /// The slots by the cookie of their owner, each as its partition and its index there.
-    slots: HashMap<u64, (usize, usize)>,
+    /// The slots by the cookie of their owner, each in the partition of its record.
+    slots: HashMap<u64, u32>,
     max_connections: usize,
     /// The cookies of the sockets so far that have no record.
     unknown: HashSet<u64>,
@@ -449,6 +440,7 @@ impl<'a> Finder<'a> {
 
     /// Reads all records and all marks of slots.
     fn index(&mut self, state_file: &StateFile) {
+        let mut marked = Vec::new();
         for partition in 0..state_file.geometry().partitions {
             let (records, slots) = state_file.used(partition);
             for index in 0..records {
@@ -462,28 +454,41 @@ impl<'a> Finder<'a> {
                     });
                 }
             }
-            for slot in 0..slots {
-                let owner = state_file.mark(partition, slot).owner.get();
+            for slot in (0..).take(slots) {
+                let owner = state_file.mark(partition, slot as usize).owner.get();
                 if owner != 0 {
-                    self.slots.insert(owner, (partition, slot));
+                    marked.push((owner, partition, slot));
                 }
             }
         }
         self.records.sort_unstable_by_key(|known| known.cookie);
         // A cookie is that of one socket, and a socket has one record.
         self.records.dedup_by_key(|known| known.cookie);
+        for (owner, partition, slot) in marked {
+            // A connection stays with one worker, so its bytes are in the partition of its record.
+            if self
+                .known(owner)
+                .is_some_and(|known| known.partition == partition)
+            {
+                self.slots.insert(owner, slot);
+            }
+        }
+    }
+
+    /// The record with this cookie.
+    fn known(&mut self, cookie: u64) -> Option<&mut Known> {
+        let at = self
+            .records
+            .binary_search_by_key(&cookie, |known| known.cookie);
+        self.records.get_mut(at.ok()?)
     }
 
     /// Finds the connection of a socket, which was `announced` to have input or not; returns the cookie
     /// of the socket, if it has one.
     fn find(&mut self, socket: OwnedFd, announced: bool) -> Option<u64> {
         let cookie = SockRef::from(&socket).cookie().ok()?;
-        let known = self
-            .records
-            .binary_search_by_key(&cookie, |known| known.cookie);
-        let known = known.ok().and_then(|at| self.records.get_mut(at));
         // A socket may be in two queues.
-        let (is_new, place) = match known {
+        let (is_new, place) = match self.known(cookie) {
             Some(known) => {
                 let is_new = !std::mem::replace(&mut known.seen, true);
                 (is_new, Some((known.partition, known.index)))

@@ -166,9 +166,9 @@ impl Restored {
     }
 
     /// The start has failed before any connection was served, which is not a crash.  The next process
-    /// finds everything as this one did, but for connections that were examined and could not go on.  If no start has
-    /// succeeded for [`UNSERVED`], all connections are closed; their number is returned, and the caller
-    /// has to empty the store.
+    /// finds everything as this one did, but for connections that were examined and could not go on.  If
+    /// no start has succeeded for [`UNSERVED`], all connections are closed; their number is returned, and
+    /// the caller has to empty the store.
     pub(crate) fn start_failed(&mut self, recovered: &Recovered, now: MonoTime) -> Option<usize> {
         let state_file = self.old.as_ref().unwrap_or(&self.state_file);
         recovered.undo(state_file);

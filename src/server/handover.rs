@@ -128,7 +128,9 @@ impl Server {
         let mut outcome = Outcome::default();
         let first = usize::try_from(self.now.as_micros()).unwrap_or(0);
         let mut placed = in_order(restored.placed, RestoredConnection::is_busy, first);
-        while self.restore_slice(placed.by_ref().take(SLICE).collect(), &mut outcome) {}
+        while placed.len() > 0 {
+            self.restore_slice(placed.by_ref().take(SLICE).collect(), &mut outcome);
+        }
         let mut found = in_order(restored.found, |found| found.is_busy, first);
         while found.len() > 0 {
             let slice = self.examined(&mut recovered, found.by_ref().take(SLICE));
@@ -169,12 +171,8 @@ impl Server {
             .collect()
     }
 
-    /// Adds the connections of a slice to their workers, and gives those of the main loop their turns;
-    /// false: there are none.
-    fn restore_slice(&mut self, slice: Vec<RestoredConnection>, outcome: &mut Outcome) -> bool {
-        if slice.is_empty() {
-            return false;
-        }
+    /// Adds the connections of a slice to their workers, and gives those of the main loop their turns.
+    fn restore_slice(&mut self, slice: Vec<RestoredConnection>, outcome: &mut Outcome) {
         for pending in slice.iter().filter_map(|it| it.pending.as_ref()) {
             outcome.owing += 1;
             outcome.owed += u64::from(pending.owed());
@@ -188,7 +186,6 @@ impl Server {
         self.now = clock::now();
         self.pool.own.begin(self.now, false);
         self.pool.own.serve();
-        true
     }
 
     /// Counts so many connections as ended that were expected to go on.
